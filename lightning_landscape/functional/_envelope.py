@@ -1,0 +1,219 @@
+"""The exact feasible set of the α-β-condition, in rational arithmetic.
+
+A probe with ``b > l`` demands ``β ≥ (δ(a − b) − p)/(b − l)``, a line in δ = α − β. The smallest admissible β is the
+upper envelope of these lines and of zero: convex and piecewise linear. Floating point is enough for a picture, but the
+questions asked here (which line is on top, where two nearly parallel lines cross, is an intercept zero) are decided by
+signs of differences, so they are answered with rationals and rounded once, at the end.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from math import inf
+from typing import NamedTuple
+
+
+class Row(NamedTuple):
+    """What one probe contributes: ``a − b``, ``b − l`` and ``p``."""
+
+    rise: Fraction
+    excess: Fraction
+    inner_product: Fraction
+
+    @property
+    def line(self) -> Line:
+        """The smallest β as a function of δ; only where ``b > l``."""
+        return Line(self.rise / self.excess, -self.inner_product / self.excess)
+
+    @property
+    def impossible(self) -> bool:
+        """Whether no pair holds at this row; such a row is degenerate, ``b = l``."""
+        if self.excess > 0:
+            return False
+        return self.inner_product <= 0 if self.rise > 0 else self.inner_product < 0
+
+
+class Line(NamedTuple):
+    """``β = slope · δ + intercept``."""
+
+    slope: Fraction
+    intercept: Fraction
+
+    def at(self, rate: Fraction) -> Fraction:
+        """Return the line's β at δ = ``rate``."""
+        return self.slope * rate + self.intercept
+
+
+ZERO = Line(Fraction(0), Fraction(0))
+
+
+def as_float(value: Fraction) -> float:
+    """Round once to float64; what is too large for it becomes infinite."""
+    try:
+        return float(value)
+    except OverflowError:
+        return inf if value > 0 else -inf
+
+
+def crossing(flat: Line, steep: Line) -> Fraction:
+    """Return the δ at which two lines of different slopes meet."""
+    return (flat.intercept - steep.intercept) / (steep.slope - flat.slope)
+
+
+def upper_envelope(lines: Iterable[Line]) -> list[Line]:
+    """Return the lines that are on top somewhere in δ > 0, by increasing slope."""
+    hull: list[Line] = []
+    for line in sorted(set(lines)):
+        if hull and hull[-1].slope == line.slope:
+            hull.pop()  # sorted by intercept within a slope: the later one is higher
+        while len(hull) > 1 and crossing(hull[-1], line) <= crossing(hull[-2], hull[-1]):
+            hull.pop()
+        hull.append(line)
+    while len(hull) > 1 and crossing(hull[0], hull[1]) <= 0:
+        hull.pop(0)
+    return hull
+
+
+class Best(NamedTuple):
+    """The pair that minimises β/δ over a feasible set; ``pair`` is None where no finite pair is to be reported."""
+
+    pair: tuple[Fraction, Fraction] | None
+    """(δ, β)"""
+    ratio: Fraction | None
+    """inf β/δ; None where the set is empty"""
+
+
+@dataclass(frozen=True, slots=True)
+class FeasibleSet:
+    """All pairs (δ, β) that hold at every probe: ``0 < δ ≤ rate_max`` and ``β ≥`` the highest of ``lines``."""
+
+    lines: tuple[Line, ...] = (ZERO,)
+    rate_max: Fraction | None = None
+    """Largest admissible δ; None where it is unbounded"""
+    empty: bool = False
+
+    @classmethod
+    def of(cls, rows: Sequence[Row]) -> FeasibleSet:
+        """Build the set of a table of probes."""
+        lines = upper_envelope([ZERO, *(row.line for row in rows if row.excess > 0)])
+        bounds = [row.inner_product / row.rise for row in rows if row.excess == 0 and row.rise > 0]
+        return cls(tuple(lines), min(bounds, default=None), any(row.impossible for row in rows))
+
+    def intersect(self, other: FeasibleSet) -> FeasibleSet:
+        """Return the pairs that lie in both sets."""
+        bounds = [bound for bound in (self.rate_max, other.rate_max) if bound is not None]
+        lines = upper_envelope([*self.lines, *other.lines])
+        return FeasibleSet(tuple(lines), min(bounds, default=None), self.empty or other.empty)
+
+    def beta_min(self, rate: Fraction) -> Fraction | None:
+        """Return the smallest admissible β at δ = ``rate``; None where there is none."""
+        if self.empty or (self.rate_max is not None and rate > self.rate_max):
+            return None
+        return max(line.at(rate) for line in self.lines)
+
+    def vertices(self) -> list[tuple[Fraction, Fraction]]:
+        """Return the corners (δ, β) of the lower boundary with δ > 0, ascending; ``rate_max`` is the last one."""
+        if self.empty:
+            return []
+        corners = [(rate, line.at(rate)) for rate, line in zip(self._breaks(), self.lines[1:], strict=True)]
+        if self.rate_max is None:
+            return corners
+        end = (self.rate_max, max(line.at(self.rate_max) for line in self.lines))
+        return [*(corner for corner in corners if corner[0] < self.rate_max), end]
+
+    def best(self) -> Best:
+        """Minimise β/δ exactly.
+
+        On a line the ratio is ``slope + intercept/δ``, and intercepts fall along the envelope: the ratio falls while the
+        intercept is positive and rises once it is negative. Ties lie on a line through the origin: the largest δ of a
+        bounded tie, else its left end, else (all of δ > 0) no pair.
+        """
+        if self.empty:
+            return Best(None, None)
+        lefts = [Fraction(0), *self._breaks()]
+        for index, (line, left) in enumerate(zip(self.lines, lefts, strict=True)):
+            if self.rate_max is not None and left >= self.rate_max:
+                break
+            if line.intercept < 0:
+                return self._at(left)
+            if line.intercept == 0:
+                right = min((end for end in (*lefts[index + 1 : index + 2], self.rate_max) if end is not None), default=None)
+                return self._at(right if right is not None else left) if right or left else Best(None, line.slope)
+        return Best(None, self.lines[-1].slope) if self.rate_max is None else self._at(self.rate_max)
+
+    def _breaks(self) -> list[Fraction]:
+        return [crossing(flat, steep) for flat, steep in zip(self.lines, self.lines[1:], strict=False)]
+
+    def _at(self, rate: Fraction) -> Best:
+        beta = max(line.at(rate) for line in self.lines)
+        return Best((rate, beta), beta / rate)
+
+
+def largest_agreeing(rows: Sequence[Row], count: int) -> list[Row] | None:
+    """Return ``count`` or more rows that share a pair of the smallest β/δ that any ``count`` rows can share.
+
+    In u = 1/δ and v = β/δ a row reads ``v ≥ slope + intercept · u``: for fixed v an interval of u. How many rows some u
+    satisfies grows with v, so v is found by bisection over the floats (63 halvings, to the last bit); which rows
+    hold there is all that is taken from it, and `FeasibleSet.best` of these is exact. None where no pair exists.
+    """
+    active = [row for row in rows if not row.impossible]
+    if len(active) < count:
+        return None
+    lines = [_float_line(row) for row in active]
+    low, high = 0, _as_int(1.7e308)
+    if _deepest(lines, _as_float(low))[0] >= count:
+        high = low
+    while high - low > 1:
+        middle = (low + high) // 2
+        if _deepest(lines, _as_float(middle))[0] >= count:
+            high = middle
+        else:
+            low = middle
+    value = _as_float(high)
+    _, inverse_rate = _deepest(lines, value)
+    spans = [_span(*line, value) for line in lines]
+    return [row for row, (first, last) in zip(active, spans, strict=True) if first <= inverse_rate <= last]
+
+
+def _float_line(row: Row) -> tuple[float, float, float]:
+    """Return slope, intercept and the smallest u of a row; a degenerate row has no line but may have a smallest u."""
+    if row.excess > 0:
+        return as_float(row.line.slope), as_float(row.line.intercept), 0.0
+    return -inf, 0.0, as_float(row.rise / row.inner_product) if row.rise > 0 else 0.0
+
+
+def _span(slope: float, intercept: float, smallest: float, value: float) -> tuple[float, float]:
+    """Return the interval of u > 0 on which a row holds for v = ``value``; first > last where there is none."""
+    tiny = 5e-324
+    if intercept > 0:
+        return (tiny, (value - slope) / intercept) if value > slope else (inf, 0.0)
+    if value >= slope:
+        return max(smallest, tiny), inf
+    return ((value - slope) / intercept, inf) if intercept < 0 else (inf, 0.0)
+
+
+def _deepest(lines: Sequence[tuple[float, float, float]], value: float) -> tuple[int, float]:
+    """Return the largest number of rows that one u satisfies, and the first such u."""
+    events: list[tuple[float, int]] = []
+    for line in lines:
+        first, last = _span(*line, value)
+        if first <= last:
+            events += [(first, 0), (last, 1)]  # an interval is closed: at a tie openings come before ends
+    depth, best, where = 0, 0, inf
+    for position, ends in sorted(events):
+        depth += -1 if ends else 1
+        if depth > best:
+            best, where = depth, position
+    return best, where
+
+
+def _as_int(value: float) -> int:
+    """Return the bits of a non-negative float: the order of these integers is the order of the floats."""
+    return int.from_bytes(struct.pack(">d", value), "big")
+
+
+def _as_float(bits: int) -> float:
+    return float(struct.unpack(">d", bits.to_bytes(8, "big"))[0])

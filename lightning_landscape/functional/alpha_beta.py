@@ -1,0 +1,354 @@
+r"""The α-β-condition (Islamov, Ajroldi, Orvieto, Lucchi, NeurIPS 2024): its exact feasible set from a table of probes.
+
+.. math:: \langle\nabla f_i(x), x-x_p\rangle \ge \alpha\,(f_i(x)-f_i(x_p)) - \beta\,(f_i(x)-f_i^*), \quad \alpha>\beta>0
+
+With δ = α − β, and a, b, l, p for the loss, the loss at the reference, the infimum and the inner product of a probe, it
+reads ``p ≥ δ(a − b) − β(b − l)``. Every function below takes these four columns and treats ``l`` as the ``f_i^*`` of the
+condition. Results are rounded once, from exact rational arithmetic, to float64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from math import ceil
+
+import torch
+from torch import Tensor
+
+from lightning_landscape.functional._columns import check_columns, check_infimum, exact, like
+from lightning_landscape.functional._envelope import Best, FeasibleSet, Row, as_float, largest_agreeing
+
+
+def beta_min(
+    rate: Tensor | float,
+    *,
+    loss: Tensor,
+    reference_loss: Tensor,
+    inner_product: Tensor,
+    loss_infimum: Tensor | float = 0.0,
+) -> Tensor:
+    r"""Smallest β with which the α-β-condition holds at every probe for a given δ = α − β.
+
+    .. math:: \beta_{\min}(\delta) = \max\bigl(0, \max_k [\delta(a_k-b_k) - p_k]/(b_k-l_k)\bigr)
+
+    Args:
+        rate: δ > 0, a number or a tensor of shape ``()`` or ``(m,)``.
+        loss: ``a_k``, mini-batch losses at the iterates, shape ``(n,)``.
+        reference_loss: ``b_k``, the same mini-batches' losses at the reference, shape ``(n,)``.
+        inner_product: ``p_k = <∇f_k(x_k), x_k − x_p>``, shape ``(n,)``.
+        loss_infimum: ``l_k``, a lower bound of each loss, a number or shape ``(n,)``.
+
+    Returns:
+        β_min in float64, shape of ``rate``; ``inf`` where no β works (possible only through probes with ``b_k = l_k``).
+
+    Raises:
+        ValueError: if a rate is not positive, a column is malformed, or ``l_k`` is no lower bound.
+
+    Source:
+        The condition: Islamov et al. 2024, Definition 1. The envelope: ``docs/theory.md``, section 2.
+
+    Example:
+        >>> import torch
+        >>> columns = {"loss": torch.tensor([2.0, 3.0]), "reference_loss": torch.tensor([1.0, 1.0])}
+        >>> beta_min(1.0, inner_product=torch.tensor([0.5, 3.0]), **columns)
+        tensor(0.5000, dtype=torch.float64)
+        >>> beta_min(torch.tensor([2.0, 4.0]), inner_product=torch.tensor([0.5, 3.0]), **columns)
+        tensor([1.5000, 5.0000], dtype=torch.float64)
+    """
+    rates = torch.as_tensor(rate, dtype=torch.float64)
+    if rates.ndim > 1 or not bool((rates > 0).all()) or not bool(rates.isfinite().all()):
+        raise ValueError(f"`rate` is {rate}; supported are positive finite values of α − β, shape () or (m,)")
+    region = feasible_set(
+        loss=loss, reference_loss=reference_loss, inner_product=inner_product, loss_infimum=loss_infimum
+    )
+    betas = [region.beta_min(Fraction(value)) for value in rates.flatten().tolist()]
+    return _tensor([float("inf") if beta is None else as_float(beta) for beta in betas]).reshape(rates.shape)
+
+
+def alpha_beta_vertices(
+    *, loss: Tensor, reference_loss: Tensor, inner_product: Tensor, loss_infimum: Tensor | float = 0.0
+) -> Tensor:
+    """Corners (δ, β) of β_min over δ > 0, ascending in δ; where δ is bounded, its largest value is the last corner.
+
+    Args:
+        loss: ``a_k``, shape ``(n,)``.
+        reference_loss: ``b_k``, shape ``(n,)``.
+        inner_product: ``p_k``, shape ``(n,)``.
+        loss_infimum: ``l_k``, a number or shape ``(n,)``.
+
+    Returns:
+        float64, shape ``(m, 2)``; m = 0 where β_min has no corner or the set is empty.
+
+    Raises:
+        ValueError: as `beta_min`.
+
+    Example:
+        >>> import torch
+        >>> alpha_beta_vertices(
+        ...     loss=torch.tensor([2.0, 3.0]), reference_loss=torch.ones(2), inner_product=torch.tensor([0.5, 3.0])
+        ... )
+        tensor([[0.5000, 0.0000],
+                [2.5000, 2.0000]], dtype=torch.float64)
+    """
+    region = feasible_set(
+        loss=loss, reference_loss=reference_loss, inner_product=inner_product, loss_infimum=loss_infimum
+    )
+    return _tensor([[as_float(rate), as_float(beta)] for rate, beta in region.vertices()]).reshape(-1, 2)
+
+
+@dataclass(frozen=True, slots=True)
+class AlphaBetaPair:
+    """A pair of the α-β-condition, all float64 of shape ``()``; ``nan`` where there is no such pair."""
+
+    alpha: Tensor
+    beta: Tensor
+    rate: Tensor
+    """δ = α − β"""
+    ratio: Tensor
+    """inf β/δ over the feasible set; finite also where it is approached only as δ → ∞ and no pair attains it"""
+    attained: bool
+    """Whether (α, β) attains the infimum"""
+
+
+def best_alpha_beta(
+    *,
+    loss: Tensor,
+    reference_loss: Tensor,
+    inner_product: Tensor,
+    loss_infimum: Tensor | float = 0.0,
+    share: float = 1.0,
+) -> AlphaBetaPair:
+    r"""Pair (α, β) with the smallest β/δ among those that hold at every probe, or at a share of the probes.
+
+    .. math:: \min_{\delta > 0} \beta_{\min}(\delta)/\delta
+
+    times σ² this is the neighbourhood to which every rate of the theory leads. Ties: the largest δ of a bounded tie, else
+    its left end. No pair is returned where the infimum is approached only as δ → ∞ or where β_min ≡ 0 on (0, ∞), that is,
+    the run never rose above the reference.
+
+    Args:
+        loss: ``a_k``, shape ``(n,)``.
+        reference_loss: ``b_k``, shape ``(n,)``.
+        inner_product: ``p_k``, shape ``(n,)``.
+        loss_infimum: ``l_k``, a number or shape ``(n,)``.
+        share: the pair has to hold at ``ceil(share · n)`` of the probes, whichever these are; in (0, 1].
+
+    Returns:
+        The pair, its δ and its ratio β/δ.
+
+    Raises:
+        ValueError: as `beta_min`, or if ``share`` is outside (0, 1].
+
+    Source:
+        ``docs/theory.md``, section 2.
+
+    Example:
+        >>> import torch
+        >>> columns = {"loss": torch.tensor([2.0, 3.0]), "reference_loss": torch.ones(2)}
+        >>> pair = best_alpha_beta(inner_product=torch.tensor([-0.5, 1.0]), **columns)
+        >>> pair.alpha.item(), pair.beta.item(), pair.rate.item()
+        (3.5, 2.0, 1.5)
+    """
+    if not 0 < share <= 1:
+        raise ValueError(f"`share` is {share}; supported are shares of the probes in (0, 1]")
+    rows = _rows(loss, reference_loss, inner_product, loss_infimum)
+    chosen = rows if share == 1 else largest_agreeing(rows, ceil(Fraction(share) * len(rows)))
+    return _pair(FeasibleSet.of(chosen).best() if chosen is not None else Best(None, None))
+
+
+def running_best_alpha_beta(
+    *, loss: Tensor, reference_loss: Tensor, inner_product: Tensor, loss_infimum: Tensor | float = 0.0
+) -> list[AlphaBetaPair]:
+    """Return `best_alpha_beta` over the first 1, 2, …, n probes: how the worst case settles along a run.
+
+    Args:
+        loss: ``a_k``, shape ``(n,)``.
+        reference_loss: ``b_k``, shape ``(n,)``.
+        inner_product: ``p_k``, shape ``(n,)``.
+        loss_infimum: ``l_k``, a number or shape ``(n,)``.
+
+    Returns:
+        n pairs; the last one equals `best_alpha_beta` of all probes.
+
+    Raises:
+        ValueError: as `beta_min`.
+
+    Example:
+        >>> import torch
+        >>> columns = {"loss": torch.tensor([2.0, 3.0]), "reference_loss": torch.ones(2)}
+        >>> [pair.beta.item() for pair in running_best_alpha_beta(inner_product=torch.tensor([0.5, 1.0]), **columns)]
+        [0.0, 0.0]
+    """
+    region, pairs = FeasibleSet(), []
+    for row in _rows(loss, reference_loss, inner_product, loss_infimum):
+        region = region.intersect(FeasibleSet.of([row]))
+        pairs.append(_pair(region.best()))
+    return pairs
+
+
+def alpha_beta_margin(
+    alpha: Tensor | float,
+    beta: Tensor | float,
+    *,
+    loss: Tensor,
+    reference_loss: Tensor,
+    inner_product: Tensor,
+    loss_infimum: Tensor | float = 0.0,
+) -> Tensor:
+    r"""Margin of each probe for a given pair; negative where the condition is violated.
+
+    .. math:: T_k = p_k - \alpha(a_k-b_k) + \beta(a_k-l_k)
+
+    Args:
+        alpha: α, a number or shape ``()``.
+        beta: β, a number or shape ``()``.
+        loss: ``a_k``, shape ``(n,)``.
+        reference_loss: ``b_k``, shape ``(n,)``.
+        inner_product: ``p_k``, shape ``(n,)``.
+        loss_infimum: ``l_k``, a number or shape ``(n,)``.
+
+    Returns:
+        float64, shape ``(n,)``, in units of the loss.
+
+    Raises:
+        ValueError: if a column is malformed.
+
+    Example:
+        >>> import torch
+        >>> alpha_beta_margin(
+        ...     1.5, 0.5, loss=torch.tensor([2.0, 3.0]), reference_loss=torch.ones(2), inner_product=torch.tensor([0.5, 3.0])
+        ... )
+        tensor([0.0000, 1.5000], dtype=torch.float64)
+    """
+    infimum = like(loss_infimum, loss)
+    check_columns(loss=loss, reference_loss=reference_loss, inner_product=inner_product, loss_infimum=infimum)
+    a, b, p = loss.double(), reference_loss.double(), inner_product.double()
+    return p - alpha * (a - b) + beta * (a - infimum)
+
+
+def alpha_beta_violations(
+    alpha: Tensor | float,
+    beta: Tensor | float,
+    *,
+    loss: Tensor,
+    reference_loss: Tensor,
+    inner_product: Tensor,
+    loss_infimum: Tensor | float = 0.0,
+) -> Tensor:
+    """Whether each probe violates the condition for a given pair by more than the rounding of its own margin.
+
+    Args:
+        alpha: α, a number or shape ``()``.
+        beta: β, a number or shape ``()``.
+        loss: ``a_k``, shape ``(n,)``.
+        reference_loss: ``b_k``, shape ``(n,)``.
+        inner_product: ``p_k``, shape ``(n,)``.
+        loss_infimum: ``l_k``, a number or shape ``(n,)``.
+
+    Returns:
+        bool, shape ``(n,)``.
+
+    Raises:
+        ValueError: if a column is malformed.
+
+    Example:
+        >>> import torch
+        >>> alpha_beta_violations(
+        ...     2.0, 0.5, loss=torch.tensor([2.0, 3.0]), reference_loss=torch.ones(2), inner_product=torch.tensor([0.5, 3.0])
+        ... )
+        tensor([ True, False])
+    """
+    columns = {"loss": loss, "reference_loss": reference_loss, "inner_product": inner_product}
+    margin = alpha_beta_margin(alpha, beta, loss_infimum=loss_infimum, **columns)
+    a, b, p = loss.double(), reference_loss.double(), inner_product.double()
+    scale = p.abs() + abs(alpha) * (a.abs() + b.abs()) + abs(beta) * (a.abs() + like(loss_infimum, loss).abs())
+    return margin < -4 * torch.finfo(torch.float64).eps * scale
+
+
+def alpha_beta_impossible(
+    *, loss: Tensor, reference_loss: Tensor, inner_product: Tensor, loss_infimum: Tensor | float = 0.0
+) -> Tensor:
+    """Whether no pair at all holds at a probe: ``b = l`` with ``a > b, p ≤ 0`` or ``a = b, p < 0``.
+
+    Args:
+        loss: ``a_k``, shape ``(n,)``.
+        reference_loss: ``b_k``, shape ``(n,)``.
+        inner_product: ``p_k``, shape ``(n,)``.
+        loss_infimum: ``l_k``, a number or shape ``(n,)``.
+
+    Returns:
+        bool, shape ``(n,)``. Any True empties the feasible set, and nothing else does.
+
+    Raises:
+        ValueError: as `beta_min`.
+
+    Example:
+        >>> import torch
+        >>> alpha_beta_impossible(loss=torch.ones(2), reference_loss=torch.zeros(2), inner_product=torch.tensor([1.0, -1.0]))
+        tensor([False,  True])
+    """
+    rows = _rows(loss, reference_loss, inner_product, loss_infimum)
+    return torch.tensor([row.impossible for row in rows])
+
+
+def interpolation_error(*, reference_loss: Tensor, loss_infimum: Tensor | float = 0.0) -> tuple[Tensor, Tensor]:
+    r"""Estimate of the interpolation error and its standard error.
+
+    .. math:: \sigma^2 = \mathrm{mean}_k\,(b_k - l_k)
+
+    Args:
+        reference_loss: ``b_k``, shape ``(n,)``.
+        loss_infimum: ``l_k``, a number or shape ``(n,)``.
+
+    Returns:
+        σ² and the standard error of the mean, float64 of shape ``()``; the latter is ``nan`` for a single probe.
+
+    Raises:
+        ValueError: if a column is malformed.
+
+    Example:
+        >>> import torch
+        >>> value, error = interpolation_error(reference_loss=torch.tensor([1.0, 3.0]))
+        >>> value.item(), error.item()
+        (2.0, 1.0)
+    """
+    infimum = like(loss_infimum, reference_loss)
+    check_columns(reference_loss=reference_loss, loss_infimum=infimum)
+    return mean_and_error(reference_loss.double() - infimum)
+
+
+def mean_and_error(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the mean of a float64 column and its standard error, which one value alone does not have (``nan``)."""
+    if len(values) < 2:
+        return values.mean(), values.new_tensor(float("nan"))
+    return values.mean(), values.std() / len(values) ** 0.5
+
+
+def feasible_set(
+    *, loss: Tensor, reference_loss: Tensor, inner_product: Tensor, loss_infimum: Tensor | float = 0.0
+) -> FeasibleSet:
+    """Return the set of all feasible (δ, β) as exact lines; the arguments are those of `beta_min`."""
+    return FeasibleSet.of(_rows(loss, reference_loss, inner_product, loss_infimum))
+
+
+def _rows(loss: Tensor, reference_loss: Tensor, inner_product: Tensor, loss_infimum: Tensor | float) -> list[Row]:
+    infimum = like(loss_infimum, loss)
+    check_columns(loss=loss, reference_loss=reference_loss, inner_product=inner_product, loss_infimum=infimum)
+    check_infimum(loss, reference_loss, infimum)
+    columns = (exact(column) for column in (loss, reference_loss, inner_product, infimum))
+    return [Row(a - b, b - low, p) for a, b, p, low in zip(*columns, strict=True)]
+
+
+def _pair(best: Best) -> AlphaBetaPair:
+    ratio = _tensor(float("nan") if best.ratio is None else as_float(best.ratio))
+    if best.pair is None:
+        missing = _tensor(float("nan"))
+        return AlphaBetaPair(missing, missing, missing, ratio, attained=False)
+    rate, beta = best.pair
+    return AlphaBetaPair(_tensor(as_float(rate + beta)), _tensor(as_float(beta)), _tensor(as_float(rate)), ratio, True)
+
+
+def _tensor(values: float | Sequence[float] | Sequence[Sequence[float]]) -> Tensor:
+    return torch.tensor(values, dtype=torch.float64)

@@ -1,0 +1,26 @@
+r"""The cosine of the angle between the mini-batch gradient and the direction away from the reference."""
+
+from torch import Tensor
+
+
+def cosine(*, inner_product: Tensor, grad_sq_norm: Tensor, sq_distance: Tensor) -> Tensor:
+    r"""Cosine between ``∇f_k(x_k)`` and ``x_k − x_p``.
+
+    .. math:: \cos_k = p_k / (G_k D_k)
+
+    Args:
+        inner_product: ``p_k``, shape ``(n,)``.
+        grad_sq_norm: ``G_k²``, shape ``(n,)``.
+        sq_distance: ``D_k²``, shape ``(n,)``.
+
+    Returns:
+        float64, shape ``(n,)``; ``nan`` where a norm is 0: there is no angle.
+
+    Example:
+        >>> import torch
+        >>> one = torch.ones(1)
+        >>> cosine(inner_product=one, grad_sq_norm=4 * one, sq_distance=one)
+        tensor([0.5000], dtype=torch.float64)
+    """
+    norms = grad_sq_norm.double().sqrt() * sq_distance.double().sqrt()
+    return (inner_product.double() / norms).masked_fill(norms == 0, float("nan"))

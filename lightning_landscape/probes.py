@@ -1,0 +1,223 @@
+"""The waist of the hourglass: the table of probes.
+
+Whatever a user reads is computed from this table (and the ``run`` part of ``summary.json``); whatever touches a live model
+ends in it. One row is one probe of the training run; columns, units and their order in ``probes.csv``:
+
+==================  ======================================================================================================
+``step``            calls of the monitored optimiser's step already made when the probe was taken
+``epoch``           Lightning's ``current_epoch``
+``loss``            a_k, mini-batch loss at the iterate x_k
+``reference_loss``  b_k, the same mini-batch (same randomness, same state) at the reference x_p
+``loss_infimum``    l_k, the stated lower bound of the mini-batch loss
+``inner_product``   p_k = <g_k, x_k − x_p>
+``grad_sq_norm``    G_k² = ‖g_k‖²
+``sq_distance``     D_k² = ‖x_k − x_p‖²
+``step_size``       η_k = <x_k − x_{k+1}, g_k>/G_k², the step that was really made along −g_k; 0 where G_k = 0
+``step_residual``   ‖x_k − x_{k+1} − η_k g_k‖, what of the step was not along −g_k
+``initial_loss``    the same mini-batch at x_0, the first probe's parameters; only on some rows
+``logged_step``     Lightning's own x-axis, at which curves are logged
+``schema``          version of this file format
+==================  ======================================================================================================
+
+An empty cell is a value that is not known (yet).
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+SCHEMA = 1
+_INTEGERS = frozenset({"step", "epoch", "logged_step"})
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """One row of the table, see the module's docstring for units."""
+
+    step: int
+    epoch: int
+    loss: float
+    reference_loss: float | None
+    loss_infimum: float
+    inner_product: float | None
+    grad_sq_norm: float
+    sq_distance: float | None
+    step_size: float
+    step_residual: float
+    initial_loss: float | None
+    logged_step: int
+
+    @property
+    def evaluated(self) -> bool:
+        """Whether the columns that need the reference are known."""
+        return self.reference_loss is not None
+
+
+COLUMNS: tuple[str, ...] = tuple(field.name for field in fields(Probe))
+
+
+class ProbeTable(Sequence[Probe]):
+    """Probes in ascending order of their step.
+
+    Args:
+        probes: rows in any order, with distinct steps.
+
+    Raises:
+        ValueError: if two rows have the same step.
+
+    Example:
+        >>> row = Probe(0, 0, 2.0, 1.0, 0.0, 0.5, 4.0, 1.0, 0.1, 0.0, None, 0)
+        >>> table = ProbeTable([row])
+        >>> table.column("loss")
+        tensor([2.], dtype=torch.float64)
+        >>> ProbeTable.from_csv(table.to_csv()) == table
+        True
+    """
+
+    def __init__(self, probes: Iterable[Probe] = ()) -> None:
+        self._rows = sorted(probes, key=lambda probe: probe.step)
+        if len({probe.step for probe in self._rows}) < len(self._rows):
+            raise ValueError("found two probes of the same step; supported is one row a step")
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._rows[index]
+
+    def __iter__(self) -> Iterator[Probe]:
+        return iter(self._rows)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ProbeTable) and self._rows == other._rows
+
+    def __repr__(self) -> str:
+        return f"ProbeTable({len(self)} probes, steps {[probe.step for probe in self._rows[:3]]}…)"
+
+    def column(self, name: str) -> Tensor:
+        """Return a column as float64, shape ``(n,)``; ``nan`` where a value is not known."""
+        values = (getattr(probe, name) for probe in self._rows)
+        return torch.tensor([float("nan") if value is None else float(value) for value in values], dtype=torch.float64)
+
+    def columns(self, *names: str) -> dict[str, Tensor]:
+        """Return several columns by name."""
+        return {name: self.column(name) for name in names}
+
+    @property
+    def evaluated(self) -> ProbeTable:
+        """The rows whose reference columns are known."""
+        return ProbeTable(probe for probe in self._rows if probe.evaluated)
+
+    def windows(self, count: int, steps: int) -> list[tuple[int, int, ProbeTable]]:
+        """Cut training into ``count`` equal slices of ``steps`` and return (from, to, rows with from ≤ step < to)."""
+        edges = [round(index * steps / count) for index in range(count + 1)]
+        return [
+            (start, end, ProbeTable(probe for probe in self._rows if start <= probe.step < end))
+            for start, end in zip(edges, edges[1:], strict=False)
+        ]
+
+    def merged(self, other: Iterable[Probe]) -> ProbeTable:
+        """Return the union by step; rows of ``other`` take the place of ours."""
+        return ProbeTable({probe.step: probe for probe in (*self._rows, *other)}.values())
+
+    def replaced(self, step: int, **values: float | None) -> ProbeTable:
+        """Return the table with values of one row changed."""
+        return ProbeTable(replace(probe, **values) if probe.step == step else probe for probe in self._rows)
+
+    def to_csv(self) -> str:
+        """Return the table as text: numbers with all their digits, an empty cell for what is not known."""
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow((*COLUMNS, "schema"))
+        for probe in self._rows:
+            cells = (getattr(probe, name) for name in COLUMNS)
+            writer.writerow(("" if cell is None else repr(cell) for cell in (*cells, SCHEMA)))
+        return text.getvalue()
+
+    @classmethod
+    def from_csv(cls, text: str) -> ProbeTable:
+        """Read what `to_csv` wrote.
+
+        Raises:
+            ValueError: if columns are missing or the schema is another one.
+        """
+        reader = csv.DictReader(io.StringIO(text))
+        missing = [name for name in (*COLUMNS, "schema") if name not in (reader.fieldnames or ())]
+        if missing:
+            raise ValueError(f"found no column {missing} in the table of probes; supported are the columns {COLUMNS}")
+        rows = list(reader)
+        for row in rows:
+            check_schema(row["schema"], "the table of probes")
+        return cls(_probe(row) for row in rows)
+
+
+def _probe(row: dict[str, Any]) -> Probe:
+    """Build a probe from cells that are text (CSV) or numbers (JSON)."""
+    cells = {name: row[name] for name in COLUMNS}
+    return Probe(
+        **{
+            name: None if cell in ("", None) else int(cell) if name in _INTEGERS else float(cell)
+            for name, cell in cells.items()
+        }
+    )
+
+
+def check_schema(found: Any, what: str) -> None:
+    """Raise ``ValueError`` where a file was written by another version of the format."""
+    if str(found) != str(SCHEMA):
+        raise ValueError(f"found schema {found} in {what}; supported is schema {SCHEMA}, read it with the version that wrote it")
+
+
+def to_json_line(probe: Probe) -> str:
+    """Return a probe as one line of ``probes.jsonl``."""
+    return json.dumps({"schema": SCHEMA, **asdict(probe)}) + "\n"
+
+
+def from_json_lines(text: str) -> ProbeTable:
+    """Read ``probes.jsonl``; a last line that a killed process left unfinished is passed over.
+
+    Raises:
+        ValueError: if the schema is another one, or a line before the last is damaged.
+    """
+    probes: dict[int, Probe] = {}
+    lines = text.split("\n")
+    for number, line in enumerate(lines):
+        if not line:
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            if number < len(lines) - 1:
+                raise
+            break
+        check_schema(row.get("schema"), "probes.jsonl")
+        probe = _probe(row)
+        probes[probe.step] = probe
+    return ProbeTable(probes.values())
+
+
+def to_scalars(probe: Probe) -> dict[str, Any]:
+    """Return a probe as plain numbers, as a checkpoint holds it."""
+    return asdict(probe)
+
+
+def from_scalars(row: dict[str, Any]) -> Probe:
+    """Read what `to_scalars` returned."""
+    return _probe(row)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a file so that a reader, or a kill in the middle, finds the old content or the new one."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)

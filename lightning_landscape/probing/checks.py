@@ -1,0 +1,162 @@
+"""What cannot be measured, refused before the first optimiser step: what was found, what is supported, what to do."""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+GIB = 2**30
+
+# by name: an import of a strategy would import what it needs
+_SHARDED = {
+    "FSDPStrategy": "fully sharded parameters (FSDP1)",
+    "DeepSpeedStrategy": "DeepSpeed",
+    "ModelParallelStrategy": "sharded parameters (FSDP2, tensor parallelism)",
+    "XLAStrategy": "XLA devices",
+}
+
+
+def check_arguments(
+    *, every_n_steps: int, max_probes: int, loss_infimum: float, store_dtype: str, store_gib: float, prefix: str, windows: int
+) -> None:
+    """Refuse constructor arguments outside their range."""
+    checks: dict[str, tuple[Any, bool, str]] = {
+        "every_n_steps": (every_n_steps, every_n_steps >= 1, "strides of 1 or more"),
+        "max_probes": (max_probes, max_probes >= 2, "2 or more probes"),
+        "loss_infimum": (loss_infimum, math.isfinite(loss_infimum), "finite numbers"),
+        "store_dtype": (store_dtype, store_dtype == "native", "'native', the parameters' own dtype"),
+        "store_gib": (store_gib, store_gib > 0, "sizes above 0, in GiB"),
+        "prefix": (prefix, bool(prefix) and not {"/", os.sep} & set(prefix), "names without a slash"),
+        "windows": (windows, windows >= 1, "1 or more windows"),
+    }
+    for name, (value, fine, supported) in checks.items():
+        if not fine:
+            raise MisconfigurationException(f"LandscapeMonitor({name}={value!r}): supported are {supported}; pass one of these")
+
+
+def check_strategy(trainer: Trainer) -> None:
+    """Refuse strategies on which the table would be wrong."""
+    kinds = [name for name in (kind.__name__ for kind in type(trainer.strategy).__mro__) if name in _SHARDED]
+    if kinds:
+        raise MisconfigurationException(
+            f"LandscapeMonitor found the strategy {type(trainer.strategy).__name__}: {_SHARDED[kinds[0]]}, of which it cannot "
+            "take gradients and inner products yet; supported is one process on one device: train with devices=1 to measure"
+        )
+    if trainer.world_size > 1:
+        raise MisconfigurationException(
+            f"LandscapeMonitor found {trainer.world_size} processes ({type(trainer.strategy).__name__}); supported is one "
+            "process on one device: train with devices=1, num_nodes=1 to measure"
+        )
+
+
+def check_module(module: LightningModule, loss: Any) -> None:
+    """Refuse modules whose mini-batch loss cannot be evaluated again."""
+    name = type(module).__name__
+    if not module.automatic_optimization and loss is None:
+        raise MisconfigurationException(
+            f"LandscapeMonitor found manual optimization in {name}: a second call of its training_step would make a second "
+            "step. Supported with manual optimization is loss=, a function of (module, batch) that returns the loss"
+        )
+    if is_param_in_hook_signature(module.training_step, "dataloader_iter", explicit=True):
+        raise MisconfigurationException(
+            f"LandscapeMonitor found training_step(dataloader_iter) in {name}, which hides its batches; supported is "
+            "training_step(batch, batch_idx): let it take the batch"
+        )
+
+
+def check_folder(dirpath: str | os.PathLike[str]) -> None:
+    """Refuse a folder that cannot be made or written to."""
+    path = Path(dirpath).absolute()
+    ancestor = next(parent for parent in (path, *path.parents) if parent.exists())
+    if not ancestor.is_dir() or not os.access(ancestor, os.W_OK | os.X_OK):
+        what = "is no folder" if not ancestor.is_dir() else "is not writable"
+        raise MisconfigurationException(
+            f"LandscapeMonitor(dirpath={str(dirpath)!r}): {ancestor} {what}; supported are folders that this user can write "
+            "to: pass another dirpath="
+        )
+
+
+def check_optimizers(optimizers: list[Optimizer]) -> Optimizer:
+    """Return the one optimiser; refuse several, none, and those that evaluate the loss more than once a step."""
+    if len(optimizers) != 1:
+        raise MisconfigurationException(
+            f"LandscapeMonitor found {len(optimizers)} optimizers; supported is one: let configure_optimizers return one"
+        )
+    (optimizer,) = optimizers
+    if isinstance(optimizer, torch.optim.LBFGS):
+        raise MisconfigurationException(
+            f"LandscapeMonitor found {type(optimizer).__name__}, which evaluates loss and gradient at several points a step; "
+            "supported are optimizers that take one gradient a step, as SGD and Adam do: use one of these"
+        )
+    return optimizer
+
+
+def check_parameters(parameters: Mapping[str, nn.Parameter], optimizer: Optimizer) -> None:
+    """Refuse an optimiser without parameters, and parameters without values."""
+    if not parameters:
+        raise MisconfigurationException(
+            f"LandscapeMonitor found no parameters in {type(optimizer).__name__}; supported is an optimizer with at least one"
+        )
+    unready = [name for name, parameter in parameters.items() if isinstance(parameter, nn.UninitializedParameter)]
+    if unready:
+        raise MisconfigurationException(
+            f"LandscapeMonitor found parameters without a shape: {unready}; supported are initialised modules: run one forward "
+            "pass through lazy modules before fit"
+        )
+
+
+def check_batches(batches: float | None) -> None:
+    """Refuse a run without training batches; None is an unknown number."""
+    if batches == 0:
+        raise MisconfigurationException(
+            "LandscapeMonitor found no training batches; supported is a run with at least one: check the training data loader "
+            "and limit_train_batches, or leave the monitor out"
+        )
+
+
+def store_budget(folder: Path, store_gib: float, parameters: Mapping[str, Tensor], stored: bool) -> int:
+    """Return the bytes that the store may use; refuse a budget in which two probes have no room.
+
+    Args:
+        folder: where the store will be.
+        store_gib: the user's limit; half of the free disk is another.
+        parameters: x; a probe holds it and a gradient of its size.
+        stored: whether probes are stored at all.
+    """
+    existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    free = shutil.disk_usage(existing).free
+    budget = int(min(store_gib * GIB, free / 2))
+    needed = 2 * sum(parameter.nbytes for parameter in parameters.values())
+    if stored and budget < 2 * needed:
+        raise MisconfigurationException(
+            f"LandscapeMonitor needs {needed / 2**20:.1f} MiB a probe for parameters and gradient, and may use "
+            f"{budget / 2**20:.1f} MiB (store_gib={store_gib:g}, {free / GIB:.1f} GiB free at {existing}); supported are "
+            "budgets of two probes or more: raise store_gib=, set dirpath= to a disk with more room, or pass reference= a "
+            "file, with which nothing but one point is stored"
+        )
+    return budget
+
+
+def describe_loss(module: nn.Module, loss: Any, infimum: float) -> dict[str, Any]:
+    """Return what f_i means in this run."""
+    modules = list(module.modules())
+    norms = [m for m in modules if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    drops = [m for m in modules if isinstance(m, nn.modules.dropout._DropoutNd) and m.p > 0]
+    return {
+        "source": "training_step" if loss is None else getattr(loss, "__qualname__", type(loss).__qualname__),
+        "infimum": infimum,
+        "training_mode": module.training,
+        "batch_norm": any(m.training or m.running_mean is None for m in norms),
+        "dropout": any(m.training for m in drops),
+    }

@@ -1,0 +1,54 @@
+"""The mini-batch gradient at the moment before the optimiser's step: of its parameters, unscaled, undivided."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from lightning.pytorch import Trainer
+from torch import Tensor
+from torch.optim import Optimizer
+
+
+@dataclass(frozen=True, slots=True)
+class Gradient:
+    """g = ``factor`` · ``raw``: kept apart so that undoing a division never rounds a low-precision gradient."""
+
+    raw: dict[str, Tensor]
+    """By parameter name; a parameter that is missing has no gradient: frozen, or unused by this batch"""
+    factor: float
+
+
+def loss_scale(trainer: Trainer) -> float:
+    """Return the factor by which a GradScaler multiplies losses now; 1 without one."""
+    scaler = getattr(trainer.precision_plugin, "scaler", None)
+    return float(scaler.get_scale()) if scaler is not None else 1.0
+
+
+def unscaling_factor(trainer: Trainer, optimizer: Optimizer) -> float:
+    """Return what turns ``p.grad`` in ``on_before_optimizer_step`` into an unscaled gradient.
+
+    There a GradScaler has unscaled already, but for optimisers that do so themselves (fused ones).
+    """
+    return 1.0 / loss_scale(trainer) if getattr(optimizer, "_step_supports_amp_scaling", False) else 1.0
+
+
+def accumulation_factor(trainer: Trainer, backward_passes: int) -> float:
+    """Return N/k: Lightning divides every loss by N, however many micro-batches k a window really has."""
+    return trainer.accumulate_grad_batches / backward_passes
+
+
+def read_gradient(parameters: Mapping[str, Tensor], factor: float) -> Gradient:
+    """Copy ``p.grad`` of the given parameters; sparse gradients become dense."""
+    raw = {}
+    for name, parameter in parameters.items():
+        gradient = parameter.grad
+        if gradient is not None:
+            raw[name] = gradient.detach().to_dense() if gradient.layout != parameter.layout else gradient.detach().clone()
+    return Gradient(raw, factor)
+
+
+def is_finite(*values: float) -> bool:
+    """Return whether all values are finite numbers."""
+    return all(math.isfinite(value) for value in values)

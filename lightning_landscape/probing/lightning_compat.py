@@ -1,0 +1,52 @@
+"""Every private attribute of Lightning that this package touches, one function each (written against 2.6.1 to 2.6.6)."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, fields, is_dataclass
+from typing import Any
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.trainer.states import RunningStage
+
+
+def batches_that_stepped(trainer: Trainer) -> int:
+    """Return the step at which Lightning logs the curves of the batch in progress."""
+    return int(trainer.fit_loop.epoch_loop._batches_that_stepped)
+
+
+
+def _progresses(trainer: Trainer) -> dict[str, Any]:
+    epoch_loop = trainer.fit_loop.epoch_loop
+    return {
+        "epoch": trainer.fit_loop.epoch_progress,
+        "batch": epoch_loop.batch_progress,
+        "scheduler": epoch_loop.scheduler_progress,
+        "optimizer": epoch_loop.automatic_optimization.optim_progress,
+        "manual": epoch_loop.manual_optimization.optim_step_progress,
+    }
+
+
+def read_counters(trainer: Trainer) -> dict[str, Any]:
+    """Return what ``global_step``, ``current_epoch`` and their like are computed from, as plain values."""
+    return {
+        "progress": {name: asdict(progress) for name, progress in _progresses(trainer).items()},
+        "batches_that_stepped": batches_that_stepped(trainer),
+        "stage": None if trainer.state.stage is None else trainer.state.stage.value,
+    }
+
+
+def write_counters(trainer: Trainer, counters: dict[str, Any]) -> None:
+    """Put back what `read_counters` returned."""
+    for name, progress in _progresses(trainer).items():
+        _assign(progress, counters["progress"][name])
+    trainer.fit_loop.epoch_loop._batches_that_stepped = counters["batches_that_stepped"]
+    trainer.state.stage = None if counters["stage"] is None else RunningStage(counters["stage"])
+
+
+def _assign(progress: Any, values: dict[str, Any]) -> None:
+    for field in fields(progress):
+        current = getattr(progress, field.name)
+        if is_dataclass(current):
+            _assign(current, values[field.name])
+        else:
+            setattr(progress, field.name, values[field.name])

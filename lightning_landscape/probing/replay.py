@@ -1,0 +1,177 @@
+"""The mini-batch loss f_i again, at other parameters, in the state of step k, leaving no trace."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.loggers.logger import DummyLogger
+from torch import Tensor
+
+from lightning_landscape.probing.freezing import Frozen, freeze, thaw
+from lightning_landscape.probing.state import capture, put_back, untouched
+
+Loss = Callable[[LightningModule, Any], Tensor]
+
+
+class NotMeasurable(Exception):
+    """A probe that has no value: the loss is not a finite scalar, or what it needs is gone."""
+
+
+def scalar_loss(output: Any) -> Tensor | None:
+    """Return the loss in what ``training_step`` returned; None where the step was skipped.
+
+    Raises:
+        TypeError: if there is something, but no tensor with one element.
+    """
+    loss = output.get("loss") if isinstance(output, Mapping) else output
+    if loss is None:
+        return None
+    if not isinstance(loss, Tensor) or loss.numel() != 1:
+        found = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
+        raise TypeError(f"found {found} as loss; supported is one number, a tensor with one element: return its mean")
+    return loss.detach()
+
+
+def batch_of(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """Return the batch among the arguments of ``training_step``."""
+    return args[0] if args else next(iter(kwargs.values()))
+
+
+class Doorstep:
+    """Stands at the door of ``training_step`` while a window of micro-batches is probed.
+
+    No hook comes between the hooks of other callbacks (which may change the batch, the module or the random numbers) and
+    the forward pass, so the state of a step is taken where the step begins: on the way into ``training_step``. On the way
+    out its loss is read as the module returned it, before Lightning divides it by the number of micro-batches.
+
+    Args:
+        module: the module in training.
+        before: called with the arguments of ``training_step``.
+        after: called with what it returned.
+    """
+
+    def __init__(
+        self,
+        module: LightningModule,
+        before: Callable[[Sequence[Any], Mapping[str, Any]], None],
+        after: Callable[[Any], None],
+    ) -> None:
+        self._module = module
+        self._own = module.__dict__.get("training_step")  # compiled modules carry one of their own
+        original = module.training_step
+
+        @functools.wraps(original)
+        def watched(*args: Any, **kwargs: Any) -> Any:
+            before(args, kwargs)
+            output = original(*args, **kwargs)
+            after(output)
+            return output
+
+        module.__dict__["training_step"] = watched
+
+    def leave(self) -> None:
+        """Give the door back."""
+        if self._own is None:
+            self._module.__dict__.pop("training_step", None)
+        else:
+            self._module.__dict__["training_step"] = self._own
+
+
+class Replayer:
+    """Evaluates the loss of stored moments of training.
+
+    Args:
+        trainer: the trainer.
+        module: the module in training.
+        loss: the user's loss; None for the module's own ``training_step``.
+    """
+
+    def __init__(self, trainer: Trainer, module: LightningModule, loss: Loss | None) -> None:
+        self._trainer, self._module, self._loss = trainer, module, loss
+        self.gradients_enabled = False
+        """Forward passes run without autograd, unless the loss needs it or is only then the recorded one."""
+
+    def moment(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Frozen:
+        """Freeze the arguments of ``training_step`` and the state in which it is called.
+
+        Raises:
+            TypeError: if a batch can be neither pickled nor copied.
+        """
+        return freeze({"args": tuple(args), "kwargs": dict(kwargs), **capture(self._trainer, self._module)})
+
+    @contextmanager
+    def silence(self) -> Iterator[None]:
+        """Inside the block, losses can be evaluated; module, trainer and loggers are as before when it ends."""
+        loggers = self._trainer.loggers
+        with untouched(self._trainer, self._module):
+            for module in self._module.modules():
+                if hasattr(type(module), "log_dict"):
+                    module.__dict__.update(log=_nothing, log_dict=_nothing, print=_nothing)
+            try:
+                self._trainer.loggers = [DummyLogger() for _ in loggers]
+                yield
+            finally:
+                self._trainer.loggers = loggers
+
+    def mean_loss(self, moments: Sequence[Frozen]) -> float:
+        """Return the mean loss over the micro-batches of a window, in float64; only inside `silence`."""
+        return sum(float(self._evaluate(moment)) for moment in moments) / len(moments)
+
+    def mean_loss_and_gradient(
+        self, moments: Sequence[Frozen], parameters: Mapping[str, Tensor], scale: float
+    ) -> tuple[float, dict[str, Tensor]]:
+        """Return the mean of the user's loss over a window and ``scale`` times the gradient's sum over micro-batches."""
+        losses, gradient = [], dict[str, Tensor]()
+        trained = {name: parameter for name, parameter in parameters.items() if parameter.requires_grad}
+        for moment in moments:
+            with torch.enable_grad():
+                loss = self._forward(moment)
+                parts = torch.autograd.grad(loss * scale, list(trained.values()), allow_unused=True)
+            losses.append(float(loss.detach()))
+            for name, part in zip(trained, parts, strict=True):
+                if part is not None:
+                    gradient[name] = gradient[name] + part if name in gradient else part
+        return sum(losses) / len(losses), gradient
+
+    def _evaluate(self, moment: Frozen) -> Tensor:
+        with torch.set_grad_enabled(self.gradients_enabled):
+            try:
+                return self._forward(moment).detach()
+            except RuntimeError:
+                # a gradient penalty, a physics-informed loss: autograd inside training_step
+                if self.gradients_enabled:
+                    raise
+        with torch.enable_grad():
+            loss = self._forward(moment).detach()
+        self.gradients_enabled = True
+        return loss
+
+    def _forward(self, moment: Frozen) -> Tensor:
+        state = thaw(moment, self._module.device)
+        put_back(self._trainer, self._module, state)
+        args, kwargs = state["args"], state["kwargs"]
+        with self._trainer.precision_plugin.train_step_context():
+            if self._loss is not None:
+                output: Any = self._loss(self._module, batch_of(args, kwargs))
+            else:
+                output = _training_step(self._module)(*args, **kwargs)
+        loss = output.get("loss") if isinstance(output, Mapping) else output
+        if loss is None:
+            raise NotMeasurable("training_step returned None in the replay")
+        scalar_loss(loss)
+        return torch.as_tensor(loss).reshape(())
+
+
+def _training_step(module: LightningModule) -> Callable[..., Any]:
+    """Return the module's training_step, past our own `Doorstep`."""
+    step: Callable[..., Any] = module.training_step
+    return step
+
+
+def _nothing(*args: Any, **kwargs: Any) -> None:
+    """Stand in for ``log``, ``log_dict`` and ``print``."""

@@ -1,0 +1,279 @@
+"""What a kept probe needs until x_p is known, on disk: x_k, g_k and the moments of its micro-batches.
+
+One folder a probe, named by its step. Tensors lie in safetensors files; the structure of a batch and of the module's plain
+state is pickled beside, and read back only if its SHA-256 is one that this run wrote down (in memory, or in its
+checkpoint). The store holds the user's training batches: its folders are open to the user alone.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from lightning_landscape.probes import SCHEMA
+from lightning_landscape.probing.freezing import Frozen
+from lightning_landscape.probing.gradients import Gradient
+from lightning_landscape.probing.replay import NotMeasurable
+
+_METADATA = {"format": "pt", "schema": str(SCHEMA)}
+_PARAMETERS, _GRADIENT, _OTHERS, _MOMENTS = "parameters", "gradient", "others", "moments.json"
+_SAMPLE = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """One probe in the store; parts that a mode of measuring does not need are absent."""
+
+    moments: Sequence[Frozen]
+    parameters: Mapping[str, Tensor] | None = None
+    """x_k"""
+    gradient: Gradient | None = None
+    others: Mapping[str, Tensor] | None = None
+    """Parameters that the optimiser does not hold"""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes on disk, without ``others``, which probes share while they do not change."""
+        tensors = [*(self.parameters or {}).values(), *(self.gradient.raw if self.gradient else {}).values()]
+        return sum(tensor.nbytes for tensor in tensors) + sum(moment.nbytes for moment in self.moments)
+
+
+class ProbeStore:
+    """Kept probes on disk.
+
+    Args:
+        folder: where they go; made when the first one is written.
+        budget: largest number of bytes to use.
+        digests: SHA-256 of the structures of each step, as `digests` of the store that wrote them gave it.
+    """
+
+    def __init__(self, folder: Path, budget: int, digests: Mapping[int, Sequence[str]] | None = None) -> None:
+        self.folder = folder
+        self.budget = budget
+        self.digests: dict[int, list[str]] = {step: list(known) for step, known in (digests or {}).items()}
+        self.largest = 0
+        """Bytes of the largest probe so far"""
+        self.shared = 0
+        """Bytes of the parameters that the optimiser does not hold, as far as they were stored"""
+        self.frozen_kept = True
+        """False where frozen parameters are too many to be stored even once: they are taken to be constant"""
+        self._held: dict[int, Sequence[Frozen]] = {}
+        self._sample: dict[str, Tensor] = {}
+        self._newest_others = folder / f"{_OTHERS}.safetensors"
+
+    # -------------------------------------------------------------------------------------------------------- writing
+
+    @property
+    def capacity(self) -> int | None:
+        """How many probes as large as the largest fit in the budget; None before the first."""
+        return max(0, self.budget - self.shared) // self.largest if self.largest else None
+
+    def note_size(self, kept: Kept) -> None:
+        """Take a probe's size into account before it is written."""
+        self.largest = max(self.largest, kept.nbytes)
+
+    def write(self, step: int, kept: Kept) -> None:
+        """Write a probe; its folder appears when it is complete.
+
+        Raises:
+            OSError: if the disk is full or not writable; nothing is left of the probe then.
+        """
+        self.note_size(kept)
+        self._make_private(self.folder)
+        partial = self.folder / f".{step:012d}.part"
+        shutil.rmtree(partial, ignore_errors=True)
+        self._make_private(partial)
+        try:
+            self._write_parts(partial, kept)
+            final = self._of(step)
+            shutil.rmtree(final, ignore_errors=True)
+            os.replace(partial, final)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+        self.digests[step] = [moment.digest for moment in kept.moments]
+        if any(not moment.structure for moment in kept.moments):
+            self._held[step] = kept.moments
+
+    def _write_parts(self, folder: Path, kept: Kept) -> None:
+        if kept.parameters is not None:
+            _save(folder / f"{_PARAMETERS}.safetensors", kept.parameters)
+        if kept.gradient is not None:
+            _save(folder / f"{_GRADIENT}.safetensors", kept.gradient.raw, {"factor": repr(kept.gradient.factor)})
+        if kept.others:
+            self._write_others(folder, kept.others, kept.nbytes)
+        for index, moment in enumerate(kept.moments):
+            _save(folder / f"moment-{index}.safetensors", moment.tensors)
+            _write_private(folder / f"moment-{index}.pickle", moment.structure)
+        _write_private(folder / _MOMENTS, json.dumps({"schema": SCHEMA, "count": len(kept.moments)}).encode())
+        for file in folder.iterdir():
+            file.chmod(0o600)
+
+    def _write_others(self, folder: Path, others: Mapping[str, Tensor], kept_bytes: int) -> None:
+        """Write frozen parameters where they changed (a target network), else link to the newest copy.
+
+        Whether they changed is seen on up to 1,024 elements of each: comparing all of them would cost a second copy.
+        """
+        sample = {name: _sampled(value) for name, value in others.items()}
+        changed = sample.keys() != self._sample.keys() or any(
+            not torch.equal(value, self._sample[name]) for name, value in sample.items()
+        )
+        size, stored_before = sum(value.nbytes for value in others.values()), bool(self._sample)
+        if not stored_before:
+            self.frozen_kept, self.shared = size <= self.budget // 2, size
+        if not self.frozen_kept:
+            return
+        if changed:
+            self._newest_others.unlink(missing_ok=True)
+            _save(self._newest_others, others)
+            self._sample = sample
+        if changed and stored_before:
+            self.largest = max(self.largest, kept_bytes + size)
+        _link(self._newest_others, folder / self._newest_others.name)
+
+    def drop(self, step: int) -> None:
+        """Remove a probe."""
+        self.digests.pop(step, None)
+        self._held.pop(step, None)
+        shutil.rmtree(self._of(step), ignore_errors=True)
+
+    def remove(self) -> None:
+        """Remove the whole store."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def adopt(self, folder: Path, step: int, digests: Sequence[str]) -> bool:
+        """Take over a probe from another run's store by hard links, else copies; False if it is not there."""
+        source = folder / f"{step:012d}"
+        if not (source / _MOMENTS).is_file():
+            return False
+        self._make_private(self.folder)
+        self._make_private(self._of(step))
+        for file in source.iterdir():
+            _link(file, self._of(step) / file.name)
+        self.digests[step] = list(digests)
+        files = {file.name: file.stat().st_size for file in self._of(step).iterdir()}
+        self.largest = max(self.largest, sum(files.values()) - files.get(f"{_OTHERS}.safetensors", 0))
+        return True
+
+    # -------------------------------------------------------------------------------------------------------- reading
+
+    def __contains__(self, step: int) -> bool:
+        return (self._of(step) / _MOMENTS).is_file()
+
+    def parameters(self, step: int) -> dict[str, Tensor]:
+        """Return x_k and, where they were stored, the values of the parameters that the optimiser did not hold then."""
+        return {**self.others(step), **self._load(step, _PARAMETERS)}
+
+    def others(self, step: int) -> dict[str, Tensor]:
+        """Return the stored values of parameters that the optimiser did not hold."""
+        return self._load(step, _OTHERS, missing_is_empty=True)
+
+    def gradient(self, step: int) -> Gradient:
+        """Return g_k."""
+        raw = self._load(step, _GRADIENT)
+        with _opened(self._of(step) / f"{_GRADIENT}.safetensors") as file:
+            return Gradient(raw, float(file.metadata()["factor"]))
+
+    def moments(self, step: int) -> list[Frozen]:
+        """Return the moments of a probe's micro-batches.
+
+        Raises:
+            NotMeasurable: if they are gone, or are not the ones that this run wrote.
+        """
+        if step in self._held:
+            return list(self._held[step])
+        moments = []
+        for index, digest in enumerate(self.digests.get(step, ())):
+            path = self._of(step) / f"moment-{index}"
+            try:
+                structure = path.with_suffix(".pickle").read_bytes()
+                tensors = load_file(path.with_suffix(".safetensors"))
+            except OSError as error:
+                raise NotMeasurable(f"the stored batch of step {step} is gone: {error}") from error
+            if not structure or hashlib.sha256(structure).hexdigest() != digest:
+                raise NotMeasurable(f"the stored batch of step {step} is not the one that this run wrote")
+            moments.append(Frozen(structure, tensors))
+        if not moments:
+            raise NotMeasurable(f"no batch of step {step} is stored")
+        return moments
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes on disk now, hard links counted once."""
+        files = {(s.st_dev, s.st_ino): s.st_size for f in self.folder.rglob("*") if f.is_file() for s in [f.stat()]}
+        return sum(files.values())
+
+    def _load(self, step: int, part: str, missing_is_empty: bool = False) -> dict[str, Tensor]:
+        path = self._of(step) / f"{part}.safetensors"
+        if missing_is_empty and not path.exists():
+            return {}
+        try:
+            return load_file(path)
+        except OSError as error:
+            raise NotMeasurable(f"the stored {part} of step {step} are gone: {error}") from error
+
+    def _of(self, step: int) -> Path:
+        return self.folder / f"{step:012d}"
+
+    @staticmethod
+    def _make_private(folder: Path) -> None:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+
+def _sampled(value: Tensor) -> Tensor:
+    flat = value.detach().reshape(-1)
+    return flat[:: max(1, flat.numel() // _SAMPLE)].to("cpu", copy=True)
+
+
+def _save(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    dense = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
+    try:
+        save_file(dense, path, metadata={**_METADATA, **(metadata or {})})
+    except Exception as error:  # safetensors reports a full disk as its own error
+        code = next((c for c in (errno.ENOSPC, errno.EDQUOT, errno.EROFS) if f"(os error {c})" in str(error)), errno.EIO)
+        raise OSError(code, str(error), str(path)) from error
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write tensors to a safetensors file atomically."""
+    partial = path.with_name(f".{path.name}.tmp")
+    _save(partial, tensors)
+    os.replace(partial, path)
+
+
+def file_digest(path: Path) -> str:
+    """Return the SHA-256 of a file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _write_private(path: Path, content: bytes) -> None:
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+        file.write(content)
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except FileExistsError:
+        return
+    except OSError:
+        shutil.copy2(source, target)
+
+
+def _opened(path: Path) -> safe_open:
+    return safe_open(path, framework="pt")

@@ -1,0 +1,1 @@
+"""From the table of probes to what people read: curves, files, sentences."""

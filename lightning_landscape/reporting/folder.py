@@ -1,0 +1,86 @@
+"""The folder of a run: which one it is, and how its files are kept readable at any time."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Trainer
+
+from lightning_landscape.probes import Probe, ProbeTable, to_json_line, write_atomically
+
+CSV_SECONDS = 30.0
+"""While training, ``probes.csv`` is rewritten no more often than this"""
+
+PROBES_CSV, PROBES_JSONL, SUMMARY = "probes.csv", "probes.jsonl", "summary.json"
+
+
+def parent_folder(trainer: Trainer, dirpath: str | os.PathLike[str] | None) -> Path:
+    """Return where ``<prefix>/`` goes: ``dirpath``, or the logger's folder, or the trainer's ``default_root_dir``."""
+    if dirpath is not None:
+        return Path(dirpath)
+    if not trainer.loggers:
+        return Path(trainer.default_root_dir)
+    logger = trainer.loggers[0]
+    log_dir = getattr(logger, "log_dir", None)
+    if log_dir is not None:
+        return Path(log_dir)
+    version = logger.version if isinstance(logger.version, str) else f"version_{logger.version}"
+    return Path(logger.save_dir or trainer.default_root_dir) / str(logger.name) / version
+
+
+def free_folder(parent: Path, prefix: str) -> Path:
+    """Return ``parent/prefix``, or the first ``prefix-1``, ``prefix-2``, … in which no other run has left anything."""
+    folder, number = parent / prefix, 0
+    while folder.exists() and any(folder.iterdir()):
+        number += 1
+        folder = parent / f"{prefix}-{number}"
+    return folder
+
+
+class RunFolder:
+    """Writes ``probes.jsonl`` line by line, ``probes.csv`` now and then, ``summary.json`` at the end.
+
+    Args:
+        path: the folder; made at once.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._written = float("-inf")
+        path.mkdir(parents=True, exist_ok=True)
+
+    def append(self, probe: Probe, table: ProbeTable) -> None:
+        """Add a probe: a line at once, the whole table if it has not been written for a while."""
+        with (self.path / PROBES_JSONL).open("a", encoding="utf-8") as file:
+            file.write(to_json_line(probe))
+        if time.monotonic() - self._written > CSV_SECONDS:
+            self.write_table(table)
+
+    def rewrite(self, table: ProbeTable) -> None:
+        """Write table and lines anew: after rows were thinned out or taken over from another run."""
+        self.write_table(table)
+        write_atomically(self.path / PROBES_JSONL, "".join(to_json_line(probe) for probe in table))
+
+    def write_table(self, table: ProbeTable) -> None:
+        """Write ``probes.csv`` atomically."""
+        write_atomically(self.path / PROBES_CSV, table.to_csv())
+        self._written = time.monotonic()
+
+    def write_summary(self, summary: dict[str, Any]) -> None:
+        """Write ``summary.json`` atomically, as strict JSON."""
+        write_atomically(self.path / SUMMARY, json.dumps(summary, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+
+    def finish(self, table: ProbeTable, summary: dict[str, Any]) -> None:
+        """Write the final table and summary; the lines, which say no more, go."""
+        self.write_table(table)
+        self.write_summary(summary)
+        (self.path / PROBES_JSONL).unlink(missing_ok=True)
+
+    def remove_if_empty(self) -> None:
+        """Remove the folder where nothing was measured."""
+        if self.path.is_dir() and not any(self.path.iterdir()):
+            self.path.rmdir()

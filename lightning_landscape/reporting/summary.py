@@ -1,0 +1,157 @@
+"""``summary.json``: what the table of probes says, with every assumption, and in one sentence."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from torch import Tensor
+
+from lightning_landscape.conditions import AlphaBeta
+from lightning_landscape.functional.alpha_beta import mean_and_error
+from lightning_landscape.probes import SCHEMA, ProbeTable
+
+_COLUMNS = ("loss", "reference_loss", "inner_product", "loss_infimum")
+
+
+def summarise(table: ProbeTable, run: dict[str, Any], windows: int) -> dict[str, Any]:
+    """Return the content of ``summary.json``.
+
+    Args:
+        table: the table of probes; rows whose reference columns are not known are left out of all conditions.
+        run: what the table does not hold: how the run was made and measured.
+        windows: number of equal slices of training for which constants are given as well.
+    """
+    drop = drop_of(table)
+    alpha_beta = _alpha_beta(table.evaluated, drop, windows, run["steps"])
+    return {
+        "schema": SCHEMA,
+        "run": {**run, "drop": drop},
+        "conditions": {"alpha_beta": alpha_beta},
+        "verdict": verdict(alpha_beta, drop, run),
+    }
+
+
+def drop_of(table: ProbeTable) -> dict[str, Any]:
+    """Return the estimate of f(x_0) − f(x_p): mean over the rows with ``initial_loss``, and its standard error."""
+    rows = ProbeTable(probe for probe in table.evaluated if probe.initial_loss is not None)
+    if not len(rows):
+        return {"value": None, "standard_error": None, "rows": 0, "reason": "no probe has its loss at x_0 evaluated"}
+    value, error = mean_and_error(rows.column("initial_loss") - rows.column("reference_loss"))
+    reason = "the standard error needs two rows" if len(rows) < 2 else None
+    return {"value": number(value), "standard_error": number(error), "rows": len(rows), "reason": reason}
+
+
+def number(value: Tensor | float) -> float | None:
+    """Return a value as JSON holds it: a finite number, or None."""
+    return float(value) if math.isfinite(value) else None
+
+
+def _alpha_beta(table: ProbeTable, drop: dict[str, Any], windows: int, steps: int) -> dict[str, Any]:
+    reason = _reason_against(table)
+    result = None if reason else _compute(table)
+    achieved = drop["value"]
+    neighbourhood = number(result["neighbourhood"]) if result else None
+    informativeness = None
+    if neighbourhood is not None and achieved is not None and achieved > 0:
+        informativeness = number(neighbourhood / achieved)
+    if result and reason is None:
+        reason = _reason_for_no_pair(result, table) or _reason_for_no_informativeness(achieved)
+    return {
+        **_pair(result),
+        "neighbourhood": neighbourhood,
+        "interpolation_error": number(result["interpolation_error"]) if result else None,
+        "interpolation_error_se": number(result["interpolation_error_se"]) if result else None,
+        "informativeness": informativeness,
+        "informative": informativeness is not None and informativeness < 1,
+        "violated": int(result["violated"]) if result else None,
+        "degenerate_rows": int((table.column("reference_loss") == table.column("loss_infimum")).sum()),
+        "vertices": [[number(rate), number(beta)] for rate, beta in result["vertices"]] if result else [],
+        "coverage": {share: _pair_with_size(pair) for share, pair in result["coverage"].items()} if result else {},
+        "windows": [
+            {"from": start, "to": end, "probes": len(rows), **_window(rows)} for start, end, rows in table.windows(windows, steps)
+        ],
+        "reason": reason,
+    }
+
+
+def _compute(table: ProbeTable) -> dict[str, Any]:
+    metric = AlphaBeta()
+    metric.update(**table.columns(*_COLUMNS))
+    return metric.compute()
+
+
+def _window(rows: ProbeTable) -> dict[str, Any]:
+    reason = _reason_against(rows)
+    return {**_pair_with_size(None if reason else _compute(rows)), "reason": reason}
+
+
+def _pair(result: dict[str, Any] | None) -> dict[str, Any]:
+    values = {name: number(result[name]) if result else None for name in ("alpha", "beta", "rate")}
+    return {**values, "attained": result["attained"] if result else None}
+
+
+def _pair_with_size(result: dict[str, Any] | None) -> dict[str, Any]:
+    return {**_pair(result), "neighbourhood": number(result["neighbourhood"]) if result else None}
+
+
+def _reason_against(table: ProbeTable) -> str | None:
+    """Return why nothing can be said of these rows; None where it can."""
+    if not len(table):
+        return "no probe was evaluated at the reference"
+    for probe in table:
+        for name in ("loss", "reference_loss"):
+            if getattr(probe, name) < probe.loss_infimum:
+                return (
+                    f"{name} {getattr(probe, name):.6g} at step {probe.step} is below loss_infimum {probe.loss_infimum:g}: pass "
+                    "loss_infimum= a lower bound of every mini-batch loss"
+                )
+    return None
+
+
+def _reason_for_no_pair(result: dict[str, Any], table: ProbeTable) -> str | None:
+    if result["attained"]:
+        return None
+    if math.isnan(result["neighbourhood"]):
+        return (
+            f"no pair holds at {int(result['violated'])} probes whose loss at the reference equals loss_infimum while the "
+            "gradient does not point away from the reference"
+        )
+    if bool((table.column("loss") <= table.column("reference_loss")).all()):
+        return "the loss of no probe is above its value at the reference, so the condition says nothing"
+    return "the smallest neighbourhood is approached only as δ → ∞: no finite pair attains it"
+
+
+def _reason_for_no_informativeness(achieved: float | None) -> str | None:
+    if achieved is None:
+        return "informativeness needs the loss at x_0, which was not evaluated"
+    return f"training achieved no drop ({achieved:.4g})" if achieved <= 0 else None
+
+
+def verdict(alpha_beta: dict[str, Any], drop: dict[str, Any], run: dict[str, Any]) -> str:
+    """Return one plain sentence: what holds, and what it is worth."""
+    size, achieved = alpha_beta["neighbourhood"], drop["value"]
+    if size is None:
+        return f"Nothing can be said of the α-β-condition: {alpha_beta['reason']}." + _caveat(run)
+    if alpha_beta["attained"]:
+        what = f"The α-β-condition holds at all probes with α = {alpha_beta['alpha']:.4g}, β = {alpha_beta['beta']:.4g}"
+    else:
+        what = f"The α-β-condition has no best pair ({alpha_beta['reason']})"
+    if achieved is None:
+        return f"{what}; its neighbourhood is {size:.4g}, but what training achieved was not measured." + _caveat(run)
+    if alpha_beta["informative"]:
+        worth = (
+            f"and is informative: its neighbourhood {size:.4g} is {alpha_beta['informativeness']:.2g} of the drop {achieved:.4g} "
+            "that training achieved"
+        )
+    else:
+        worth = (
+            f"but it is vacuous: its neighbourhood {size:.4g} is no smaller than the drop {achieved:.4g} that training achieved"
+        )
+    return f"{what}, {worth}." + _caveat(run)
+
+
+def _caveat(run: dict[str, Any]) -> str:
+    if run["fidelity"]["exact"] is not False:
+        return ""
+    return f" Replays differ from the recorded losses by up to {run['fidelity']['max_abs']:.2g}: read every number with that."
