@@ -41,7 +41,7 @@ from lightning_landscape.probing.store import ProbeStore
 from lightning_landscape.reporting import scalars
 from lightning_landscape.reporting.folder import RunFolder, free_folder, parent_folder
 from lightning_landscape.reporting.progress import tracker
-from lightning_landscape.reporting.summary import summarise
+from lightning_landscape.reporting.summary import number, summarise
 
 STORE = "store"
 _NEVER = 2**62
@@ -251,7 +251,9 @@ class LandscapeMonitor(Callback):
             self.table, self.summary = session.end(stopped_by, steps=self._step, complete=complete, evaluate=evaluate)
         except Exception as error:
             session.measurement.abandon()
-            rank_zero_warn(f"LandscapeMonitor could not finish its report: {_said(error)}; {session.folder.path} holds the rest")
+            rank_zero_warn(
+                f"LandscapeMonitor could not finish its report: {_said(error)}; {session.folder.path} holds the rest"
+            )
 
     # --------------------------------------------------------------------------------------------------- stop and resume
 
@@ -332,6 +334,7 @@ class _Session:
         self._run_id = uuid.uuid4().hex
         self._started = time.perf_counter()
         self._loss_meaning = checks.describe_loss(module, monitor.loss, monitor.loss_infimum)
+        self._running = scalars.RunningAlphaBeta()
         self._last: dict[str, Tensor] | None = None
         self._others_overwrite = any(map(_overwrites_parameters_at_the_end, trainer.callbacks))  # type: ignore[attr-defined]
         if path.name != monitor.prefix:
@@ -341,7 +344,14 @@ class _Session:
 
     def watch(self, step: int) -> None:
         if self.measurement.watch(step):
-            self.folder.rewrite(self.measurement.table)
+            self._follow(self.measurement.table)
+
+    def _follow(self, table: ProbeTable) -> None:
+        """Write files anew and start the worst case anew, after rows were thinned out or taken over."""
+        self.folder.rewrite(table)
+        self._running = scalars.RunningAlphaBeta()
+        for probe in table.evaluated:
+            self._running.add(probe)
 
     def finish_probe(self) -> None:
         checked = bool(self.measurement.fidelity.steps)
@@ -357,9 +367,9 @@ class _Session:
         curves = scalars.known_while_training(row)
         if probe.evaluated:
             curves |= scalars.known_with_reference(row)
-            running = scalars.running_alpha_beta(self.measurement.table)
-            curves |= {tag: curve[-1:] for tag, curve in running.items()}
         values = {tag: float(curve[0]) for tag, curve in curves.items()}
+        if probe.evaluated:
+            values |= self._running.add(probe)
         self.curves.write_point(probe.logged_step, {**values, "overhead": self._overhead()})
 
     def _overhead(self) -> float:
@@ -456,12 +466,12 @@ class _Session:
                 "path": reference.path,
                 "sha256": reference.sha256,
                 "step": steps if reference.kind == FINAL else None,
-                "final_sq_distance": sq_distance(last, reference),
+                "final_sq_distance": number(sq_distance(last, reference)),
             },
             "loss": self._loss_meaning,
             "fidelity": {
                 "steps": fidelity.steps,
-                "max_abs": fidelity.max_abs if fidelity.steps else None,
+                "max_abs": number(fidelity.max_abs) if fidelity.steps else None,
                 "exact": fidelity.exact if fidelity.steps else None,
                 "autograd": measurement.replayer.gradients_enabled,
             },
@@ -493,7 +503,7 @@ class _Session:
         self.measurement.adopt(state, folder / STORE)
         self._run_id = state["run_id"]
         table = self.measurement.table
-        self.folder.rewrite(table)
+        self._follow(table)
         if folder.parent != self.folder.path.parent.absolute():  # a new log folder: its curves start with the old ones
             curves = scalars.known_while_training(table)
             if self._live:

@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -123,14 +124,14 @@ class ProbeTable(Sequence[Probe]):
         edges = [round(index * steps / count) for index in range(count + 1)]
         return [
             (start, end, ProbeTable(probe for probe in self._rows if start <= probe.step < end))
-            for start, end in zip(edges, edges[1:], strict=False)
+            for start, end in itertools.pairwise(edges)
         ]
 
     def merged(self, other: Iterable[Probe]) -> ProbeTable:
         """Return the union by step; rows of ``other`` take the place of ours."""
         return ProbeTable({probe.step: probe for probe in (*self._rows, *other)}.values())
 
-    def replaced(self, step: int, **values: float | None) -> ProbeTable:
+    def replaced(self, step: int, **values: Any) -> ProbeTable:
         """Return the table with values of one row changed."""
         return ProbeTable(replace(probe, **values) if probe.step == step else probe for probe in self._rows)
 
@@ -141,7 +142,7 @@ class ProbeTable(Sequence[Probe]):
         writer.writerow((*COLUMNS, "schema"))
         for probe in self._rows:
             cells = (getattr(probe, name) for name in COLUMNS)
-            writer.writerow(("" if cell is None else repr(cell) for cell in (*cells, SCHEMA)))
+            writer.writerow("" if cell is None else repr(cell) for cell in (*cells, SCHEMA))
         return text.getvalue()
 
     @classmethod
@@ -163,19 +164,19 @@ class ProbeTable(Sequence[Probe]):
 
 def _probe(row: dict[str, Any]) -> Probe:
     """Build a probe from cells that are text (CSV) or numbers (JSON)."""
-    cells = {name: row[name] for name in COLUMNS}
-    return Probe(
-        **{
-            name: None if cell in ("", None) else int(cell) if name in _INTEGERS else float(cell)
-            for name, cell in cells.items()
-        }
-    )
+    values: dict[str, Any] = {}
+    for name in COLUMNS:
+        cell = row[name]
+        values[name] = None if cell in ("", None) else int(cell) if name in _INTEGERS else float(cell)
+    return Probe(**values)
 
 
 def check_schema(found: Any, what: str) -> None:
     """Raise ``ValueError`` where a file was written by another version of the format."""
     if str(found) != str(SCHEMA):
-        raise ValueError(f"found schema {found} in {what}; supported is schema {SCHEMA}, read it with the version that wrote it")
+        raise ValueError(
+            f"found schema {found} in {what}; supported is schema {SCHEMA}, read it with the version that wrote it"
+        )
 
 
 def to_json_line(probe: Probe) -> str:

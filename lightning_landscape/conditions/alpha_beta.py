@@ -9,7 +9,7 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
-from lightning_landscape import functional as F  # noqa: N812 - as torch users know it
+from lightning_landscape import functional as F
 
 
 class AlphaBeta(Metric):
@@ -80,7 +80,7 @@ class AlphaBeta(Metric):
 
     def compute(self) -> dict[str, Any]:
         """Return the feasible set and the pair with the smallest neighbourhood, as documented in the class."""
-        columns = {
+        columns: dict[str, Any] = {
             "loss": dim_zero_cat(self.loss),
             "reference_loss": dim_zero_cat(self.reference_loss),
             "inner_product": dim_zero_cat(self.inner_product),
@@ -99,9 +99,7 @@ class AlphaBeta(Metric):
             "margin": F.alpha_beta_margin(pair.alpha, pair.beta, **columns),
             "violated": violated.sum(),
             "degenerate_rows": (columns["reference_loss"] == columns["loss_infimum"]).sum(),
-            "coverage": {
-                str(share): _as_dict(F.best_alpha_beta(share=share, **columns), error) for share in self.shares
-            },
+            "coverage": {str(share): _as_dict(F.best_alpha_beta(**columns, share=share), error) for share in self.shares},
         }
 
 

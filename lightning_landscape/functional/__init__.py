@@ -2,6 +2,7 @@
 
 from lightning_landscape.functional.alpha_beta import (
     AlphaBetaPair,
+    RunningBestAlphaBeta,
     alpha_beta_impossible,
     alpha_beta_margin,
     alpha_beta_vertices,
@@ -9,7 +10,6 @@ from lightning_landscape.functional.alpha_beta import (
     best_alpha_beta,
     beta_min,
     interpolation_error,
-    running_best_alpha_beta,
 )
 from lightning_landscape.functional.gradient_angle import cosine
 from lightning_landscape.functional.polyak_lojasiewicz import polyak_lojasiewicz_ratio
@@ -17,6 +17,7 @@ from lightning_landscape.functional.smoothness import smoothness_ratio
 
 __all__ = [
     "AlphaBetaPair",
+    "RunningBestAlphaBeta",
     "alpha_beta_impossible",
     "alpha_beta_margin",
     "alpha_beta_vertices",
@@ -26,6 +27,5 @@ __all__ = [
     "cosine",
     "interpolation_error",
     "polyak_lojasiewicz_ratio",
-    "running_best_alpha_beta",
     "smoothness_ratio",
 ]

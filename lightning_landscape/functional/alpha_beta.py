@@ -60,9 +60,7 @@ def beta_min(
     rates = torch.as_tensor(rate, dtype=torch.float64)
     if rates.ndim > 1 or not bool((rates > 0).all()) or not bool(rates.isfinite().all()):
         raise ValueError(f"`rate` is {rate}; supported are positive finite values of α − β, shape () or (m,)")
-    region = feasible_set(
-        loss=loss, reference_loss=reference_loss, inner_product=inner_product, loss_infimum=loss_infimum
-    )
+    region = feasible_set(loss=loss, reference_loss=reference_loss, inner_product=inner_product, loss_infimum=loss_infimum)
     betas = [region.beta_min(Fraction(value)) for value in rates.flatten().tolist()]
     return _tensor([float("inf") if beta is None else as_float(beta) for beta in betas]).reshape(rates.shape)
 
@@ -92,9 +90,7 @@ def alpha_beta_vertices(
         tensor([[0.5000, 0.0000],
                 [2.5000, 2.0000]], dtype=torch.float64)
     """
-    region = feasible_set(
-        loss=loss, reference_loss=reference_loss, inner_product=inner_product, loss_infimum=loss_infimum
-    )
+    region = feasible_set(loss=loss, reference_loss=reference_loss, inner_product=inner_product, loss_infimum=loss_infimum)
     return _tensor([[as_float(rate), as_float(beta)] for rate, beta in region.vertices()]).reshape(-1, 2)
 
 
@@ -158,34 +154,46 @@ def best_alpha_beta(
     return _pair(FeasibleSet.of(chosen).best() if chosen is not None else Best(None, None))
 
 
-def running_best_alpha_beta(
-    *, loss: Tensor, reference_loss: Tensor, inner_product: Tensor, loss_infimum: Tensor | float = 0.0
-) -> list[AlphaBetaPair]:
-    """Return `best_alpha_beta` over the first 1, 2, …, n probes: how the worst case settles along a run.
+class RunningBestAlphaBeta:
+    """`best_alpha_beta` over a growing number of probes: how the worst case settles along a run.
 
-    Args:
-        loss: ``a_k``, shape ``(n,)``.
-        reference_loss: ``b_k``, shape ``(n,)``.
-        inner_product: ``p_k``, shape ``(n,)``.
-        loss_infimum: ``l_k``, a number or shape ``(n,)``.
-
-    Returns:
-        n pairs; the last one equals `best_alpha_beta` of all probes.
-
-    Raises:
-        ValueError: as `beta_min`.
+    Lines that are below the envelope of the first probes stay below the envelope of all, so each further probe meets the
+    few lines of the envelope only.
 
     Example:
-        >>> import torch
-        >>> columns = {"loss": torch.tensor([2.0, 3.0]), "reference_loss": torch.ones(2)}
-        >>> [pair.beta.item() for pair in running_best_alpha_beta(inner_product=torch.tensor([0.5, 1.0]), **columns)]
-        [0.0, 0.0]
+        >>> running = RunningBestAlphaBeta()
+        >>> running.add(loss=2.0, reference_loss=1.0, inner_product=-0.5).attained
+        False
+        >>> running.add(loss=3.0, reference_loss=1.0, inner_product=1.0).beta
+        tensor(2., dtype=torch.float64)
     """
-    region, pairs = FeasibleSet(), []
-    for row in _rows(loss, reference_loss, inner_product, loss_infimum):
-        region = region.intersect(FeasibleSet.of([row]))
-        pairs.append(_pair(region.best()))
-    return pairs
+
+    def __init__(self) -> None:
+        self._region = FeasibleSet()
+        self._count = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def add(self, *, loss: float, reference_loss: float, inner_product: float, loss_infimum: float = 0.0) -> AlphaBetaPair:
+        """Add one probe and return the best pair over all so far.
+
+        Args:
+            loss: a_k.
+            reference_loss: b_k.
+            inner_product: p_k.
+            loss_infimum: l_k.
+
+        Returns:
+            What `best_alpha_beta` returns for the probes so far.
+
+        Raises:
+            ValueError: as `beta_min`; the probe is not added then.
+        """
+        columns = (_tensor([value]) for value in (loss, reference_loss, inner_product, loss_infimum))
+        self._region = self._region.intersect(FeasibleSet.of(_rows(*columns)))
+        self._count += 1
+        return _pair(self._region.best())
 
 
 def alpha_beta_margin(
@@ -262,8 +270,8 @@ def alpha_beta_violations(
     """
     columns = {"loss": loss, "reference_loss": reference_loss, "inner_product": inner_product}
     margin = alpha_beta_margin(alpha, beta, loss_infimum=loss_infimum, **columns)
-    a, b, p = loss.double(), reference_loss.double(), inner_product.double()
-    scale = p.abs() + abs(alpha) * (a.abs() + b.abs()) + abs(beta) * (a.abs() + like(loss_infimum, loss).abs())
+    a, b, p, low = (column.double().abs() for column in (*columns.values(), like(loss_infimum, loss)))
+    scale = p + torch.as_tensor(alpha).abs() * (a + b) + torch.as_tensor(beta).abs() * (a + low)
     return margin < -4 * torch.finfo(torch.float64).eps * scale
 
 

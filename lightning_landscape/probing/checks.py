@@ -28,7 +28,14 @@ _SHARDED = {
 
 
 def check_arguments(
-    *, every_n_steps: int, max_probes: int, loss_infimum: float, store_dtype: str, store_gib: float, prefix: str, windows: int
+    *,
+    every_n_steps: int,
+    max_probes: int,
+    loss_infimum: float,
+    store_dtype: str,
+    store_gib: float,
+    prefix: str,
+    windows: int,
 ) -> None:
     """Refuse constructor arguments outside their range."""
     checks: dict[str, tuple[Any, bool, str]] = {

@@ -49,7 +49,8 @@ def freeze(value: Any) -> Frozen:
     Raises:
         TypeError: if it can be neither pickled nor deep-copied; the message names both reasons.
     """
-    buffer, tensors = io.BytesIO(), {}
+    buffer = io.BytesIO()
+    tensors: dict[str, Tensor] = {}
     try:
         _Freezer(buffer, tensors).dump(value)
     except Exception as unpicklable:

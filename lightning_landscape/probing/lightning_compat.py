@@ -14,7 +14,6 @@ def batches_that_stepped(trainer: Trainer) -> int:
     return int(trainer.fit_loop.epoch_loop._batches_that_stepped)
 
 
-
 def _progresses(trainer: Trainer) -> dict[str, Any]:
     epoch_loop = trainer.fit_loop.epoch_loop
     return {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -72,7 +73,7 @@ class Fidelity:
         """Add a comparison."""
         if step not in self.steps:
             self.steps = sorted([*self.steps, step])
-        self.max_abs = max(self.max_abs, difference)
+        self.max_abs = max(self.max_abs, difference if is_finite(difference) else math.inf)
 
     @property
     def exact(self) -> bool:
@@ -241,17 +242,17 @@ class Measurement:
         self.look_away()
         with self._timed():
             if window.gradient is None or not window.gradient.raw:
-                return self._miss(window.step, "no_loss")
+                self._miss(window.step, "no_loss")
+                return None
             probe = self._measure(window, window.gradient)
-            if probe is None:
-                return self._miss(window.step, "non_finite")
-            if not self.schedule.kept:
+            if probe is not None and not self.schedule.kept:
                 self._check_replay(window)
-            if self.reference is not None:
+            if probe is not None and self.reference is not None:
                 probe = self._evaluated_now(probe, window, window.gradient)
-                if probe is None:
-                    return self._miss(window.step, "non_finite")
-            self._keep(probe, window)
+            if probe is None:
+                self._miss(window.step, "non_finite")
+            else:
+                self._keep(probe, window)
             return probe
 
     def _measure(self, window: Window, gradient: Gradient) -> Probe | None:
@@ -293,9 +294,7 @@ class Measurement:
             loss = self.replayer.mean_loss(window.moments)
         if not is_finite(product, distance, loss):
             return None
-        (row,) = ProbeTable([probe]).replaced(
-            probe.step, reference_loss=loss, inner_product=product, sq_distance=distance
-        )
+        (row,) = ProbeTable([probe]).replaced(probe.step, reference_loss=loss, inner_product=product, sq_distance=distance)
         return row
 
     def _keep(self, probe: Probe, window: Window) -> None:

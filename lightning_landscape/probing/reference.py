@@ -59,9 +59,7 @@ def check_reference_file(reference: str) -> None:
         )
 
 
-def load_reference(
-    reference: str, trained: Mapping[str, nn.Parameter], others: Mapping[str, nn.Parameter]
-) -> Reference:
+def load_reference(reference: str, trained: Mapping[str, nn.Parameter], others: Mapping[str, nn.Parameter]) -> Reference:
     """Read x_p from a file, for the parameters that the optimiser trains.
 
     Args:
@@ -107,9 +105,7 @@ def _read(path: Path) -> dict[str, Tensor]:
     if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
         content = content["state_dict"]
     if not isinstance(content, Mapping):
-        raise MisconfigurationException(
-            f"LandscapeMonitor(reference={str(path)!r}) holds a {type(content).__name__}; {_KINDS}"
-        )
+        raise MisconfigurationException(f"LandscapeMonitor(reference={str(path)!r}) holds a {type(content).__name__}; {_KINDS}")
     return {name: value for name, value in content.items() if isinstance(value, Tensor)}
 
 

@@ -10,7 +10,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from lightning_landscape import functional as F  # noqa: N812 - as torch users know it
+from lightning_landscape import functional as F
 from lightning_landscape.probes import Probe, ProbeTable
 
 Curves = dict[str, Tensor]
@@ -41,26 +41,44 @@ def known_with_reference(table: ProbeTable) -> Curves:
     }
 
 
+class RunningAlphaBeta:
+    """The best pair over the probes up to each one; a probe costs the same however many came before it.
+
+    Where a loss is below the infimum no pair is defined, and there are no points from there on.
+    """
+
+    def __init__(self) -> None:
+        self._pairs = F.RunningBestAlphaBeta()
+        self._excess = 0.0
+        self._defined = True
+
+    def add(self, probe: Probe) -> dict[str, float]:
+        """Return the values by tag after one more probe, whose reference columns are known."""
+        b, low = probe.reference_loss, probe.loss_infimum
+        if b is None or probe.inner_product is None or min(probe.loss, b) < low:
+            self._defined = False
+        if not self._defined or b is None or probe.inner_product is None:
+            return {}
+        pair = self._pairs.add(loss=probe.loss, reference_loss=b, inner_product=probe.inner_product, loss_infimum=low)
+        self._excess += b - low
+        neighbourhood = float(pair.ratio) * self._excess / len(self._pairs)
+        values = {f"alpha_beta/{name}": float(getattr(pair, name)) for name in ("alpha", "beta", "rate")}
+        return {**values, "alpha_beta/neighbourhood": neighbourhood}
+
+
 def running_alpha_beta(table: ProbeTable, drop: float | None = None) -> Curves:
-    """Return the best pair over the probes up to each one; empty where no pair can be defined (an infimum too high).
+    """Return the best pair over the rows up to each one, as curves.
 
     Args:
         table: rows whose reference columns are known.
         drop: what training achieved; without it there is no curve of informativeness.
     """
-    columns = table.columns("loss", "reference_loss", "inner_product", "loss_infimum")
-    if not len(table) or bool((torch.minimum(columns["loss"], columns["reference_loss"]) < columns["loss_infimum"]).any()):
-        return {}
-    pairs = F.running_best_alpha_beta(**columns)
-    excess = columns["reference_loss"] - columns["loss_infimum"]
-    errors = excess.cumsum(0) / torch.arange(1, len(table) + 1)
-    neighbourhood = torch.stack([pair.ratio for pair in pairs]) * errors
-    curves = {
-        f"alpha_beta/{name}": torch.stack([getattr(pair, name) for pair in pairs]) for name in ("alpha", "beta", "rate")
-    }
-    curves["alpha_beta/neighbourhood"] = neighbourhood
-    if drop is not None and drop > 0:
-        curves["alpha_beta/informativeness"] = neighbourhood / drop
+    running = RunningAlphaBeta()
+    points = [running.add(probe) for probe in table]
+    tags = points[0] if points else {}
+    curves = {tag: torch.tensor([p.get(tag, math.nan) for p in points], dtype=torch.float64) for tag in tags}
+    if drop is not None and drop > 0 and curves:
+        curves["alpha_beta/informativeness"] = curves["alpha_beta/neighbourhood"] / drop
     return curves
 
 

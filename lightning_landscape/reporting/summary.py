@@ -69,7 +69,8 @@ def _alpha_beta(table: ProbeTable, drop: dict[str, Any], windows: int, steps: in
         "vertices": [[number(rate), number(beta)] for rate, beta in result["vertices"]] if result else [],
         "coverage": {share: _pair_with_size(pair) for share, pair in result["coverage"].items()} if result else {},
         "windows": [
-            {"from": start, "to": end, "probes": len(rows), **_window(rows)} for start, end, rows in table.windows(windows, steps)
+            {"from": start, "to": end, "probes": len(rows), **_window(rows)}
+            for start, end, rows in table.windows(windows, steps)
         ],
         "reason": reason,
     }
@@ -154,4 +155,6 @@ def verdict(alpha_beta: dict[str, Any], drop: dict[str, Any], run: dict[str, Any
 def _caveat(run: dict[str, Any]) -> str:
     if run["fidelity"]["exact"] is not False:
         return ""
-    return f" Replays differ from the recorded losses by up to {run['fidelity']['max_abs']:.2g}: read every number with that."
+    size = run["fidelity"]["max_abs"]
+    how_far = "by a number that is not finite" if size is None else f"by up to {size:.2g}"
+    return f" Replays differ from the recorded losses {how_far}: read every number with that."

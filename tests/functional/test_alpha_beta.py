@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from scipy.optimize import linprog
 
 from lightning_landscape.functional import (
+    RunningBestAlphaBeta,
     alpha_beta_impossible,
     alpha_beta_margin,
     alpha_beta_vertices,
@@ -19,7 +20,6 @@ from lightning_landscape.functional import (
     best_alpha_beta,
     beta_min,
     interpolation_error,
-    running_best_alpha_beta,
 )
 
 anything = st.floats(allow_nan=False, allow_infinity=False)
@@ -151,7 +151,10 @@ def test_best_pair_is_the_infimum_and_attained_if_said(table):
 def test_ties_take_the_largest_rate_of_a_bounded_tie_else_its_left_end(table):
     rows, pair = rational_rows(table), best_alpha_beta(**table)
     assume(pair.attained)
-    rate, ratio = Fraction(pair.rate.item()).limit_denominator(10**6), Fraction(pair.ratio.item()).limit_denominator(10**6)
+    rate, ratio = (
+        Fraction(pair.rate.item()).limit_denominator(10**6),
+        Fraction(pair.ratio.item()).limit_denominator(10**6),
+    )
 
     def ties(other):
         beta = naive_beta_min(rows, other)
@@ -191,11 +194,13 @@ def test_coverage_by_subsets_one_by_one(table, share):
 
 @given(tables(coarse))
 def test_running_pairs_are_the_pairs_of_the_prefixes(table):
-    running = running_best_alpha_beta(**table)
-    for k, pair in enumerate(running, start=1):
-        alone = best_alpha_beta(**{name: column[:k] for name, column in table.items()})
+    running = RunningBestAlphaBeta()
+    for k in range(len(table["loss"])):
+        pair = running.add(**{name: column[k].item() for name, column in table.items()})
+        alone = best_alpha_beta(**{name: column[: k + 1] for name, column in table.items()})
         for field in ("alpha", "beta", "rate", "ratio"):
             assert getattr(pair, field).item() == pytest.approx(getattr(alone, field).item(), nan_ok=True, abs=0, rel=0)
+    assert len(running) == len(table["loss"])
 
 
 @given(tables(st.floats(-100, 100)), st.floats(0.01, 100))
@@ -206,7 +211,10 @@ def test_beta_min_is_the_optimum_of_the_linear_program(table, rate):
     assume(all(excess == 0 or excess >= 1e-6 for _, excess, _ in rows))
     assume(all(excess > 0 or abs(rate * rise - p) > 1e-3 for rise, excess, p in rows))
     program = linprog(
-        [1.0], A_ub=[[-excess] for _, excess, _ in rows], b_ub=[p - rate * rise for rise, _, p in rows], bounds=[(0, None)]
+        [1.0],
+        A_ub=[[-excess] for _, excess, _ in rows],
+        b_ub=[p - rate * rise for rise, _, p in rows],
+        bounds=[(0, None)],
     )
     result = beta_min(rate, **table).item()
     if program.status == 2:
@@ -258,7 +266,10 @@ def test_interpolation_error_is_the_mean_with_its_standard_error():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"loss_infimum": torch.tensor([1.5, 0.0])}, r"`loss_infimum` 1.5 is no lower bound of `reference_loss` 1.0 in row 0"),
+        (
+            {"loss_infimum": torch.tensor([1.5, 0.0])},
+            r"`loss_infimum` 1.5 is no lower bound of `reference_loss` 1.0 in row 0",
+        ),
         ({"loss": torch.tensor([-1.0, 0.0])}, r"no lower bound of `loss` -1.0 in row 0"),
         ({"loss": torch.tensor([1.0, float("nan")])}, r"`loss` is nan in row 1"),
         ({"loss": torch.tensor([1.0])}, r"1-D tensors of one length"),

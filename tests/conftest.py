@@ -1,0 +1,28 @@
+"""One thread a test process: several processes share few cores, and small tensors gain nothing from more."""
+
+import logging
+import os
+
+import pytest
+import torch
+
+torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("MPLBACKEND", "agg")
+
+
+@pytest.fixture(autouse=True)
+def _quiet_and_elsewhere(tmp_path, monkeypatch):
+    """Keep default_root_dir and Lightning's advice out of the way."""
+    monkeypatch.chdir(tmp_path)
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+
+
+@pytest.fixture
+def lightning_says(caplog):
+    """Return a function that gives everything said at INFO or above, with Lightning's logger audible."""
+    logger = logging.getLogger("lightning.pytorch")
+    logger.setLevel(logging.INFO)
+    logger.addHandler(caplog.handler)
+    yield lambda: "\n".join(record.getMessage() for record in caplog.records)
+    logger.removeHandler(caplog.handler)
