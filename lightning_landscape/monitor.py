@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from typing_extensions import override
 
+from lightning_landscape.loading import load
 from lightning_landscape.probes import SCHEMA, Probe, ProbeTable
 from lightning_landscape.probing import checks, lightning_compat
 from lightning_landscape.probing.description import describe_run
@@ -247,6 +248,7 @@ class LandscapeMonitor(Callback):
             return
         self._next_step, self._watching, self._session = _NEVER, False, None
         session.measurement.abandon()
+        self._resumed = session.state()  # for a checkpoint that is saved after fit
         try:
             self.table, self.summary = session.end(stopped_by, steps=self._step, complete=complete, evaluate=evaluate)
         except Exception as error:
@@ -497,8 +499,9 @@ class _Session:
     def resume(self, state: Mapping[str, Any]) -> None:
         """Go on with the probes before the checkpoint; with another reference a new table starts."""
         folder = Path(state["folder"])
-        if state["schema"] != SCHEMA or state["reference"] != self._reference_identity():
-            rank_zero_info("LandscapeMonitor: the checkpoint was measured against another reference; a new table starts here")
+        reason = self._reason_for_a_new_table(state, folder)
+        if reason is not None:
+            rank_zero_info(f"LandscapeMonitor: {reason}; a new table starts at step {self.first_step}")
             return
         self.measurement.adopt(state, folder / STORE)
         self._run_id = state["run_id"]
@@ -510,8 +513,25 @@ class _Session:
                 curves |= {**scalars.known_with_reference(table), **scalars.running_alpha_beta(table)}
             self.curves.write(table, curves)
 
+    def _reason_for_a_new_table(self, state: Mapping[str, Any], folder: Path) -> str | None:
+        if state["schema"] != SCHEMA:
+            return f"the checkpoint holds schema {state['schema']}, supported is {SCHEMA}"
+        if state["reference"] != self._reference_identity():
+            return "the checkpoint was measured against another reference"
+        if not self._live and not (folder / STORE).exists() and _is_complete(folder):
+            return "the checkpoint is of a finished run whose store was removed (keep_store=True keeps it)"
+        return None
+
     def _reference_identity(self) -> str:
         return FINAL if not self._live or self.measurement.reference is None else str(self.measurement.reference.sha256)
+
+
+def _is_complete(folder: Path) -> bool:
+    try:
+        summary = load(folder).summary
+    except (OSError, ValueError):
+        return False
+    return summary is not None and bool(summary["run"]["complete"])
 
 
 def _overwrites_parameters_at_the_end(callback: Callback) -> bool:

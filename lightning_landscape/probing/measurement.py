@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -121,6 +121,7 @@ class Measurement:
         self._swap = Swap(module)
         self._window: Window | None = None
         self._door: Doorstep | None = None
+        self._disk_full = False
 
     # ------------------------------------------------------------------------------------------------ while training
 
@@ -193,6 +194,9 @@ class Measurement:
             return
         self.look_away()
         window.stepping = True
+        if window.arriving is not None:  # manual optimisation steps inside training_step
+            window.moments.append(window.arriving)
+            window.arriving = None
         with self._timed():
             parameters = optimized_parameters(self._module, self._optimizer)
             window.epoch = self._trainer.current_epoch
@@ -310,7 +314,10 @@ class Measurement:
                 self.store.drop(step)
         if probe.step in chosen:
             first = probe.step == self.schedule.kept[0]
-            self._write(probe.step, Kept(window.moments, window.before if first else None, None, self._others(window)))
+            with suppress(OSError):  # the row is complete; only its loss at x_0 will not be known
+                self.store.write(
+                    probe.step, Kept(window.moments, window.before if first else None, None, self._others(window))
+                )
 
     def _kept(self, window: Window) -> Kept:
         return Kept(window.moments, window.before, window.gradient, self._others(window))
@@ -319,14 +326,22 @@ class Measurement:
         return {n: p.detach() for n, p in named_parameters(self._module).items() if n not in window.before}
 
     def _write(self, step: int, kept: Kept) -> None:
-        """Write to the store; where the disk is full, thin the table once and try again."""
+        """Write to the store; where the disk is full, thin the table once and try again.
+
+        Raises:
+            OSError: if the disk is full nevertheless; the probe is counted as one that cannot be evaluated.
+        """
         try:
             self.store.write(step, kept)
-        except OSError:
-            if len(self.schedule.kept) > 2:
-                self._forget(self.schedule.thin())
+            self._disk_full = False
+        except OSError as error:
+            if self._disk_full or len(self.schedule.kept) < 3:
+                self._lose(step, "unevaluable")
+                raise OSError(error.errno, f"{error.strerror}, while storing the probe of step {step}") from error
+            self._disk_full = True
+            self._forget(self.schedule.thin())
             if step in self.schedule.kept:
-                self.store.write(step, kept)
+                self._write(step, kept)
 
     def _forget(self, steps: Iterable[int]) -> None:
         gone = set(steps)
@@ -376,9 +391,13 @@ class Measurement:
         try:
             evaluate(step)
         except NotMeasurable:
-            self.dropped["unevaluable"] += 1
-            self.schedule.kept = [kept for kept in self.schedule.kept if kept != step]
-            self._forget([step])
+            self._lose(step, "unevaluable")
+
+    def _lose(self, step: int, why: str) -> None:
+        """Take a kept row out of the table and count it."""
+        self.dropped[why] += 1
+        self.schedule.kept = [kept for kept in self.schedule.kept if kept != step]
+        self._forget([step])
 
     def _check_stored(self, step: int) -> None:
         (probe,) = (probe for probe in self.table if probe.step == step)
@@ -410,9 +429,7 @@ class Measurement:
         if is_finite(product, distance, loss):
             self.table = self.table.replaced(step, reference_loss=loss, inner_product=product, sq_distance=distance)
         else:
-            self.dropped["non_finite"] += 1
-            self.schedule.kept = [kept for kept in self.schedule.kept if kept != step]
-            self._forget([step])
+            self._lose(step, "non_finite")
 
     def _evaluate_initial(self, track: Callable[[Sequence[int], str], Iterable[int]]) -> None:
         assert self.reference is not None

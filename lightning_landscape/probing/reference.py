@@ -99,7 +99,7 @@ def _read(path: Path) -> dict[str, Tensor]:
         content: Any = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, pickle.UnpicklingError, RuntimeError, EOFError, KeyError, safetensors.SafetensorError) as error:
         raise MisconfigurationException(
-            f"LandscapeMonitor(reference={str(path)!r}) cannot be read: {str(error).splitlines()[0]}; {_KINDS}, all readable "
+            f"LandscapeMonitor(reference={str(path)!r}) cannot be read: {type(error).__name__} {str(error)[:200]}; {_KINDS}, all readable "
             "by torch.load(weights_only=True)"
         ) from error
     if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):

@@ -1,0 +1,247 @@
+"""Interrupt, exception, SIGTERM, ``kill -9`` and resume, each with a real process."""
+
+import multiprocessing
+import os
+import signal
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+from lightning_landscape import load
+from lightning_landscape.probes import from_json_lines
+from tests.helpers import run_script
+from tests.integration.test_event_files import RUNNING, WHILE_TRAINING, WITH_REFERENCE, curves
+
+ROOT = Path(__file__).parents[2]
+SECONDS = 60
+CONTEXT = multiprocessing.get_context("forkserver")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _forkserver():
+    """One clean process imports everything once; every run is a process forked from it."""
+    CONTEXT.set_forkserver_preload(["tests.helpers.run_script"])
+    previous = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = str(ROOT)
+    yield
+    if previous is None:
+        del os.environ["PYTHONPATH"]
+    else:
+        os.environ["PYTHONPATH"] = previous
+
+
+@dataclass
+class Running:
+    process: multiprocessing.process.BaseProcess
+    log: Path
+
+
+def start(folder, *options):
+    folder.mkdir(exist_ok=True, parents=True)
+    log = folder / f"log-{len(list(folder.glob('log-*')))}"
+    process = CONTEXT.Process(target=run_script.main_logged, args=([str(folder), *options], str(log)))
+    process.start()
+    return Running(process, log)
+
+
+def finish(running):
+    """Wait for a process; return (exit status, its output)."""
+    running.process.join(SECONDS)
+    assert running.process.exitcode is not None, running.log.read_text()
+    return running.process.exitcode, running.log.read_text()
+
+
+def wait_for(running, condition):
+    """Wait until a condition holds, while the process runs."""
+    deadline = time.monotonic() + SECONDS
+    while not condition():
+        assert running.process.is_alive(), running.log.read_text()
+        assert time.monotonic() < deadline, "the process took too long"
+        time.sleep(0.005)
+
+
+def last_probe(folder):
+    """Return the step of the newest probe on disk."""
+    path = folder / "run" / "landscape" / "probes.jsonl"
+    table = from_json_lines(path.read_text()) if path.exists() else []
+    return table[-1].step if len(table) else -1
+
+
+def run_to_the_end(folder, *options):
+    status, output = finish(start(folder, *options))
+    assert status == 0, output
+    return output
+
+
+def interrupted(folder, how, step, *options):
+    """Run until the probe of a step is on disk, then send a signal."""
+    running = start(folder, *options)
+    wait_for(running, lambda: last_probe(folder) >= step)
+    os.kill(running.process.pid, how)
+    return running
+
+
+def test_ctrl_c_evaluates_what_is_there(tmp_path):
+    status, output = finish(interrupted(tmp_path, signal.SIGINT, 10, "--epochs", "1000"))
+    assert status == 1, output
+    run = load(tmp_path / "run")
+    assert len(run.table) >= 6
+    assert all(probe.evaluated for probe in run.table)
+    assert run.summary["run"]["complete"] is False
+    assert run.summary["run"]["stopped_by"] == "KeyboardInterrupt"
+    assert run.summary["run"]["fidelity"]["exact"] is True
+    assert run.summary["conditions"]["alpha_beta"]["neighbourhood"] is not None
+    assert (run.path / "reference.safetensors").is_file()
+    assert (run.path / "store").is_dir()  # kept, to resume
+    assert set(curves(tmp_path / "run")[0]) == WHILE_TRAINING | WITH_REFERENCE | RUNNING
+
+
+def test_a_second_ctrl_c_ends_the_evaluation_at_once(tmp_path):
+    process = interrupted(tmp_path, signal.SIGINT, 20, "--epochs", "1000", "--pause", "0.05", "--every", "1")
+    wait_for(process, (tmp_path / "run" / "landscape" / "reference.safetensors").exists)
+    time.sleep(0.4)  # some of the twenty replays of 0.05 s each
+    os.kill(process.process.pid, signal.SIGINT)
+    sent = time.monotonic()
+    status, output = finish(process)
+    assert status == 1, output
+    assert "interrupted again" in output
+    assert time.monotonic() - sent < 20
+    run = load(tmp_path / "run")
+    evaluated = [probe.evaluated for probe in run.table]
+    assert len(run.table) >= 20
+    assert not all(evaluated)
+    assert run.summary["run"]["complete"] is False
+    assert set(curves(tmp_path / "run")[0]) == WHILE_TRAINING  # no retroactive tags of a partial evaluation
+
+
+def test_an_exception_flushes_and_is_raised(tmp_path):
+    status, output = finish(start(tmp_path, "--fail-at", "13"))
+    assert status == 1
+    assert "ValueError: the user's own error" in output
+    run = load(tmp_path / "run")
+    assert [probe.step for probe in run.table] == [0, 2, 4, 6, 8, 10, 12]
+    assert not any(probe.evaluated for probe in run.table)
+    assert run.summary["run"]["stopped_by"] == "ValueError"
+    assert run.summary["run"]["complete"] is False
+    assert run.summary["conditions"]["alpha_beta"]["alpha"] is None
+    assert (run.path / "store").is_dir()
+
+
+def test_sigterm_only_flushes(tmp_path):
+    status, output = finish(interrupted(tmp_path, signal.SIGTERM, 10, "--epochs", "1000"))
+    assert "Received SIGTERM" in output
+    run = load(tmp_path / "run")
+    assert len(run.table) >= 6
+    assert not any(probe.evaluated for probe in run.table)
+    assert run.summary["run"]["stopped_by"] == "SIGTERMException"
+    assert set(curves(tmp_path / "run")[0]) <= WHILE_TRAINING
+
+
+def test_kill_loses_at_most_two_probes(tmp_path):
+    process = interrupted(tmp_path, signal.SIGKILL, 22, "--epochs", "1000")
+    status, output = finish(process)
+    assert status == -signal.SIGKILL
+    last = int(output.strip().rpartition("step ")[2])
+    run = load(tmp_path / "run")
+    assert run.summary is None
+    steps = [probe.step for probe in run.table]
+    assert steps == list(range(0, steps[-1] + 1, 2))
+    assert steps[-1] >= last - 2 * 2
+    assert all(mode & 0o077 == 0 for mode in (path.stat().st_mode for path in (run.path / "store").rglob("*")))
+
+
+def killed_and_resumed(folder, *options, step):
+    """Kill a run, resume it from its last checkpoint; return (old run before, the same after, new run, its first step)."""
+    process = interrupted(folder, signal.SIGKILL, step, *options, "--epochs", "1000")
+    finish(process)
+    before = load(folder / "run")
+    names = {path: path.stat().st_mtime_ns for path in before.path.rglob("*") if path.is_file()}
+    checkpoint = folder / "checkpoints" / "last.ckpt"
+    first = torch.load(checkpoint, weights_only=True)["global_step"]
+    run_to_the_end(folder, *options, "--version", "again", "--resume", str(checkpoint))
+    assert names == {path: path.stat().st_mtime_ns for path in before.path.rglob("*") if path.is_file()}
+    return before, load(folder / "again"), first
+
+
+@pytest.mark.parametrize("options", [(), ("--accumulate", "3", "--every", "1", "--epochs", "9"), ("--max-probes", "16")])
+def test_resume_of_an_ordinary_run_loses_and_doubles_nothing(options, tmp_path):
+    before, again, step = killed_and_resumed(tmp_path, *options, step=45)
+    old = {probe.step: probe for probe in before.table if probe.step < step}
+    new = {probe.step: probe for probe in again.table}
+    shared = sorted(set(old) & set(new))
+    assert shared
+    for k in shared:
+        assert (new[k].loss, new[k].grad_sq_norm) == (old[k].loss, old[k].grad_sq_norm)
+    stride = again.summary["run"]["stride"]
+    assert sorted(new) == list(range(0, max(new) + 1, stride))
+    assert all(probe.evaluated for probe in again.table)
+    assert again.summary["run"]["fidelity"]["exact"] is True
+    assert again.summary["run"]["dropped"] == {"non_finite": 0, "no_loss": 0, "unevaluable": 0}
+    assert again.summary["run"]["complete"] is True
+
+
+@pytest.mark.parametrize("options", [(), ("--max-probes", "16")])
+def test_resume_of_a_run_of_the_step_is_the_uninterrupted_run(options, tmp_path):
+    run_to_the_end(tmp_path / "whole", "--module", "OfTheStep", *options)
+    _, again, _ = killed_and_resumed(tmp_path / "killed", "--module", "OfTheStep", *options, step=36)
+    whole = load(tmp_path / "whole" / "run")
+    assert again.table == whole.table
+    assert again.summary["conditions"] == whole.summary["conditions"]
+    ours, theirs = curves(tmp_path / "killed" / "again")[0], curves(tmp_path / "whole" / "run")[0]
+    kept = {probe.logged_step for probe in whole.table}
+    for tag in (WHILE_TRAINING | WITH_REFERENCE | RUNNING) - {"overhead"}:
+        assert [p for p in ours[tag] if p[0] in kept] == [p for p in theirs[tag] if p[0] in kept], tag
+
+
+def test_resume_with_a_reference_file(tmp_path):
+    run_to_the_end(tmp_path / "first", "--module", "OfTheStep")
+    reference = str(tmp_path / "first" / "run" / "landscape" / "reference.safetensors")
+    options = ("--module", "OfTheStep", "--reference", reference)
+    run_to_the_end(tmp_path / "whole", *options)
+    _, again, _ = killed_and_resumed(tmp_path / "killed", *options, step=36)
+    assert again.table == load(tmp_path / "whole" / "run").table
+
+
+def test_resume_when_the_store_is_gone_drops_and_counts(tmp_path):
+    finish(interrupted(tmp_path, signal.SIGKILL, 28, "--epochs", "1000"))
+    store = load(tmp_path / "run").path / "store"
+    checkpoint = tmp_path / "checkpoints" / "last.ckpt"
+    state = torch.load(checkpoint, weights_only=True)
+    rows = next(s for key, s in state["callbacks"].items() if key.startswith("LandscapeMonitor"))["rows"]
+    store.rename(store.with_name("elsewhere"))
+    run_to_the_end(tmp_path, "--version", "again", "--resume", str(checkpoint))
+    again = load(tmp_path / "again")
+    assert again.summary["run"]["dropped"]["unevaluable"] == len(rows)
+    assert again.table[0].step >= state["global_step"]
+
+
+def test_a_stored_batch_that_the_run_did_not_write_is_not_unpickled(tmp_path):
+    finish(interrupted(tmp_path, signal.SIGKILL, 28, "--epochs", "1000"))
+    store = load(tmp_path / "run").path / "store"
+    victim = sorted(store.glob("0*"))[1] / "moment-0.pickle"
+    victim.write_bytes(b"cos\nsystem\n(S'touch " + str(tmp_path / "ran").encode() + b"'\ntR.")
+    run_to_the_end(tmp_path, "--version", "again", "--resume", str(tmp_path / "checkpoints" / "last.ckpt"))
+    assert not (tmp_path / "ran").exists()
+    assert load(tmp_path / "again").summary["run"]["dropped"]["unevaluable"] == 1
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_extending_a_finished_run_needs_its_store(keep, tmp_path):
+    options = ("--keep-store",) if keep else ()
+    run_to_the_end(tmp_path, "--epochs", "2", *options)
+    first = load(tmp_path / "run")
+    output = run_to_the_end(
+        tmp_path, "--epochs", "3", *options, "--version", "again", "--resume", str(tmp_path / "checkpoints" / "last.ckpt")
+    )
+    again = load(tmp_path / "again")
+    assert again.summary["run"]["dropped"]["unevaluable"] == 0
+    if keep:
+        kept = [probe for probe in first.table if probe.step < 35]  # 35 is the last multiple of 7 at which it was saved
+        assert [probe.loss for probe in again.table][: len(kept)] == [probe.loss for probe in kept]
+        assert again.table[0].step == 0
+    else:
+        assert again.table[0].step == 35
+        assert "keep_store=True" in output
