@@ -181,12 +181,9 @@ def _blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
 
 def _dot(left: Tensor, right: Tensor) -> Tensor:
     """Return the inner product of two flat blocks: rows of 2,048 in the working precision, their sum in float64."""
-    rows = left.numel() // _ROW
-    if rows == 0:
-        return torch.dot(left, right).double()
-    whole = rows * _ROW
-    products = torch.bmm(left[:whole].view(rows, 1, _ROW), right[:whole].view(rows, _ROW, 1))
-    return products.sum(dtype=torch.float64) + torch.dot(left[whole:], right[whole:]).double()
+    whole = left.numel() // _ROW * _ROW
+    rows = torch.linalg.vecdot(left[:whole].view(-1, _ROW), right[:whole].view(-1, _ROW))
+    return rows.sum(dtype=torch.float64) + torch.linalg.vecdot(left[whole:], right[whole:]).double()
 
 
 def _total(parts: Iterable[Tensor]) -> float:

@@ -1,0 +1,182 @@
+"""The store: what was written comes back, privately, within its budget."""
+
+import errno
+import os
+import shutil
+import subprocess
+
+import lightning.pytorch as pl
+import pytest
+import torch
+
+from lightning_landscape import LandscapeMonitor
+from lightning_landscape.probing.freezing import freeze, thaw
+from lightning_landscape.probing.gradients import Gradient
+from lightning_landscape.probing.replay import NotMeasurable
+from lightning_landscape.probing.store import Kept, ProbeStore, save_tensors
+from tests.helpers.modules import Plain, loader
+
+BUDGET = 10**9
+
+
+def kept(seed=0, others=None, size=100):
+    g = torch.Generator().manual_seed(seed)
+    x = {"w": torch.randn(size, generator=g), "b": torch.randn(2, 3, generator=g).t()}
+    gradient = Gradient({"w": torch.randn(size, generator=g).bfloat16()}, 1 / 3)
+    return Kept([freeze({"batch": torch.randn(4, generator=g), "n": seed})], x, gradient, others)
+
+
+def test_what_was_written_comes_back(tmp_path):
+    store, probe = ProbeStore(tmp_path / "store", BUDGET), kept(3)
+    store.write(7, probe)
+    assert 7 in store
+    assert 8 not in store
+    for name, value in probe.parameters.items():
+        assert torch.equal(store.parameters(7)[name], value)
+    assert torch.equal(store.gradient(7).raw["w"], probe.gradient.raw["w"])
+    assert store.gradient(7).factor == 1 / 3
+    (moment,) = store.moments(7)
+    assert thaw(moment)["n"] == 3
+    assert torch.equal(thaw(moment)["batch"], thaw(probe.moments[0])["batch"])
+
+
+def test_the_store_is_private(tmp_path):
+    store = ProbeStore(tmp_path / "store", BUDGET)
+    store.write(7, kept(others={"frozen": torch.ones(3)}))
+    modes = {path: path.stat().st_mode & 0o777 for path in (store.folder, *store.folder.rglob("*"))}
+    assert all(mode == (0o700 if path.is_dir() else 0o600) for path, mode in modes.items())
+
+
+def test_frozen_parameters_are_stored_once_while_they_do_not_change(tmp_path):
+    store, frozen = ProbeStore(tmp_path / "store", BUDGET), torch.zeros(5000)
+    for step in (0, 1):
+        store.write(step, kept(step, {"frozen": frozen}))
+    frozen += 1
+    for step in (2, 3):
+        store.write(step, kept(step, {"frozen": frozen}))
+    nodes = [(tmp_path / "store" / f"{step:012d}" / "others.safetensors").stat().st_ino for step in range(4)]
+    assert nodes[0] == nodes[1] != nodes[2] == nodes[3]
+    store.drop(1)
+    store.drop(3)
+    assert [float(store.others(step)["frozen"][0]) for step in (0, 2)] == [0.0, 1.0]
+    store.write(4, kept(4, {"frozen": frozen}))
+    assert (tmp_path / "store" / f"{4:012d}" / "others.safetensors").stat().st_ino == nodes[2]
+
+
+def test_frozen_parameters_beyond_half_of_the_budget_are_taken_to_be_constant(tmp_path):
+    store = ProbeStore(tmp_path / "store", 20_000)
+    store.write(0, kept(0, {"frozen": torch.zeros(5000)}))
+    assert store.others(0) == {}
+    assert store.frozen_kept is False
+
+
+def test_capacity_counts_the_largest_probe(tmp_path):
+    store = ProbeStore(tmp_path / "store", 10_000)
+    assert store.capacity is None
+    store.write(0, kept(0, size=50))
+    store.write(1, kept(1, size=500))
+    assert store.capacity == 10_000 // kept(1, size=500).nbytes
+    store.write(2, kept(2, size=50))
+    assert store.capacity == 10_000 // kept(1, size=500).nbytes
+    assert abs(store.nbytes - sum(k.nbytes for k in (kept(0, size=50), kept(1, size=500), kept(2, size=50)))) < 6000
+
+
+def test_what_another_run_wrote_is_not_unpickled(tmp_path):
+    store = ProbeStore(tmp_path / "store", BUDGET)
+    store.write(7, kept(1))
+    other = ProbeStore(tmp_path / "store", BUDGET)
+    with pytest.raises(NotMeasurable, match="no batch of step 7"):
+        other.moments(7)
+    victim = tmp_path / "store" / f"{7:012d}" / "moment-0.pickle"
+    victim.write_bytes(victim.read_bytes() + b" ")
+    with pytest.raises(NotMeasurable, match="is not the one that this run wrote"):
+        store.moments(7)
+    shutil.rmtree(victim.parent)
+    for read in (store.moments, store.gradient, store.parameters):
+        with pytest.raises(NotMeasurable, match="step 7 (is|are) gone"):
+            read(7)
+
+
+def test_adopting_links_and_leaves_the_old_store_alone(tmp_path):
+    old = ProbeStore(tmp_path / "old", BUDGET)
+    old.write(7, kept(1, {"frozen": torch.ones(3)}))
+    new = ProbeStore(tmp_path / "new", BUDGET)
+    assert new.adopt(old.folder, 7, old.digests[7])
+    assert not new.adopt(old.folder, 9, [])
+    assert thaw(new.moments(7)[0])["n"] == 1
+    assert new.largest > 0
+    new.drop(7)
+    new.remove()
+    assert thaw(old.moments(7)[0])["n"] == 1
+
+
+def test_adopting_copies_where_links_cannot_be_made(tmp_path, monkeypatch):
+    def no_links(*args):
+        raise OSError(errno.EXDEV, "Invalid cross-device link")
+
+    monkeypatch.setattr(os, "link", no_links)
+    test_adopting_links_and_leaves_the_old_store_alone(tmp_path)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """Yield a folder on a file system of 1 MiB, where one can be mounted."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("a small file system needs the right to mount one")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk_is_an_os_error_and_leaves_nothing_of_the_probe(small_disk):
+    store = ProbeStore(small_disk / "store", BUDGET)
+    store.write(0, kept(0, size=1000))
+    with pytest.raises(OSError, match="os error 28|No space left") as error:
+        store.write(1, kept(1, size=400_000))
+    assert error.value.errno == errno.ENOSPC
+    assert 1 not in store
+    assert sorted(path.name for path in store.folder.iterdir()) == [f"{0:012d}"]
+    store.drop(0)
+    store.write(1, kept(1, size=100_000))
+    assert 1 in store
+
+
+def test_a_run_on_a_small_disk_thins_and_ends_well(small_disk):
+    """The real thing: the disk fills up while training, and what was measured until then is evaluated."""
+    class Large(Plain):
+        def __init__(self):
+            super().__init__()
+            self.net.append(torch.nn.Linear(4, 4))
+            self.wide = torch.nn.Parameter(torch.zeros(10_000))
+
+        def compute_loss(self, batch):
+            return super().compute_loss(batch) + (self.wide - 1).square().mean()
+
+    class Fill(pl.Callback):
+        def on_train_batch_end(self, trainer, *args):
+            if trainer.global_step == 3:  # another program takes most of the rest of the disk
+                (small_disk / "ballast").write_bytes(b"0" * (shutil.disk_usage(small_disk).free - 60_000))
+
+    monitor = LandscapeMonitor(every_n_steps=1, dirpath=small_disk)
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        max_epochs=2,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[monitor, Fill()],
+    )
+    trainer.fit(Large(), loader())
+    assert trainer.global_step == 20
+    assert len(monitor.table) >= 2
+    assert monitor.summary["run"]["stride"] > 1
+    assert all(probe.evaluated for probe in monitor.table)
+    assert monitor.summary["run"]["fidelity"]["exact"]
+
+
+def test_tensors_are_written_atomically(tmp_path):
+    save_tensors(tmp_path / "x.safetensors", {"x": torch.ones(2)})
+    assert [path.name for path in tmp_path.iterdir()] == ["x.safetensors"]
