@@ -86,7 +86,7 @@ class LandscapeMonitor(Callback):
         every_n_steps: int = 10,
         max_probes: int = 256,
         loss_infimum: float = 0.0,
-        loss: Callable[[LightningModule, Any], Tensor] | None = None,
+        loss: Callable[[LightningModule, Any], Any] | None = None,  # jsonargparse would ask for annotated functions
         store_dtype: Literal["native"] = "native",
         store_gib: float = 4.0,
         dirpath: str | os.PathLike[str] | None = None,

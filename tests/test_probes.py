@@ -1,5 +1,6 @@
 """The table of probes: in and out of its files, and cut into windows."""
 
+import itertools
 import json
 import math
 
@@ -101,7 +102,7 @@ def test_windows_are_disjoint_equal_slices(table, count, steps):
     windows = table.windows(count, steps)
     assert windows[0][0] == 0
     assert windows[-1][1] == steps
-    assert all(a[1] == b[0] for a, b in zip(windows, windows[1:], strict=False))
+    assert all(a[1] == b[0] for a, b in itertools.pairwise(windows))
     assert max(end - start for start, end, _ in windows) - min(end - start for start, end, _ in windows) <= 1
     inside = [probe.step for _, _, rows in windows for probe in rows]
     assert inside == [probe.step for probe in table if probe.step < steps]

@@ -315,9 +315,7 @@ class Measurement:
         if probe.step in chosen:
             first = probe.step == self.schedule.kept[0]
             with suppress(OSError):  # the row is complete; only its loss at x_0 will not be known
-                self.store.write(
-                    probe.step, Kept(window.moments, window.before if first else None, None, self._others(window))
-                )
+                self.store.write(probe.step, Kept(window.moments, window.before if first else None, None, self._others(window)))
 
     def _kept(self, window: Window) -> Kept:
         return Kept(window.moments, window.before, window.gradient, self._others(window))

@@ -182,8 +182,9 @@ def _blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
 def _dot(left: Tensor, right: Tensor) -> Tensor:
     """Return the inner product of two flat blocks: rows of 2,048 in the working precision, their sum in float64."""
     whole = left.numel() // _ROW * _ROW
-    rows = torch.linalg.vecdot(left[:whole].view(-1, _ROW), right[:whole].view(-1, _ROW))
-    return rows.sum(dtype=torch.float64) + torch.linalg.vecdot(left[whole:], right[whole:]).double()
+    rows: Tensor = torch.linalg.vecdot(left[:whole].view(-1, _ROW), right[:whole].view(-1, _ROW))
+    rest: Tensor = torch.linalg.vecdot(left[whole:], right[whole:])
+    return rows.sum(dtype=torch.float64) + rest.double()
 
 
 def _total(parts: Iterable[Tensor]) -> float:

@@ -99,8 +99,8 @@ def _read(path: Path) -> dict[str, Tensor]:
         content: Any = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, pickle.UnpicklingError, RuntimeError, EOFError, KeyError, safetensors.SafetensorError) as error:
         raise MisconfigurationException(
-            f"LandscapeMonitor(reference={str(path)!r}) cannot be read: {type(error).__name__} {str(error)[:200]}; {_KINDS}, all readable "
-            "by torch.load(weights_only=True)"
+            f"LandscapeMonitor(reference={str(path)!r}) cannot be read: {type(error).__name__} {str(error)[:200]}; {_KINDS}, "
+            "all readable by torch.load(weights_only=True): pass one of these"
         ) from error
     if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
         content = content["state_dict"]

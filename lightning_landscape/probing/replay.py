@@ -15,7 +15,7 @@ from torch import Tensor
 from lightning_landscape.probing.freezing import Frozen, freeze, thaw
 from lightning_landscape.probing.state import capture, put_back, untouched
 
-Loss = Callable[[LightningModule, Any], Tensor]
+Loss = Callable[[LightningModule, Any], Any]
 
 
 class NotMeasurable(Exception):

@@ -13,7 +13,7 @@ def tracker(trainer: Trainer) -> Callable[[Sequence[int], str], Iterable[int]]:
     shown = trainer.progress_bar_callback is not None and trainer.is_global_zero
 
     def track(steps: Sequence[int], label: str) -> Iterable[int]:
-        bar: Iterable[int] = tqdm(steps, desc=f"landscape: {label}", disable=not shown, leave=False, unit="probe")
+        bar: Iterable[int] = tqdm(steps, desc=f"landscape: {label}", disable=not (shown and steps), leave=False, unit="probe")
         return bar
 
     return track

@@ -28,7 +28,7 @@ def summarise(table: ProbeTable, run: dict[str, Any], windows: int) -> dict[str,
         "schema": SCHEMA,
         "run": {**run, "drop": drop},
         "conditions": {"alpha_beta": alpha_beta},
-        "verdict": verdict(alpha_beta, drop, run),
+        "verdict": verdict(alpha_beta, drop, run) + _reference_caveat(table.evaluated, windows, run["steps"]),
     }
 
 
@@ -53,7 +53,8 @@ def _alpha_beta(table: ProbeTable, drop: dict[str, Any], windows: int, steps: in
     achieved = drop["value"]
     neighbourhood = number(result["neighbourhood"]) if result else None
     informativeness = None
-    if neighbourhood is not None and achieved is not None and achieved > 0:
+    silent = result is not None and neighbourhood == 0 and not result["attained"]
+    if neighbourhood is not None and achieved is not None and achieved > 0 and not silent:
         informativeness = number(neighbourhood / achieved)
     if result and reason is None:
         reason = _reason_for_no_pair(result, table) or _reason_for_no_informativeness(achieved)
@@ -104,8 +105,8 @@ def _reason_against(table: ProbeTable) -> str | None:
         for name in ("loss", "reference_loss"):
             if getattr(probe, name) < probe.loss_infimum:
                 return (
-                    f"{name} {getattr(probe, name):.6g} at step {probe.step} is below loss_infimum {probe.loss_infimum:g}: pass "
-                    "loss_infimum= a lower bound of every mini-batch loss"
+                    f"{name} {getattr(probe, name):.6g} at step {probe.step} is below loss_infimum {probe.loss_infimum:g}: "
+                    "pass loss_infimum= a lower bound of every mini-batch loss"
                 )
     return None
 
@@ -138,18 +139,34 @@ def verdict(alpha_beta: dict[str, Any], drop: dict[str, Any], run: dict[str, Any
         what = f"The α-β-condition holds at all probes with α = {alpha_beta['alpha']:.4g}, β = {alpha_beta['beta']:.4g}"
     else:
         what = f"The α-β-condition has no best pair ({alpha_beta['reason']})"
+    if alpha_beta["informativeness"] is None and size == 0 and not alpha_beta["attained"]:
+        return f"{what}." + _caveat(run)
     if achieved is None:
         return f"{what}; its neighbourhood is {size:.4g}, but what training achieved was not measured." + _caveat(run)
     if alpha_beta["informative"]:
         worth = (
-            f"and is informative: its neighbourhood {size:.4g} is {alpha_beta['informativeness']:.2g} of the drop {achieved:.4g} "
-            "that training achieved"
+            f"and is informative: its neighbourhood {size:.4g} is {alpha_beta['informativeness']:.2g} "
+            f"of the drop {achieved:.4g} that training achieved"
         )
     else:
         worth = (
             f"but it is vacuous: its neighbourhood {size:.4g} is no smaller than the drop {achieved:.4g} that training achieved"
         )
     return f"{what}, {worth}." + _caveat(run)
+
+
+def _reference_caveat(table: ProbeTable, windows: int, steps: int) -> str:
+    """Say so where the reference is plainly no minimiser: late in training the loss was below its value there."""
+    *_, (start, _, late) = table.windows(windows, steps)
+    if len(late) < 2:
+        return ""
+    gap, error = mean_and_error(late.column("loss") - late.column("reference_loss"))
+    if not gap < -3 * error:
+        return ""
+    return (
+        f" Mind the reference, which is no minimiser: from step {start} on the loss was {-float(gap):.3g} below its value "
+        "there, on average."
+    )
 
 
 def _caveat(run: dict[str, Any]) -> str:

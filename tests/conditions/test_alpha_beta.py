@@ -50,7 +50,9 @@ def test_batches_of_updates_and_numbers_are_one_table():
 
 def test_an_empty_set_counts_the_probes_that_empty_it():
     metric = AlphaBeta()
-    metric.update(loss=torch.tensor([1.0, 2.0]), reference_loss=torch.tensor([0.0, 1.0]), inner_product=torch.tensor([-1.0, 1.0]))
+    metric.update(
+        loss=torch.tensor([1.0, 2.0]), reference_loss=torch.tensor([0.0, 1.0]), inner_product=torch.tensor([-1.0, 1.0])
+    )
     result = metric.compute()
     assert math.isnan(result["alpha"])
     assert math.isnan(result["neighbourhood"])
@@ -123,7 +125,7 @@ def table(name, points):
 def worst(name, points, keep=400):
     """Return the rows that matter for β_min: the package's envelope is exact, and so slow on a million rows."""
     full = table(name, points)
-    columns, chosen = {k: v for k, v in full.items()}, set()
+    columns, chosen = dict(full.items()), set()
     excess = columns["reference_loss"] - columns["loss_infimum"]
     for rate in (0.25, 0.5, 1.0, 8.0):
         needed = (rate * (columns["loss"] - columns["reference_loss"]) - columns["inner_product"]) / excess

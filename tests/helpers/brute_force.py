@@ -73,9 +73,7 @@ def recorded(module_class):
 
 def without_graph(module):
     """Deep-copy a module; attributes that carry a graph (which deepcopy refuses) are detached for it."""
-    carried = [
-        (m, n, v) for m in module.modules() for n, v in vars(m).items() if isinstance(v, torch.Tensor) and not v.is_leaf
-    ]
+    carried = [(m, n, v) for m in module.modules() for n, v in vars(m).items() if isinstance(v, torch.Tensor) and not v.is_leaf]
     for m, n, v in carried:
         vars(m)[n] = v.detach()
     twin = copy.deepcopy(module)

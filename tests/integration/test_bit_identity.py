@@ -16,9 +16,7 @@ from tests.helpers.settings import SETTINGS, train
 def everything(trainer, module, folder):
     """Return all that a run leaves behind."""
     with (folder / "lightning_logs" / "version_0" / "metrics.csv").open() as file:
-        logged = [
-            {k: v for k, v in row.items() if v and not k.startswith("landscape/")} for row in csv.DictReader(file)
-        ]
+        logged = [{k: v for k, v in row.items() if v and not k.startswith("landscape/")} for row in csv.DictReader(file)]
     checkpoint = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=False)
     # our own state, and the paths that differ between the two runs
     checkpoint["callbacks"] = sorted(key.partition("{")[0] for key in checkpoint["callbacks"] if "Landscape" not in key)
@@ -63,7 +61,7 @@ def assert_same(a, b, where="run"):
             assert_same(x, y, f"{where}[{index}]")
     elif isinstance(a, torch.Tensor):
         assert a.dtype == b.dtype, where
-        assert torch.equal(a, b) or torch.equal(a.isnan(), b.isnan()) and torch.equal(a.nan_to_num(), b.nan_to_num()), where
+        assert torch.equal(a, b) or (torch.equal(a.isnan(), b.isnan()) and torch.equal(a.nan_to_num(), b.nan_to_num())), where
     elif isinstance(a, np.ndarray):
         assert np.array_equal(a, b), where
     elif not isinstance(a, (types.FunctionType, types.MethodType)):

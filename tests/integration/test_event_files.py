@@ -106,7 +106,7 @@ def test_the_last_running_values_are_the_reports(run):
 
 
 def test_running_values_are_the_worst_case_so_far(run):
-    mode, loaded, ours, _ = run
+    _mode, loaded, ours, _ = run
     for k in range(1, len(loaded.table) + 1):
         columns = type(loaded.table)(loaded.table[:k]).columns("loss", "reference_loss", "inner_product")
         pair = best_alpha_beta(**columns)

@@ -299,7 +299,9 @@ def test_a_failure_of_ours_leaves_training_alone(hook, monkeypatch):
 
     monkeypatch.setattr(Measurement, hook, failing)
     broken = LandscapeMonitor(every_n_steps=1)
-    with pytest.warns(UserWarning, match="stopped measuring at step . RuntimeError: broken on purpose. Training goes on|broken"):
+    with pytest.warns(
+        UserWarning, match="stopped measuring at step . RuntimeError: broken on purpose. Training goes on|broken"
+    ):
         again = fit(broken, seeded(Plain))
     assert all(
         torch.equal(a, b)

@@ -131,7 +131,7 @@ def test_an_exception_flushes_and_is_raised(tmp_path):
 
 
 def test_sigterm_only_flushes(tmp_path):
-    status, output = finish(interrupted(tmp_path, signal.SIGTERM, 10, "--epochs", "1000"))
+    _status, output = finish(interrupted(tmp_path, signal.SIGTERM, 10, "--epochs", "1000"))
     assert "Received SIGTERM" in output
     run = load(tmp_path / "run")
     assert len(run.table) >= 6

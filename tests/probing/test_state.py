@@ -129,7 +129,7 @@ def test_untouched_undoes_everything_after_an_error_and_with_gradients(module):
 
 
 def test_untouched_keeps_identities(module):
-    held = {name: value for name, value in vars(module).items()}
+    held = dict(vars(module).items())
     inner, buffer, gradient = module.again["same"], module.net[1].running_var, module.net[0].weight.grad
     with untouched(module.trainer, module):
         assert module.shared is not held["shared"]

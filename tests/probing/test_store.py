@@ -145,6 +145,7 @@ def test_a_full_disk_is_an_os_error_and_leaves_nothing_of_the_probe(small_disk):
 
 def test_a_run_on_a_small_disk_thins_and_ends_well(small_disk):
     """The real thing: the disk fills up while training, and what was measured until then is evaluated."""
+
     class Large(Plain):
         def __init__(self):
             super().__init__()

@@ -1,0 +1,59 @@
+"""What a step that is not probed costs in the callback: the four hooks, timed alone.
+
+python demos/unprobed_step.py
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.demos.boring_classes import BoringModel
+
+from lightning_landscape import LandscapeMonitor
+
+
+class Timed(LandscapeMonitor):
+    """Calls the hooks of an unprobed step many times in the middle of a real run."""
+
+    repeats, rounds = 2_000, 15
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):  # noqa: ANN001, ANN201
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        if trainer.global_step != 5:  # step 0 was probed, the next is far away
+            return
+        step, times = self._step, []
+        for _ in range(self.rounds):
+            start = time.perf_counter()
+            for _ in range(self.repeats):
+                LandscapeMonitor.on_train_batch_start(self, trainer, pl_module, batch, batch_idx)
+                LandscapeMonitor.on_after_backward(self, trainer, pl_module)
+                LandscapeMonitor.on_before_optimizer_step(self, trainer, pl_module, trainer.optimizers[0])
+                LandscapeMonitor.on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx)
+                self._step = step
+            times.append((time.perf_counter() - start) / self.repeats)
+        self.microseconds = [1e6 * value for value in times]
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    monitor = Timed(every_n_steps=10**9)
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        max_steps=8,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[monitor],
+    )
+    trainer.fit(BoringModel())
+    low, middle, high = min(monitor.microseconds), statistics.median(monitor.microseconds), max(monitor.microseconds)
+    print(f"an unprobed step in the callback: {middle:.2f} µs (median of {len(monitor.microseconds)}; {low:.2f} to {high:.2f})")
+    print("target: below 20 µs")
+
+
+if __name__ == "__main__":
+    main()

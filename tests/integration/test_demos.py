@@ -1,0 +1,176 @@
+"""The demos as a user starts them; LightningCLI from YAML and from the command line."""
+
+import gzip
+import json
+import os
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from lightning_landscape import load
+
+ROOT = Path(__file__).parents[2]
+
+
+def python(*arguments, folder, status=0):
+    """Run Python in a folder; return what it printed."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore", "COLUMNS": "200", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, *map(str, arguments)], cwd=folder, env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == status, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def write_idx(path, values):
+    """Write an IDX file of bytes, as Fashion-MNIST comes."""
+    header = struct.pack(f">HBB{values.ndim}I", 0, 8, values.ndim, *values.shape)
+    with gzip.open(path, "wb") as file:
+        file.write(header + values.to(torch.uint8).numpy().tobytes())
+
+
+def test_the_demo_prints_what_was_found_and_where(tmp_path):
+    said = python(ROOT / "demos" / "mlp.py", "--epochs", 3, folder=tmp_path)
+    run = load(tmp_path / "runs" / "mlp-digits" / "version_0")
+    assert run.summary["verdict"] in said
+    for name in ("alpha", "beta", "rate", "neighbourhood", "drop", "violate", "cosine", "tensorboard --logdir runs"):
+        assert name in said
+    assert f"{run.summary['conditions']['alpha_beta']['alpha']:.4g}" in said
+    assert (run.path / "overview.png").stat().st_size > 10_000
+    assert run.summary["run"]["hparams"] == {"features": 64, "width": 64, "lr": 0.1}
+
+
+def test_the_demo_on_idx_files(tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    write_idx(tmp_path / "train-images-idx3-ubyte.gz", torch.randint(256, (320, 28, 28), generator=generator))
+    write_idx(tmp_path / "train-labels-idx1-ubyte.gz", torch.randint(10, (320,), generator=generator))
+    said = python(ROOT / "demos" / "mlp.py", "--data", "fashion-mnist", "--root", tmp_path, "--epochs", 4, folder=tmp_path)
+    assert "2 over 20 steps" in said
+
+
+def test_idx_files_are_read_as_written_and_others_refused(tmp_path):
+    from demos.data import fashion_mnist, read_idx
+
+    values = torch.arange(24).reshape(2, 3, 4)
+    write_idx(tmp_path / "x.gz", values)
+    assert torch.equal(read_idx(tmp_path / "x.gz"), values.to(torch.uint8))
+    (tmp_path / "text").write_bytes(b"no idx file")
+    with pytest.raises(ValueError, match="found no IDX file"):
+        read_idx(tmp_path / "text")
+    with pytest.raises(FileNotFoundError, match="dataset-fashion-mnist"):
+        fashion_mnist(tmp_path)
+
+
+def test_fashion_mnist_without_a_folder_says_what_to_do(tmp_path):
+    assert "needs --root DIR" in python(ROOT / "demos" / "mlp.py", "--data", "fashion-mnist", folder=tmp_path, status=2)
+
+
+@pytest.fixture
+def cli():
+    pytest.importorskip("jsonargparse")
+    return ROOT / "demos" / "cli.py"
+
+
+def test_both_protocols_from_yaml(cli, tmp_path):
+    configs = ROOT / "demos" / "configs"
+    short = ("--trainer.max_epochs", 3, "--trainer.enable_progress_bar", "false")
+    python(cli, "fit", "--config", configs / "one_pass.yaml", *short, folder=tmp_path)
+    python(cli, "fit", "--config", configs / "two_passes.yaml", *short, folder=tmp_path)
+    one, two = (load(tmp_path / "runs" / "cli" / name) for name in ("one_pass", "two_passes"))
+    assert one.summary["run"]["reference"]["sha256"] == two.summary["run"]["reference"]["sha256"]
+    assert two.summary["run"]["reference"]["kind"] == "file"
+    assert two.summary["run"]["reference"]["final_sq_distance"] == 0  # the same seed ends at the same point
+    for column in ("step", "loss", "reference_loss", "initial_loss"):
+        a, b = one.table.column(column), two.table.column(column)
+        assert torch.equal(a.nan_to_num(-1), b.nan_to_num(-1))
+
+
+def test_from_the_command_line_with_a_loss_by_import_path(cli, tmp_path):
+    (tmp_path / "losses.py").write_text(
+        "from torch.nn.functional import cross_entropy\n\n\ndef smoothed(module, batch):\n"
+        "    return cross_entropy(module.net(batch[0]), batch[1], label_smoothing=0.1)\n"
+    )
+    python(
+        "-c",
+        "import sys; sys.path[:0] = ['.', sys.argv[1]]; from demos.cli import main; main(sys.argv[2:])",
+        ROOT,
+        "fit",
+        "--trainer.callbacks+=LandscapeMonitor",
+        "--trainer.callbacks.every_n_steps=3",
+        "--trainer.callbacks.loss=losses.smoothed",
+        "--trainer.callbacks.dirpath=out",
+        "--trainer.max_steps=10",
+        "--trainer.accelerator=cpu",
+        "--trainer.logger=false",
+        folder=tmp_path,
+    )
+    run = load(tmp_path / "out")
+    assert [probe.step for probe in run.table] == [0, 3, 6, 9]
+    assert run.summary["run"]["loss"]["source"] == "smoothed"
+
+
+def test_print_config_round_trips(cli, tmp_path):
+    printed = python(cli, "fit", "--config", ROOT / "demos/configs/one_pass.yaml", "--print_config", folder=tmp_path)
+    text = printed[printed.index("seed_everything") :]
+    for line in ("class_path: lightning_landscape.LandscapeMonitor", "reference: final", "max_probes: 256", "store_gib: 4.0"):
+        assert line in text
+    (tmp_path / "printed.yaml").write_text(text)
+    again = python(cli, "fit", "--config", "printed.yaml", "--print_config", folder=tmp_path)
+    assert again[again.index("seed_everything") :] == text
+
+
+def test_help_has_a_text_for_every_argument(cli, tmp_path):
+    import inspect
+
+    from lightning_landscape import LandscapeMonitor
+
+    said = python(cli, "fit", "--trainer.callbacks.help", "lightning_landscape.LandscapeMonitor", folder=tmp_path)
+    options = [option for option in said.split("  --trainer.callbacks.")[1:] if not option.startswith("loss.help")]
+    assert [option.split()[0] for option in options] == list(inspect.signature(LandscapeMonitor.__init__).parameters)[1:]
+    assert all(len(option.split("(type:")[0].split()) > 5 for option in options)
+
+
+def test_a_wrong_choice_is_named(cli, tmp_path):
+    said = python(
+        cli,
+        "fit",
+        "--trainer.callbacks+=lightning_landscape.LandscapeMonitor",
+        "--trainer.callbacks.store_dtype=int4",
+        folder=tmp_path,
+        status=2,
+    )
+    assert "int4" in said
+
+
+def test_the_benchmark_prints_its_number(tmp_path):
+    said = python(ROOT / "demos" / "unprobed_step.py", folder=tmp_path)
+    assert "an unprobed step in the callback" in said
+    assert float(said.split("callback: ")[1].split()[0]) > 0
+
+
+def test_the_summary_is_strict_json_with_the_keys_of_the_contract(tmp_path):
+    python(ROOT / "demos" / "mlp.py", "--epochs", 2, folder=tmp_path)
+    text = (load(tmp_path / "runs" / "mlp-digits" / "version_0").path / "summary.json").read_text()
+
+    def refuse(constant):
+        raise ValueError(constant)
+
+    summary = json.loads(text, parse_constant=refuse)
+    assert summary["schema"] == 1
+    run = {"complete", "stopped_by", "first_step", "steps", "probes", "stride", "dropped", "reference", "loss", "drop"}
+    run |= {"parameters", "optimizer", "hparams", "precision", "world_size", "accumulate_grad_batches", "fidelity"}
+    assert set(summary["run"]) >= run | {"overhead", "store", "versions"}
+    assert set(summary["run"]["dropped"]) == {"non_finite", "no_loss", "unevaluable"}
+    assert set(summary["run"]["reference"]) == {"kind", "path", "sha256", "step", "final_sq_distance"}
+    assert set(summary["run"]["loss"]) == {"source", "infimum", "training_mode", "batch_norm", "dropout"}
+    assert set(summary["run"]["drop"]) >= {"value", "standard_error", "rows"}
+    assert set(summary["run"]["fidelity"]) >= {"steps", "max_abs", "exact"}
+    keys = "alpha beta rate attained interpolation_error interpolation_error_se neighbourhood informativeness informative"
+    assert set(summary["conditions"]["alpha_beta"]) >= {*keys.split(), "violated", "degenerate_rows", "vertices", "coverage"}
+    assert set(summary["conditions"]["alpha_beta"]["coverage"]) == {"0.99", "0.95"}
+    assert len(summary["conditions"]["alpha_beta"]["windows"]) == 4
+    assert isinstance(summary["verdict"], str)

@@ -1,0 +1,147 @@
+"""The verdict in every case; pictures of runs that have little to show."""
+
+import json
+
+import pytest
+
+from lightning_landscape.probes import ProbeTable
+from lightning_landscape.reporting.summary import summarise
+from tests.test_probes import row
+
+RUN = {"steps": 8, "probes": 0, "fidelity": {"exact": True, "max_abs": 0.0, "steps": [0]}, "complete": True}
+
+
+def summary_of(*rows, windows=2, **run):
+    table = ProbeTable(rows)
+    summary = summarise(table, {**RUN, "probes": len(table), **run}, windows)
+    assert json.loads(json.dumps(summary, allow_nan=False)) == summary
+    return summary
+
+
+def informative():
+    # the gradient points away from the reference: (0.5, 0) holds; the loss at x_0 was 2 above
+    return [row(0, initial_loss=3.0), row(2, initial_loss=3.0), row(4), row(6)]
+
+
+def vacuous():
+    # p < 0 while the loss is well above: only a large β/δ can hold
+    return [row(0, inner_product=-1.0, initial_loss=2.0), row(2, initial_loss=2.0), row(4), row(6)]
+
+
+def test_informative():
+    summary = summary_of(*informative())
+    found = summary["conditions"]["alpha_beta"]
+    assert (found["alpha"], found["beta"], found["attained"], found["informative"]) == (0.5, 0.0, True, True)
+    assert summary["run"]["drop"] == {"value": 2.0, "standard_error": 0.0, "rows": 2, "reason": None}
+    assert "holds at all probes with α = 0.5, β = 0, and is informative" in summary["verdict"]
+
+
+def test_vacuous_is_called_so():
+    summary = summary_of(*vacuous())
+    found = summary["conditions"]["alpha_beta"]
+    assert found["neighbourhood"] == 1.0  # at infinity: σ² max (a − b)/(b − l)
+    assert found["attained"] is False
+    assert found["informativeness"] == 1.0
+    assert found["informative"] is False
+    assert "vacuous" in summary["verdict"]
+    assert "only as δ → ∞" in found["reason"]
+
+
+def test_no_drop_is_vacuous():
+    summary = summary_of(row(0, initial_loss=1.0), row(2, initial_loss=0.5))
+    assert summary["conditions"]["alpha_beta"]["informativeness"] is None
+    assert "achieved no drop (-0.25)" in summary["conditions"]["alpha_beta"]["reason"]
+    assert "vacuous" in summary["verdict"]
+
+
+def test_never_above_the_reference_says_nothing():
+    summary = summary_of(*(row(k, loss=0.5, initial_loss=3.0) for k in (0, 2)))
+    found = summary["conditions"]["alpha_beta"]
+    assert (found["alpha"], found["informative"]) == (None, False)
+    assert "the condition says nothing" in summary["verdict"]
+    assert "informative:" not in summary["verdict"]
+
+
+def test_an_empty_set():
+    summary = summary_of(row(0, reference_loss=0.0, inner_product=-1.0), row(2))
+    found = summary["conditions"]["alpha_beta"]
+    assert (found["alpha"], found["neighbourhood"], found["violated"], found["degenerate_rows"]) == (None, None, 1, 1)
+    assert "no pair holds at 1 probes" in summary["verdict"]
+
+
+def test_nothing_evaluated():
+    summary = summary_of(row(0, reference_loss=None), complete=False)
+    assert "no probe was evaluated" in summary["verdict"]
+    assert summary["run"]["drop"]["value"] is None
+    assert summary["conditions"]["alpha_beta"]["vertices"] == []
+    assert summary_of()["conditions"]["alpha_beta"]["alpha"] is None
+
+
+def test_an_infimum_that_is_none_names_step_and_values():
+    summary = summary_of(row(0), row(2, reference_loss=-0.5))
+    assert "reference_loss -0.5 at step 2 is below loss_infimum 0" in summary["conditions"]["alpha_beta"]["reason"]
+
+
+def test_one_probe():
+    summary = summary_of(row(0, initial_loss=2.0))
+    assert summary["run"]["drop"]["standard_error"] is None
+    assert summary["run"]["drop"]["reason"] == "the standard error needs two rows"
+    assert summary["conditions"]["alpha_beta"]["interpolation_error_se"] is None
+
+
+def test_an_inexact_replay_marks_the_verdict():
+    assert (
+        "differ from the recorded losses by up to 0.25"
+        in summary_of(*informative(), fidelity={"exact": False, "max_abs": 0.25, "steps": [0]})["verdict"]
+    )
+    assert (
+        "by a number that is not finite"
+        in summary_of(*informative(), fidelity={"exact": False, "max_abs": None, "steps": [0]})["verdict"]
+    )
+
+
+def test_a_reference_above_the_late_losses_is_said():
+    rows = [row(0, initial_loss=3.0), row(4, loss=0.2), row(5, loss=0.21), row(6, loss=0.19)]
+    assert "from step 4 on the loss was 0.8 below its value there" in summary_of(*rows)["verdict"]
+    assert "Mind the reference" not in summary_of(*informative())["verdict"]
+
+
+def test_windows_are_the_same_question_on_a_slice():
+    windows = summary_of(*vacuous(), windows=4)["conditions"]["alpha_beta"]["windows"]
+    assert [(w["from"], w["to"], w["probes"]) for w in windows] == [(0, 2, 1), (2, 4, 1), (4, 6, 1), (6, 8, 1)]
+    assert windows[0]["attained"] is False
+    assert (windows[1]["alpha"], windows[1]["beta"]) == (0.5, 0.0)
+    empty = summary_of(row(0), windows=4)["conditions"]["alpha_beta"]["windows"][3]
+    assert empty["reason"] == "no probe was evaluated at the reference"
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        informative(),
+        vacuous(),
+        [],
+        [row(0)],
+        [row(0, reference_loss=0.0, inner_product=-1.0)],
+        [row(0, reference_loss=0.0, inner_product=1.0), row(2)],
+        [row(0, loss=0.5)],
+        [row(0, sq_distance=0.0)],
+        [row(0, reference_loss=None)],
+    ],
+)
+def test_pictures_of_runs_that_have_little_to_show(rows):
+    pytest.importorskip("matplotlib")
+    from lightning_landscape.reporting.figures import overview
+
+    figure = overview(ProbeTable(rows), summary_of(*rows))
+    figure.savefig("picture.png")
+    left, middle, right = figure.axes
+    evaluated = ProbeTable(rows).evaluated
+    if len(evaluated):
+        assert list(middle.lines[0].get_ydata()) == [probe.loss for probe in evaluated]
+        assert list(right.lines[1].get_xdata()) == [probe.logged_step for probe in evaluated]
+    else:
+        assert "no probe was evaluated" in middle.texts[0].get_text()
+    said = left.texts[0].get_text() if left.texts else None
+    reason = summary_of(*rows)["conditions"]["alpha_beta"]["reason"]
+    assert said == (reason if summary_of(*rows)["conditions"]["alpha_beta"]["neighbourhood"] is None else None)
