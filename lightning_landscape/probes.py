@@ -58,6 +58,10 @@ class Probe:
     initial_loss: float | None
     logged_step: int
 
+    def with_values(self, **values: float) -> Probe:
+        """Return the row with some of its values changed."""
+        return replace(self, **values)  # type: ignore[arg-type]
+
     @property
     def evaluated(self) -> bool:
         """Whether the columns that need the reference are known."""
@@ -131,9 +135,16 @@ class ProbeTable(Sequence[Probe]):
         """Return the union by step; rows of ``other`` take the place of ours."""
         return ProbeTable({probe.step: probe for probe in (*self._rows, *other)}.values())
 
-    def replaced(self, step: int, **values: Any) -> ProbeTable:
-        """Return the table with values of one row changed."""
-        return ProbeTable(replace(probe, **values) if probe.step == step else probe for probe in self._rows)
+    def at_step(self, step: int) -> Probe:
+        """Return the row of a step.
+
+        Raises:
+            KeyError: if there is none.
+        """
+        for probe in self._rows:
+            if probe.step == step:
+                return probe
+        raise KeyError(step)
 
     def to_csv(self) -> str:
         """Return the table as text: numbers with all their digits, an empty cell for what is not known."""

@@ -16,6 +16,8 @@ from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signatu
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lightning_landscape.probing.store import WAYS_OUT
+
 GIB = 2**30
 
 # by name: an import of a strategy would import what it needs
@@ -149,8 +151,7 @@ def store_budget(folder: Path, store_gib: float, parameters: Mapping[str, Tensor
         raise MisconfigurationException(
             f"LandscapeMonitor needs {needed / 2**20:.1f} MiB a probe for parameters and gradient, and may use "
             f"{budget / 2**20:.1f} MiB (store_gib={store_gib:g}, {free / GIB:.1f} GiB free at {existing}); supported are "
-            "budgets of two probes or more: raise store_gib=, set dirpath= to a disk with more room, or pass reference= a "
-            "file, with which nothing but one point is stored"
+            f"budgets of two probes or more: {WAYS_OUT}"
         )
     return budget
 

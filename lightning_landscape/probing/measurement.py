@@ -1,7 +1,8 @@
-"""One training run measured: from windows of micro-batches to rows of the table of probes."""
+"""One training run measured: which windows become rows of the table of probes, and when their columns are known."""
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -16,50 +17,25 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_landscape.probes import Probe, ProbeTable, from_scalars, to_scalars
-from lightning_landscape.probing import lightning_compat
-from lightning_landscape.probing.freezing import Frozen
-from lightning_landscape.probing.gradients import (
-    Gradient,
-    accumulation_factor,
-    is_finite,
-    loss_scale,
-    read_gradient,
-    unscaling_factor,
-)
+from lightning_landscape.probing.evaluation import StoredProbes
+from lightning_landscape.probing.gradients import is_finite
 from lightning_landscape.probing.parameters import (
     Swap,
     copied,
     inner_product_and_distance,
     measure_step,
-    named_parameters,
     optimized_parameters,
 )
 from lightning_landscape.probing.reference import Reference
-from lightning_landscape.probing.replay import Doorstep, Loss, NotMeasurable, Replayer, scalar_loss
+from lightning_landscape.probing.replay import Loss, NotMeasurable, Replayer
 from lightning_landscape.probing.schedule import Schedule, evenly
 from lightning_landscape.probing.store import Kept, ProbeStore
+from lightning_landscape.probing.window import Guard, Window
 
 INITIAL_LOSSES = 32
 """On so many kept probes, at most, the loss at x_0 is evaluated"""
 
-Guard = Callable[[Callable[..., None]], Callable[..., None]]
-
-
-@dataclass(slots=True)
-class Window:
-    """The micro-batches of one optimiser step, as far as they have come."""
-
-    step: int
-    moments: list[Frozen] = field(default_factory=list)
-    losses: list[float] = field(default_factory=list)
-    arriving: Frozen | None = None
-    stepping: bool = False
-    epoch: int = 0
-    logged_step: int = 0
-    loss: float = 0.0
-    gradient: Gradient | None = None
-    before: dict[str, Tensor] = field(default_factory=dict)
-    """x_k"""
+Track = Callable[[Sequence[int], str], Iterable[int]]
 
 
 @dataclass(slots=True)
@@ -110,7 +86,7 @@ class Measurement:
         guard: Guard,
     ) -> None:
         self._trainer, self._module, self._optimizer = trainer, module, optimizer
-        self._loss, self._loss_infimum, self._guard = loss, loss_infimum, guard
+        self._loss_infimum, self._guard = loss_infimum, guard
         self.schedule, self.store, self.reference = schedule, store, reference
         self.table = ProbeTable()
         self.dropped = {"non_finite": 0, "no_loss": 0, "unevaluable": 0}
@@ -119,34 +95,11 @@ class Measurement:
         """Time spent here while training"""
         self.replayer = Replayer(trainer, module, loss)
         self._swap = Swap(module)
+        self._stored = StoredProbes(module, store, self.replayer, self._swap)
         self._window: Window | None = None
-        self._door: Doorstep | None = None
         self._disk_full = False
 
     # ------------------------------------------------------------------------------------------------ while training
-
-    def watch(self, step: int) -> list[int]:
-        """Watch the batch that is about to start, if its step is due; return the steps that were thinned out."""
-        with self._timed():
-            dropped = [] if self._window else self.schedule.make_room(step)
-            self._forget(dropped)
-            if self._window or self.schedule.due(step):
-                self._window = self._window or Window(step)
-                self.look_away()
-                self._door = Doorstep(self._module, self._guard(self._enter), self._guard(self._leave))
-        return dropped
-
-    def look_away(self) -> None:
-        """Stop watching ``training_step``."""
-        if self._door is not None:
-            self._door.leave()
-            self._door = None
-
-    def abandon(self) -> None:
-        """Leave the run as if there were no measurement: at an interrupt, a failure, or the end."""
-        self._window = None
-        self.look_away()
-        self._swap.recover()
 
     @property
     def watching(self) -> bool:
@@ -158,110 +111,71 @@ class Measurement:
         """Whether the window has come to the optimiser's step."""
         return self._window is not None and self._window.stepping
 
-    def _enter(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+    def watch(self, step: int) -> list[int]:
+        """Watch the batch that is about to start, if its step is due; return the steps that were thinned out."""
         with self._timed():
-            if self._window is None:
-                return
-            try:
-                self._window.arriving = self.replayer.moment(args, kwargs)
-            except TypeError as error:
-                raise MisconfigurationException(
-                    f"LandscapeMonitor cannot keep this batch to evaluate its loss again: {error}. Supported is anything that "
-                    "can be pickled or deep-copied; let the data loader yield tensors and plain containers, without locks, "
-                    "open files, generators or tensors that carry a graph"
-                ) from error
+            dropped = [] if self._window else self.schedule.make_room(step)
+            self._forget(dropped)
+            if self._window is None and self.schedule.due(step):
+                self._window = Window(step, self._trainer, self._module, self.replayer, self._timed_and_guarded)
+            if self._window is not None:
+                self._window.watch()
+        return dropped
 
-    def _leave(self, output: Any) -> None:
-        with self._timed():
-            window = self._window
-            if window is None or window.arriving is None:
-                return
-            moment, window.arriving = window.arriving, None
-            if self._module.automatic_optimization:
-                try:
-                    loss = scalar_loss(output)
-                except TypeError as error:
-                    raise MisconfigurationException(f"LandscapeMonitor, step {window.step}: {error}") from error
-                if loss is None:
-                    return
-                window.losses.append(float(loss))
-            window.moments.append(moment)
+    def look_away(self) -> None:
+        """Stop watching ``training_step`` until the next batch."""
+        if self._window is not None:
+            self._window.look_away()
+
+    def abandon(self) -> None:
+        """Leave the run as if there were no measurement: at an interrupt, a failure, or the end."""
+        self.look_away()
+        self._window = None
+        self._swap.recover()
 
     def read_gradient(self) -> None:
         """Take x_k and g_k: everything is accumulated and nothing has moved."""
-        window = self._window
-        if window is None:
+        if self._window is None:
             return
-        self.look_away()
-        window.stepping = True
-        if window.arriving is not None:  # manual optimisation steps inside training_step
-            window.moments.append(window.arriving)
-            window.arriving = None
         with self._timed():
-            parameters = optimized_parameters(self._module, self._optimizer)
-            window.epoch = self._trainer.current_epoch
-            window.logged_step = lightning_compat.batches_that_stepped(self._trainer)
-            if window.moments and self._loss is None:
-                window.loss = sum(window.losses) / len(window.losses)
-                factor = unscaling_factor(self._trainer, self._optimizer)
-                factor *= accumulation_factor(self._trainer, len(window.losses))
-                window.gradient = read_gradient(parameters, factor)
-            elif window.moments:
-                scale = loss_scale(self._trainer)
-                with self.replayer.silence():
-                    window.loss, raw = self.replayer.mean_loss_and_gradient(window.moments, parameters, scale)
-                window.gradient = Gradient(raw, 1 / (scale * len(window.moments)))
-            if window.gradient is not None and window.gradient.raw:
-                window.before = copied(parameters)
-                self._check_first(window)
+            self._window.take(self._optimizer)
+            if self._window.measurable and not self.schedule.kept:
+                self._check_first(self._window)
 
     def _check_first(self, window: Window) -> None:
         """Refuse, before the first step is made, what the first window shows."""
-        if self.schedule.kept:
-            return
         if window.loss < self._loss_infimum:
             raise MisconfigurationException(
                 f"LandscapeMonitor found the loss {window.loss:.6g} at step {window.step}, below loss_infimum="
                 f"{self._loss_infimum:g}; supported is a lower bound of every mini-batch loss: pass a smaller loss_infimum="
             )
         if self.reference is None:
-            self.store.note_size(self._kept(window))
-            self._require_room()
-
-    def _require_room(self) -> None:
-        capacity = self.store.capacity
-        if capacity is not None and capacity < 2:
-            raise MisconfigurationException(
-                f"LandscapeMonitor needs {self.store.largest / 2**20:.1f} MiB a probe on disk and may use "
-                f"{self.store.budget / 2**20:.1f} MiB; supported are budgets of two probes or more: raise store_gib=, set "
-                "dirpath= to a disk with more room, or pass reference= a file, with which nothing but one point is stored"
-            )
+            self.store.note_size(window.kept())
+            self.store.require_room()
 
     def finish(self) -> Probe | None:
         """Complete the window after the optimiser's step; return its row, or None where it is not measurable."""
-        window = self._window
+        window, self._window = self._window, None
         if window is None:
             return None
-        self._window = None
-        self.look_away()
+        window.look_away()
         with self._timed():
-            if window.gradient is None or not window.gradient.raw:
+            if not window.measurable:
                 self._miss(window.step, "no_loss")
                 return None
-            probe = self._measure(window, window.gradient)
+            probe = self._measure(window)
             if probe is not None and not self.schedule.kept:
                 self._check_replay(window)
             if probe is not None and self.reference is not None:
-                probe = self._evaluated_now(probe, window, window.gradient)
+                probe = self._at_reference(probe, window, self.reference)
             if probe is None:
                 self._miss(window.step, "non_finite")
             else:
                 self._keep(probe, window)
             return probe
 
-    def _measure(self, window: Window, gradient: Gradient) -> Probe | None:
-        after = named_parameters(self._module)
-        measures = measure_step(window.before, after, gradient.raw, gradient.factor)
+    def _measure(self, window: Window) -> Probe | None:
+        measures = measure_step(window.before, window.after(), window.gradient.raw, window.gradient.factor)
         if not is_finite(window.loss, *measures):
             return None
         return Probe(
@@ -290,38 +204,34 @@ class Measurement:
                 difference = min(again, difference)
         self.fidelity.note(window.step, difference)
 
-    def _evaluated_now(self, probe: Probe, window: Window, gradient: Gradient) -> Probe | None:
-        assert self.reference is not None
-        there = self.reference.parameters
+    def _at_reference(self, probe: Probe, window: Window, reference: Reference) -> Probe | None:
+        """Fill the columns that need x_p, while x_k and g_k are at hand."""
+        there, gradient = reference.parameters, window.gradient
         product, distance = inner_product_and_distance(window.before, there, gradient.raw, gradient.factor)
         with self.replayer.silence(), self._swap.to(there):
             loss = self.replayer.mean_loss(window.moments)
         if not is_finite(product, distance, loss):
             return None
-        (row,) = ProbeTable([probe]).replaced(probe.step, reference_loss=loss, inner_product=product, sq_distance=distance)
-        return row
+        return probe.with_values(reference_loss=loss, inner_product=product, sq_distance=distance)
 
     def _keep(self, probe: Probe, window: Window) -> None:
         self.schedule.keep(probe.step)
         self.table = self.table.merged([probe])
         if self.reference is None:
-            self._write(probe.step, self._kept(window))
+            self._write(probe.step, window.kept())
             self.schedule.limit(self.store.capacity or 2)
-            return
-        chosen = evenly(self.schedule.kept, INITIAL_LOSSES)
+        else:
+            self._keep_for_initial_loss(window)
+
+    def _keep_for_initial_loss(self, window: Window) -> None:
+        """With x_p at hand the row is complete but for its loss at x_0: keep x_0, and the batches chosen for it."""
+        first, chosen = self.schedule.kept[0], evenly(self.schedule.kept, INITIAL_LOSSES)
         for step in self.schedule.kept:
-            if step not in chosen and step != self.schedule.kept[0]:
+            if step not in chosen:
                 self.store.drop(step)
-        if probe.step in chosen:
-            first = probe.step == self.schedule.kept[0]
-            with suppress(OSError):  # the row is complete; only its loss at x_0 will not be known
-                self.store.write(probe.step, Kept(window.moments, window.before if first else None, None, self._others(window)))
-
-    def _kept(self, window: Window) -> Kept:
-        return Kept(window.moments, window.before, window.gradient, self._others(window))
-
-    def _others(self, window: Window) -> dict[str, Tensor]:
-        return {n: p.detach() for n, p in named_parameters(self._module).items() if n not in window.before}
+        if window.step in chosen:
+            with suppress(OSError):  # a full disk costs the loss at x_0 of this row, no more
+                self.store.write(window.step, window.kept(parameters=window.step == first, gradient=False))
 
     def _write(self, step: int, kept: Kept) -> None:
         """Write to the store; where the disk is full, thin the table once and try again.
@@ -349,8 +259,15 @@ class Measurement:
                 self.store.drop(step)
 
     def _miss(self, step: int, why: str) -> None:
+        """Count a probe that could not be measured."""
         self.dropped[why] += 1
         self.schedule.skip(step)
+
+    def _lose(self, step: int, why: str) -> None:
+        """Take a kept row out of the table and count it."""
+        self.dropped[why] += 1
+        self.schedule.kept = [kept for kept in self.schedule.kept if kept != step]
+        self._forget([step])
 
     @contextmanager
     def _timed(self) -> Iterator[None]:
@@ -360,87 +277,64 @@ class Measurement:
         finally:
             self.seconds += time.perf_counter() - start
 
+    def _timed_and_guarded(self, function: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(function)
+        def timed(*args: Any) -> None:
+            with self._timed():
+                function(*args)
+
+        return self._guard(timed)
+
     # ------------------------------------------------------------------------------------------------------- at the end
 
     def current_parameters(self) -> dict[str, Tensor]:
         """Return a copy of the optimiser's parameters as they are now."""
         return copied(optimized_parameters(self._module, self._optimizer))
 
-    def evaluate(self, reference: Reference, track: Callable[[Sequence[int], str], Iterable[int]]) -> None:
+    def evaluate(self, reference: Reference, track: Track) -> None:
         """Fill the columns that need x_p, and the loss at x_0, row by row: what is done is in `table` at any time.
 
         Args:
             reference: x_p.
             track: shows progress over steps.
         """
-        self.reference = reference
         waiting = [probe.step for probe in self.table if not probe.evaluated]
         with self.replayer.silence():
             for step in sorted({waiting[0], waiting[len(waiting) // 2], waiting[-1]}) if waiting else []:
-                self._try(step, self._check_stored)
+                self._unless_gone(step, self._check_stored)
             waiting = [step for step in waiting if step in self.schedule.kept]
             with self._swap.to(reference.parameters):
                 for step in track(waiting, "probes at x_p"):
-                    self._try(step, self._evaluate_stored)
-            self._evaluate_initial(track)
+                    self._unless_gone(step, functools.partial(self._evaluate_stored, reference))
+            self._evaluate_initial(reference, track)
 
-    def _try(self, step: int, evaluate: Callable[[int], None]) -> None:
-        """Evaluate a stored probe; a row that cannot be evaluated is dropped and counted."""
+    def _unless_gone(self, step: int, evaluate: Callable[[int], None]) -> None:
+        """Evaluate a stored probe; a row whose probe is gone is dropped and counted."""
         try:
             evaluate(step)
         except NotMeasurable:
             self._lose(step, "unevaluable")
 
-    def _lose(self, step: int, why: str) -> None:
-        """Take a kept row out of the table and count it."""
-        self.dropped[why] += 1
-        self.schedule.kept = [kept for kept in self.schedule.kept if kept != step]
-        self._forget([step])
-
     def _check_stored(self, step: int) -> None:
-        (probe,) = (probe for probe in self.table if probe.step == step)
-        with self._swap.to(self._here(step)):
-            self.fidelity.note(step, abs(self.replayer.mean_loss(self.store.moments(step)) - probe.loss))
+        self.fidelity.note(step, abs(self._stored.at_itself(step) - self.table.at_step(step).loss))
 
-    def _here(self, step: int) -> dict[str, Tensor]:
-        """Return every stored parameter of a step, as far as the module still has it."""
-        here = self.store.parameters(step)
-        return {name: here[name] for name in named_parameters(self._module) if name in here}
-
-    def _others_at(self, step: int, trained: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return what else than ``trained`` was stored at a step: a target network, as it was then."""
-        there = named_parameters(self._module)
-        return {n: value for n, value in self.store.others(step).items() if n in there and n not in trained}
-
-    def _evaluate_stored(self, step: int) -> None:
-        assert self.reference is not None
-        there, here, gradient = self.reference.parameters, self._here(step), self.store.gradient(step)
-        missing = [name for name in there if name not in here]
-        if missing:
-            raise NotMeasurable(f"the values of {missing} at step {step} were not stored")
-        device = self._module.device
-        product, distance = inner_product_and_distance(
-            {name: here[name].to(device) for name in there}, there, _on(gradient.raw, device), gradient.factor
-        )
-        with self._swap.to(self._others_at(step, there)):
-            loss = self.replayer.mean_loss(self.store.moments(step))
-        if is_finite(product, distance, loss):
-            self.table = self.table.replaced(step, reference_loss=loss, inner_product=product, sq_distance=distance)
+    def _evaluate_stored(self, reference: Reference, step: int) -> None:
+        values = self._stored.at_reference(step, reference.parameters)
+        if is_finite(*values):
+            self.table = self.table.merged([self.table.at_step(step).with_values(**values._asdict())])
         else:
             self._lose(step, "non_finite")
 
-    def _evaluate_initial(self, track: Callable[[Sequence[int], str], Iterable[int]]) -> None:
-        assert self.reference is not None
-        if not self.schedule.kept or self.schedule.kept[0] not in self.store:
-            return
-        first = self._here(self.schedule.kept[0])
-        start = {name: first[name] for name in self.reference.parameters if name in first}
+    def _evaluate_initial(self, reference: Reference, track: Track) -> None:
         chosen = [step for step in evenly(self.schedule.kept, INITIAL_LOSSES) if step in self.store]
+        if not chosen or chosen[0] != self.schedule.kept[0]:
+            return  # x_0 itself is gone
+        start = self._stored.start(chosen[0], reference.parameters)
         with self._swap.to(start):
             for step in track(chosen, "probes at x_0"):
-                with self._swap.to(self._others_at(step, start)):
-                    loss = self.replayer.mean_loss(self.store.moments(step))
-                self.table = self.table.replaced(step, initial_loss=loss if is_finite(loss) else None)
+                loss = self._stored.elsewhere(step, start)
+                if is_finite(loss):
+                    self.table = self.table.merged([self.table.at_step(step).with_values(initial_loss=loss)])
 
     # ------------------------------------------------------------------------------------------------- stop and resume
 
@@ -460,25 +354,22 @@ class Measurement:
     def adopt(self, state: Mapping[str, Any], folder: Path) -> None:
         """Go on from a checkpoint: link the probes before it from the store in ``folder``, which is not changed."""
         rows = ProbeTable(from_scalars(row) for row in state["rows"])
-        kept = [probe.step for probe in rows]
-        self.schedule.kept, self.schedule.stride = list(kept), state["stride"]
-        self.schedule.next_step = state["next_step"]
-        there = {step for step in kept if self.store.adopt(folder, step, state["digests"].get(str(step), []))}
+        self.schedule.kept = [probe.step for probe in rows]
+        self.schedule.stride, self.schedule.next_step = state["stride"], state["next_step"]
+        there = {step for step in self.schedule.kept if self.store.adopt(folder, step, state["digests"].get(str(step), []))}
         # the run may have gone on after the checkpoint and thinned its table before it ended: then so do we
-        while len(kept) > 2 and not there.issuperset(kept) and there.issuperset(kept[::2]):
+        while (
+            len(self.schedule.kept) > 2
+            and not there.issuperset(self.schedule.kept)
+            and there.issuperset(self.schedule.kept[::2])
+        ):
             self.schedule.thin()
-            kept = list(self.schedule.kept)
-        usable = [probe for probe in rows if probe.step in kept and (probe.evaluated or probe.step in there)]
-        self.schedule.kept = [probe.step for probe in usable]
-        self.table = ProbeTable(usable)
+        expected = self.schedule.kept
+        usable = [probe for probe in rows if probe.step in expected and (probe.evaluated or probe.step in there)]
+        self.table, self.schedule.kept = ProbeTable(usable), [probe.step for probe in usable]
         for step in there.difference(self.schedule.kept):
             self.store.drop(step)
-        self.dropped = dict(state["dropped"])
-        self.dropped["unevaluable"] += len(kept) - len(usable)
+        self.dropped = {**state["dropped"], "unevaluable": state["dropped"]["unevaluable"] + len(expected) - len(usable)}
         self.fidelity = Fidelity(list(state["fidelity"]["steps"]), state["fidelity"]["max_abs"])
         self.replayer.gradients_enabled = state["gradients_enabled"]
         self.seconds = state["seconds"]
-
-
-def _on(tensors: Mapping[str, Tensor], device: Any) -> dict[str, Tensor]:
-    return {name: tensor.to(device) for name, tensor in tensors.items()}

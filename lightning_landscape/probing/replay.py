@@ -93,6 +93,8 @@ class Replayer:
 
     def __init__(self, trainer: Trainer, module: LightningModule, loss: Loss | None) -> None:
         self._trainer, self._module, self._loss = trainer, module, loss
+        self.of_user = loss is not None
+        """Whether the loss is the user's own function, not ``training_step``"""
         self.gradients_enabled = False
         """Forward passes run without autograd, unless the loss needs it or is only then the recorded one."""
 

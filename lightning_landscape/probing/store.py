@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -29,6 +30,10 @@ from lightning_landscape.probing.replay import NotMeasurable
 _METADATA = {"format": "pt", "schema": str(SCHEMA)}
 _PARAMETERS, _GRADIENT, _OTHERS, _MOMENTS = "parameters", "gradient", "others", "moments.json"
 _SAMPLE = 1024
+WAYS_OUT = (
+    "raise store_gib=, set dirpath= to a disk with more room, or pass reference= a file, with which little more than one point "
+    "is stored"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +87,18 @@ class ProbeStore:
     def note_size(self, kept: Kept) -> None:
         """Take a probe's size into account before it is written."""
         self.largest = max(self.largest, kept.nbytes)
+
+    def require_room(self) -> None:
+        """Refuse a budget in which two probes of the largest size have no room.
+
+        Raises:
+            MisconfigurationException: naming the ways out.
+        """
+        if self.capacity is not None and self.capacity < 2:
+            raise MisconfigurationException(
+                f"LandscapeMonitor needs {self.largest / 2**20:.1f} MiB a probe on disk and may use {self.budget / 2**20:.1f} "
+                f"MiB; supported are budgets of two probes or more: {WAYS_OUT}"
+            )
 
     def write(self, step: int, kept: Kept) -> None:
         """Write a probe; its folder appears when it is complete.

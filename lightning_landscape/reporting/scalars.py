@@ -1,13 +1,10 @@
-"""Curves: which tag has which value at which probe, and writing them to any logger."""
+"""Curves: which tag has which value at which probe; pure functions of the table."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
 
 import torch
-from lightning.pytorch.loggers import Logger
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lightning_landscape import functional as F
@@ -88,35 +85,3 @@ def alpha_beta_margin(table: ProbeTable, alpha: float | None, beta: float | None
         return {}
     columns = table.columns("loss", "reference_loss", "inner_product", "loss_infimum")
     return {"alpha_beta/margin": F.alpha_beta_margin(alpha, beta, **columns)}
-
-
-class CurveWriter:
-    """Writes curves to loggers, each tag in ascending steps; a logger that fails is named once and then left alone.
-
-    Args:
-        loggers: any of Lightning's.
-        prefix: group of all tags.
-    """
-
-    def __init__(self, loggers: Iterable[Logger], prefix: str) -> None:
-        self._loggers = list(loggers)
-        self._prefix = prefix
-
-    def write(self, table: Iterable[Probe], curves: Mapping[str, Tensor]) -> None:
-        """Write curves at the probes' own steps."""
-        for row, probe in enumerate(table):
-            values = {tag: float(curve[row]) for tag, curve in curves.items()}
-            self.write_point(probe.logged_step, values)
-
-    def write_point(self, step: int, values: Mapping[str, float]) -> None:
-        """Write values at one step, but those that are not finite."""
-        finite = {f"{self._prefix}/{tag}": value for tag, value in values.items() if math.isfinite(value)}
-        if not finite:
-            return
-        for logger in tuple(self._loggers):
-            separator = logger.group_separator
-            try:
-                logger.log_metrics({tag.replace("/", separator): value for tag, value in finite.items()}, step=step)
-            except Exception as error:
-                self._loggers.remove(logger)
-                rank_zero_warn(f"LandscapeMonitor no longer logs to {type(logger).__name__}: {error}; its files go on")

@@ -1,0 +1,70 @@
+"""Stored probes at other parameters: at x_p, at x_0, and at their own x_k to check the replay."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from lightning.pytorch import LightningModule
+from torch import Tensor
+
+from lightning_landscape.probing.parameters import Swap, inner_product_and_distance, named_parameters
+from lightning_landscape.probing.replay import NotMeasurable, Replayer
+from lightning_landscape.probing.store import ProbeStore
+
+
+class AtReference(NamedTuple):
+    """What of a probe needs x_p, named as the columns of the table."""
+
+    reference_loss: float
+    inner_product: float
+    sq_distance: float
+
+
+class StoredProbes:
+    """Evaluates probes from the store; to be used inside ``replayer.silence()``.
+
+    Args:
+        module: the module; between evaluations its parameters are as ``swap`` holds them.
+        store: the kept probes.
+        replayer: evaluates their moments.
+        swap: puts other parameters into the module.
+    """
+
+    def __init__(self, module: LightningModule, store: ProbeStore, replayer: Replayer, swap: Swap) -> None:
+        self._module, self._store, self._replayer, self._swap = module, store, replayer, swap
+
+    def at_itself(self, step: int) -> float:
+        """Return the loss of a step at its own x_k, which training has recorded."""
+        with self._swap.to(self._stored(step)):
+            return self._replayer.mean_loss(self._store.moments(step))
+
+    def at_reference(self, step: int, there: Mapping[str, Tensor]) -> AtReference:
+        """Return what needs x_p; the module's trained parameters must be at x_p.
+
+        Raises:
+            NotMeasurable: if something of the probe is not in the store.
+        """
+        here, gradient, device = self._stored(step), self._store.gradient(step), self._module.device
+        missing = [name for name in there if name not in here]
+        if missing:
+            raise NotMeasurable(f"the values of {missing} at step {step} were not stored")
+        x = {name: here[name].to(device) for name in there}
+        raw = {name: value.to(device) for name, value in gradient.raw.items()}
+        return AtReference(self.elsewhere(step, there), *inner_product_and_distance(x, there, raw, gradient.factor))
+
+    def elsewhere(self, step: int, trained: Mapping[str, Tensor]) -> float:
+        """Return the loss of a step where the module's parameters ``trained`` are now, all else as it was then."""
+        here = named_parameters(self._module)
+        others = {n: v for n, v in self._store.others(step).items() if n in here and n not in trained}
+        with self._swap.to(others):  # a target network that the optimiser does not hold
+            return self._replayer.mean_loss(self._store.moments(step))
+
+    def start(self, step: int, trained: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return x_0, the first probe's parameters, for the parameters that are trained at the end."""
+        stored = self._stored(step)
+        return {name: stored[name] for name in trained if name in stored}
+
+    def _stored(self, step: int) -> dict[str, Tensor]:
+        stored = self._store.parameters(step)
+        return {name: stored[name] for name in named_parameters(self._module) if name in stored}

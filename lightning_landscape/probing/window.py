@@ -1,0 +1,130 @@
+"""The micro-batches of one optimiser step, from the door of ``training_step`` to x_k and g_k."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor
+from torch.optim import Optimizer
+
+from lightning_landscape.probing import lightning_compat
+from lightning_landscape.probing.freezing import Frozen
+from lightning_landscape.probing.gradients import (
+    Gradient,
+    accumulation_factor,
+    loss_scale,
+    read_gradient,
+    unscaling_factor,
+)
+from lightning_landscape.probing.parameters import copied, named_parameters, optimized_parameters
+from lightning_landscape.probing.replay import Doorstep, Replayer, scalar_loss
+from lightning_landscape.probing.store import Kept
+
+Guard = Callable[[Callable[..., None]], Callable[..., None]]
+
+
+class Window:
+    """Watches the batches of one optimiser step and takes what a probe of it needs.
+
+    Args:
+        step: the optimiser's step.
+        trainer: the trainer.
+        module: the module in training.
+        replayer: freezes the moments of the micro-batches.
+        guard: wraps what runs inside the user's ``training_step``, so that no failure of ours reaches it.
+    """
+
+    def __init__(self, step: int, trainer: Trainer, module: LightningModule, replayer: Replayer, guard: Guard) -> None:
+        self.step = step
+        self.epoch = 0
+        self.logged_step = 0
+        self.loss = 0.0
+        """Mean over the micro-batches that have a loss"""
+        self.before: dict[str, Tensor] = {}
+        """x_k"""
+        self.gradient = Gradient({}, 1.0)
+        """g_k"""
+        self.moments: list[Frozen] = []
+        self.stepping = False
+        """Whether the window has come to the optimiser's step"""
+        self._trainer, self._module, self._replayer, self._guard = trainer, module, replayer, guard
+        self._losses: list[float] = []
+        self._arriving: Frozen | None = None
+        self._door: Doorstep | None = None
+
+    def watch(self) -> None:
+        """Watch the batch that is about to start."""
+        self.look_away()
+        self._door = Doorstep(self._module, self._guard(self._enter), self._guard(self._leave))
+
+    def look_away(self) -> None:
+        """Give the module its ``training_step`` back."""
+        if self._door is not None:
+            self._door.leave()
+            self._door = None
+
+    def _enter(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        try:
+            self._arriving = self._replayer.moment(args, kwargs)
+        except TypeError as error:
+            raise MisconfigurationException(
+                f"LandscapeMonitor cannot keep this batch to evaluate its loss again: {error}. Supported is anything that can "
+                "be pickled or deep-copied; let the data loader yield tensors and plain containers, without locks, open files, "
+                "generators or tensors that carry a graph"
+            ) from error
+
+    def _leave(self, output: Any) -> None:
+        moment, self._arriving = self._arriving, None
+        if moment is None:
+            return
+        if self._module.automatic_optimization:
+            try:
+                loss = scalar_loss(output)
+            except TypeError as error:
+                raise MisconfigurationException(f"LandscapeMonitor, step {self.step}: {error}") from error
+            if loss is None:
+                return
+            self._losses.append(float(loss))
+        self.moments.append(moment)
+
+    def take(self, optimizer: Optimizer) -> None:
+        """Take loss, x_k and g_k: everything is accumulated and nothing has moved yet."""
+        self.look_away()
+        self.stepping = True
+        if self._arriving is not None:  # manual optimisation steps inside training_step
+            self.moments.append(self._arriving)
+            self._arriving = None
+        self.epoch = self._trainer.current_epoch
+        self.logged_step = lightning_compat.batches_that_stepped(self._trainer)
+        if not self.moments:
+            return
+        parameters = optimized_parameters(self._module, optimizer)
+        if self._replayer.of_user:
+            scale = loss_scale(self._trainer)
+            with self._replayer.silence():
+                self.loss, raw = self._replayer.mean_loss_and_gradient(self.moments, parameters, scale)
+            self.gradient = Gradient(raw, 1 / (scale * len(self.moments)))
+        else:
+            self.loss = sum(self._losses) / len(self._losses)
+            factor = unscaling_factor(self._trainer, optimizer) * accumulation_factor(self._trainer, len(self._losses))
+            self.gradient = read_gradient(parameters, factor)
+        if self.measurable:
+            self.before = copied(parameters)
+
+    @property
+    def measurable(self) -> bool:
+        """Whether there is a loss, and a gradient of it."""
+        return bool(self.gradient.raw)
+
+    def after(self) -> dict[str, Tensor]:
+        """Return the parameters now: x_{k+1}, once the optimiser has made its step."""
+        parameters = named_parameters(self._module)
+        return {name: parameters[name].detach() for name in self.before}
+
+    def kept(self, *, parameters: bool = True, gradient: bool = True) -> Kept:
+        """Return what the store keeps of this probe."""
+        others = {n: p.detach() for n, p in named_parameters(self._module).items() if n not in self.before}
+        return Kept(self.moments, self.before if parameters else None, self.gradient if gradient else None, others)

@@ -1,0 +1,98 @@
+"""The curves of one run in its loggers: what is known while training at once, the rest when it is known."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
+
+from lightning_landscape.probes import Probe, ProbeTable
+from lightning_landscape.reporting import scalars
+
+
+class RunCurves:
+    """Writes each tag in ascending steps, once.
+
+    Args:
+        loggers: any of Lightning's.
+        prefix: group of all tags.
+        live: whether rows come with their reference columns, so that every curve is written at once.
+    """
+
+    def __init__(self, loggers: Iterable[Logger], prefix: str, *, live: bool) -> None:
+        self._writer = CurveWriter(loggers, prefix)
+        self._live = live
+        self._running = scalars.RunningAlphaBeta()
+
+    def add(self, probe: Probe, overhead: float) -> None:
+        """Write what is known of a new probe, and the share of training time that was spent on probes so far."""
+        row = ProbeTable([probe])
+        curves = scalars.known_while_training(row)
+        if probe.evaluated:
+            curves |= scalars.known_with_reference(row)
+        values = {tag: float(curve[0]) for tag, curve in curves.items()}
+        if probe.evaluated:
+            values |= self._running.add(probe)
+        self._writer.write_point(probe.logged_step, {**values, "overhead": overhead})
+
+    def restart(self, table: ProbeTable) -> None:
+        """Start the worst case so far anew, from the rows that are left after a thinning or taken over from another run."""
+        self._running = scalars.RunningAlphaBeta()
+        for probe in table.evaluated:
+            self._running.add(probe)
+
+    def repeat(self, table: ProbeTable) -> None:
+        """Write the rows of an earlier run into this run's loggers, before anything else."""
+        curves = scalars.known_while_training(table)
+        if self._live:
+            curves |= {**scalars.known_with_reference(table), **scalars.running_alpha_beta(table)}
+        self._writer.write(table, curves)
+
+    def finish(self, table: ProbeTable, summary: dict[str, Any], steps: int) -> None:
+        """Write what is known only now: all that needs x_p, or after a live run the report's own values at the last step."""
+        rows, alpha_beta = table.evaluated, summary["conditions"]["alpha_beta"]
+        running = scalars.running_alpha_beta(rows, summary["run"]["drop"]["value"])
+        margin = scalars.alpha_beta_margin(rows, alpha_beta["alpha"], alpha_beta["beta"])
+        if not self._live:
+            self._writer.write(rows, {**scalars.known_with_reference(rows), **running, **margin})
+            return
+        self._writer.write(rows, margin)
+        if len(rows):
+            after = max(steps, rows[-1].logged_step + 1)
+            self._writer.write_point(after, {tag: float(curve[-1]) for tag, curve in running.items()})
+
+
+class CurveWriter:
+    """Writes curves to loggers, each tag in ascending steps; a logger that fails is named once and then left alone.
+
+    Args:
+        loggers: any of Lightning's.
+        prefix: group of all tags.
+    """
+
+    def __init__(self, loggers: Iterable[Logger], prefix: str) -> None:
+        self._loggers = list(loggers)
+        self._prefix = prefix
+
+    def write(self, table: Iterable[Probe], curves: Mapping[str, Tensor]) -> None:
+        """Write curves at the probes' own steps."""
+        for row, probe in enumerate(table):
+            values = {tag: float(curve[row]) for tag, curve in curves.items()}
+            self.write_point(probe.logged_step, values)
+
+    def write_point(self, step: int, values: Mapping[str, float]) -> None:
+        """Write values at one step, but those that are not finite."""
+        finite = {f"{self._prefix}/{tag}": value for tag, value in values.items() if math.isfinite(value)}
+        if not finite:
+            return
+        for logger in tuple(self._loggers):
+            separator = logger.group_separator
+            try:
+                logger.log_metrics({tag.replace("/", separator): value for tag, value in finite.items()}, step=step)
+            except Exception as error:
+                self._loggers.remove(logger)
+                rank_zero_warn(f"LandscapeMonitor no longer logs to {type(logger).__name__}: {error}; its files go on")

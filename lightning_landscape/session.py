@@ -1,0 +1,288 @@
+"""One ``fit``: the measurement above the waist, the folder and the curves below it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import time
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from torch import Tensor
+from torch.optim import Optimizer
+
+from lightning_landscape.loading import load
+from lightning_landscape.probes import SCHEMA, ProbeTable
+from lightning_landscape.probing import checks, lightning_compat
+from lightning_landscape.probing.description import describe_run
+from lightning_landscape.probing.measurement import Measurement
+from lightning_landscape.probing.parameters import optimized_parameters
+from lightning_landscape.probing.reference import FINAL, Reference, last_iterate, sq_distance
+from lightning_landscape.probing.replay import Loss
+from lightning_landscape.probing.schedule import Schedule
+from lightning_landscape.probing.store import ProbeStore
+from lightning_landscape.probing.window import Guard
+from lightning_landscape.reporting.curves import RunCurves
+from lightning_landscape.reporting.folder import RunFolder, free_folder, parent_folder
+from lightning_landscape.reporting.progress import tracker
+from lightning_landscape.reporting.summary import number, summarise
+
+STORE = "store"
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What the user asked for: the constructor's arguments of `LandscapeMonitor`, documented there."""
+
+    every_n_steps: int
+    max_probes: int
+    loss_infimum: float
+    loss: Loss | None
+    store_dtype: str
+    store_gib: float
+    dirpath: str | os.PathLike[str] | None
+    prefix: str
+    save_reference: bool
+    keep_store: bool
+    windows: int
+
+
+class Session:
+    """Measures one ``fit`` and writes down what was measured.
+
+    Args:
+        settings: what the user asked for.
+        trainer: the trainer, when training starts.
+        module: the module in training.
+        optimizer: its optimiser.
+        reference: x_p; None for the last iterate of this run.
+        guard: keeps failures away from the user's training.
+        may_be_overwritten: whether another callback may change the parameters at the end, before our turn comes.
+
+    Raises:
+        MisconfigurationException: if the store would have no room.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        trainer: Trainer,
+        module: LightningModule,
+        optimizer: Optimizer,
+        reference: Reference | None,
+        *,
+        guard: Guard,
+        may_be_overwritten: bool,
+    ) -> None:
+        self._settings, self._trainer, self._module, self._optimizer = settings, trainer, module, optimizer
+        self._live = reference is not None
+        self._temporary = Path(tempfile.mkdtemp()) if _writes_nothing(trainer) else None
+        parent = self._temporary or parent_folder(trainer, settings.dirpath)
+        path = free_folder(parent, settings.prefix)
+        trained = optimized_parameters(module, optimizer)
+        budget = checks.store_budget(path, settings.store_gib, trained, stored=not self._live)
+        self.folder = RunFolder(path)
+        self.measurement = Measurement(
+            trainer=trainer,
+            module=module,
+            optimizer=optimizer,
+            schedule=Schedule(settings.every_n_steps, settings.max_probes),
+            store=ProbeStore(path / STORE, budget),
+            loss=settings.loss,
+            loss_infimum=settings.loss_infimum,
+            reference=reference,
+            guard=guard,
+        )
+        self._curves = RunCurves(trainer.loggers, settings.prefix, live=self._live)
+        self.first_step = trainer.global_step
+        self.failure: str | None = None
+        """Why measuring stopped before training did"""
+        self._run_id = uuid.uuid4().hex
+        self._started = time.perf_counter()
+        self._loss_meaning = checks.describe_loss(module, settings.loss, settings.loss_infimum)
+        self._last: dict[str, Tensor] | None = None
+        self._may_be_overwritten = may_be_overwritten
+        if path.name != settings.prefix:
+            rank_zero_info(f"LandscapeMonitor found another run in {parent / settings.prefix} and writes to {path}")
+
+    # ---------------------------------------------------------------------------------------------------- while training
+
+    def watch(self, step: int) -> None:
+        """Watch the batch that is about to start, if its step is due."""
+        if self.measurement.watch(step):
+            self._follow(self.measurement.table)
+
+    def finish_probe(self) -> None:
+        """Complete the probe of the step that was just made, and write it down."""
+        unchecked = not self.measurement.fidelity.steps
+        probe = self.measurement.finish()
+        if unchecked:
+            self._warn_of_infidelity()
+        if probe is not None:
+            self.folder.append(probe, self.measurement.table)
+            seconds = time.perf_counter() - self._started
+            self._curves.add(probe, overhead=self.measurement.seconds / max(seconds, 1e-9))
+
+    def note_epoch_end(self) -> None:
+        """Keep x_K where another callback may overwrite the parameters before our turn comes (SWA, EMA)."""
+        if self._may_be_overwritten:
+            self._last = self.measurement.current_parameters()
+
+    def _follow(self, table: ProbeTable) -> None:
+        """Bring files and curves in line, after rows were thinned out or taken over."""
+        self.folder.rewrite(table)
+        self._curves.restart(table)
+
+    def _warn_of_infidelity(self) -> None:
+        fidelity = self.measurement.fidelity
+        if not fidelity.exact:
+            rank_zero_warn(
+                f"LandscapeMonitor evaluated a mini-batch loss again in the state in which it was recorded and got another "
+                f"value, off by {fidelity.max_abs:.3g}. Usual causes: a forward pass that is not deterministic, a state kept "
+                "outside the module, a hook that edits the batch. Every number of this run is marked with it"
+            )
+
+    # ------------------------------------------------------------------------------------------------------- at the end
+
+    def end(
+        self, stopped_by: str, *, steps: int, complete: bool, evaluate: bool, moved: bool
+    ) -> tuple[ProbeTable, dict[str, Any]]:
+        """Evaluate what waits for x_p; write table, summary and the remaining curves.
+
+        Args:
+            stopped_by: what ended training.
+            steps: K, updates made.
+            complete: whether training came to its end.
+            evaluate: whether to evaluate at all; where other processes or time may be gone it only writes what there is.
+            moved: whether the parameters moved since `note_epoch_end`.
+
+        Returns:
+            The table of probes and the content of ``summary.json``.
+        """
+        seconds, started = time.perf_counter() - self._started, time.perf_counter()
+        last = self._last if self._last is not None and not moved else self.measurement.current_parameters()
+        final = last_iterate(last, self.folder.path if self._settings.save_reference else None)
+        reference = self.measurement.reference or final
+        self.folder.rewrite(self.measurement.table)
+        evaluated = evaluate and self._evaluate(reference)
+        run = {
+            "complete": complete and self.failure is None,
+            "stopped_by": stopped_by if self.failure is None else f"{stopped_by}; the monitor: {self.failure}",
+            "id": self._run_id,
+            "steps": steps,
+            "reference": {
+                "kind": reference.kind,
+                "path": reference.path,
+                "sha256": reference.sha256,
+                "step": steps if reference.kind == FINAL else None,
+                "final_sq_distance": number(sq_distance(last, reference)),
+            },
+            "overhead": {
+                "training": self.measurement.seconds / max(seconds, 1e-9),
+                "finalisation_s": time.perf_counter() - started,
+            },
+            **self._measured(),
+            **describe_run(self._trainer, self._module, self._optimizer),
+        }
+        return self._report(run, evaluated)
+
+    def _evaluate(self, reference: Reference) -> bool:
+        """Evaluate at the reference; False if an interrupt ended that."""
+        exact = self.measurement.fidelity.exact
+        try:
+            self.measurement.evaluate(reference, tracker(self._trainer))
+        except KeyboardInterrupt:
+            self.measurement.abandon()
+            rank_zero_info("LandscapeMonitor: interrupted again, the rest of the probes stays unevaluated")
+            return False
+        if exact:  # else it was said already
+            self._warn_of_infidelity()
+        return True
+
+    def _measured(self) -> dict[str, Any]:
+        """Return what ``summary.json`` says of the measurement itself."""
+        measurement, fidelity = self.measurement, self.measurement.fidelity
+        return {
+            "first_step": measurement.table[0].step if len(measurement.table) else None,
+            "probes": len(measurement.table),
+            "stride": measurement.schedule.stride,
+            "dropped": dict(measurement.dropped),
+            "loss": self._loss_meaning,
+            "fidelity": {
+                "steps": fidelity.steps,
+                "max_abs": number(fidelity.max_abs) if fidelity.steps else None,
+                "exact": fidelity.exact if fidelity.steps else None,
+                "autograd": measurement.replayer.gradients_enabled,
+            },
+            "store": {"dtype": self._settings.store_dtype, "bytes": measurement.store.nbytes},
+        }
+
+    def _report(self, run: dict[str, Any], evaluated: bool) -> tuple[ProbeTable, dict[str, Any]]:
+        table = self.measurement.table
+        summary = summarise(table, run, self._settings.windows)
+        self.folder.finish(table, summary)
+        if evaluated:  # a partial evaluation writes files only: a tag is written once
+            self._curves.finish(table, summary, lightning_compat.batches_that_stepped(self._trainer))
+        if run["complete"] and not self._settings.keep_store:
+            self.measurement.store.remove()
+        rank_zero_info(f"LandscapeMonitor: {summary['verdict']}")
+        if self._temporary is not None:
+            shutil.rmtree(self._temporary, ignore_errors=True)
+        else:
+            rank_zero_info(f"LandscapeMonitor: {len(table)} probes and their summary are in {self.folder.path}")
+        return table, summary
+
+    # --------------------------------------------------------------------------------------------------- stop and resume
+
+    def state(self) -> dict[str, Any]:
+        """Return what a checkpoint holds of this run: plain values only."""
+        return {
+            "schema": SCHEMA,
+            "run_id": self._run_id,
+            "folder": str(self.folder.path.absolute()),
+            "reference": self._reference_identity(),
+            **self.measurement.state(),
+        }
+
+    def resume(self, state: Mapping[str, Any]) -> None:
+        """Go on with the probes before the checkpoint, where they can be evaluated; else a new table starts."""
+        folder = Path(state["folder"])
+        reason = self._reason_for_a_new_table(state, folder)
+        if reason is not None:
+            rank_zero_info(f"LandscapeMonitor: {reason}; a new table starts at step {self.first_step}")
+            return
+        self.measurement.adopt(state, folder / STORE)
+        self._run_id = state["run_id"]
+        self._follow(self.measurement.table)
+        if folder.parent != self.folder.path.parent.absolute():  # a new log folder: its curves start with the old ones
+            self._curves.repeat(self.measurement.table)
+
+    def _reason_for_a_new_table(self, state: Mapping[str, Any], folder: Path) -> str | None:
+        if state["schema"] != SCHEMA:
+            return f"the checkpoint holds schema {state['schema']}, supported is {SCHEMA}"
+        if state["reference"] != self._reference_identity():
+            return "the checkpoint was measured against another reference"
+        if not self._live and not (folder / STORE).exists() and _is_complete(folder):
+            return "the checkpoint is of a finished run whose store was removed (keep_store=True keeps it)"
+        return None
+
+    def _reference_identity(self) -> str:
+        return FINAL if self.measurement.reference is None else str(self.measurement.reference.sha256)
+
+
+def _writes_nothing(trainer: Trainer) -> bool:
+    return bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
+
+
+def _is_complete(folder: Path) -> bool:
+    try:
+        summary = load(folder).summary
+    except (OSError, ValueError):
+        return False
+    return summary is not None and bool(summary["run"]["complete"])
