@@ -136,7 +136,15 @@ class LandscapeMonitor(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert self._optimizer is not None
         self.table, self.summary = None, None
-        self._session = Session(self._settings(), trainer, pl_module, self._optimizer, self._reference, guard=self._guarded)
+        self._session = Session(
+            self._settings(),
+            trainer,
+            pl_module,
+            self._optimizer,
+            self._reference,
+            guard=self._guarded,
+            may_be_overwritten=any(map(_may_overwrite_parameters, trainer.callbacks)),  # type: ignore[attr-defined]
+        )
         self._step, self._moved = trainer.global_step, False
         if self._resumed and self._step > 0:
             self._session.resume(self._resumed)

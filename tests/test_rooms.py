@@ -34,7 +34,8 @@ def rooms_imported(path):
 
 ALLOWED = {
     "__init__": {"conditions", "functional", "loading", "monitor", "probes"},
-    "monitor": {"probing", "conditions", "reporting", "probes", "functional", "loading"},
+    "monitor": {"session", "probing", "reporting", "probes"},
+    "session": {"probing", "reporting", "probes", "loading"},
     "probing": {"probing", "probes"},
     "probes": set(),
     "functional": {"functional"},

@@ -358,11 +358,7 @@ class Measurement:
         self.schedule.stride, self.schedule.next_step = state["stride"], state["next_step"]
         there = {step for step in self.schedule.kept if self.store.adopt(folder, step, state["digests"].get(str(step), []))}
         # the run may have gone on after the checkpoint and thinned its table before it ended: then so do we
-        while (
-            len(self.schedule.kept) > 2
-            and not there.issuperset(self.schedule.kept)
-            and there.issuperset(self.schedule.kept[::2])
-        ):
+        while len(kept := self.schedule.kept) > 2 and not there.issuperset(kept) and there.issuperset(kept[::2]):
             self.schedule.thin()
         expected = self.schedule.kept
         usable = [probe for probe in rows if probe.step in expected and (probe.evaluated or probe.step in there)]
