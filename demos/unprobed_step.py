@@ -6,6 +6,7 @@ python demos/unprobed_step.py
 from __future__ import annotations
 
 import statistics
+import tempfile
 import time
 
 import lightning.pytorch as pl
@@ -44,6 +45,7 @@ def main() -> None:
         accelerator="cpu",
         max_steps=8,
         logger=False,
+        default_root_dir=tempfile.mkdtemp(),
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ class Run:
 
     path: Path
     table: ProbeTable
-    summary: dict[str, Any] | None
+    summary: dict[str, Any] | None = field(repr=False)
 
 
 def load(path: str | os.PathLike[str]) -> Run:

@@ -211,7 +211,10 @@ class LandscapeMonitor(Callback):
         if self._session is None:
             return
         self._session.measurement.abandon()
-        if isinstance(exception, KeyboardInterrupt):
+        if isinstance(exception, MisconfigurationException) and self._step == self._session.first_step:
+            self._session.discard()
+            self._session = None
+        elif isinstance(exception, KeyboardInterrupt):
             with _interruptible():
                 self._end("KeyboardInterrupt", complete=False)
         else:

@@ -148,6 +148,10 @@ class Session:
                 "outside the module, a hook that edits the batch. Every number of this run is marked with it"
             )
 
+    def discard(self) -> None:
+        """Leave nothing behind: the run was refused before its first step."""
+        shutil.rmtree(self._temporary or self.folder.path, ignore_errors=True)
+
     # ------------------------------------------------------------------------------------------------------- at the end
 
     def end(
@@ -234,8 +238,13 @@ class Session:
         rank_zero_info(f"LandscapeMonitor: {summary['verdict']}")
         if self._temporary is not None:
             shutil.rmtree(self._temporary, ignore_errors=True)
-        else:
-            rank_zero_info(f"LandscapeMonitor: {len(table)} probes and their summary are in {self.folder.path}")
+            return table, summary
+        rank_zero_info(f"LandscapeMonitor: the table of {len(table)} probes and its summary are in {self.folder.path}")
+        if self.measurement.store.folder.exists():
+            rank_zero_info(
+                f"LandscapeMonitor keeps {self.measurement.store.folder} to resume from a checkpoint; it holds training "
+                "batches, remove it when it is not needed"
+            )
         return table, summary
 
     # --------------------------------------------------------------------------------------------------- stop and resume
@@ -258,6 +267,8 @@ class Session:
             rank_zero_info(f"LandscapeMonitor: {reason}; a new table starts at step {self.first_step}")
             return
         self.measurement.adopt(state, folder / STORE)
+        if (folder / STORE).exists():
+            rank_zero_info(f"LandscapeMonitor goes on from {folder / STORE}, which is not changed; remove it when all is well")
         self._run_id = state["run_id"]
         self._follow(self.measurement.table)
         if folder.parent != self.folder.path.parent.absolute():  # a new log folder: its curves start with the old ones

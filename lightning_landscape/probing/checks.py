@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,16 +40,20 @@ def check_arguments(
     windows: int,
 ) -> None:
     """Refuse constructor arguments outside their range."""
-    checks: dict[str, tuple[Any, bool, str]] = {
-        "every_n_steps": (every_n_steps, every_n_steps >= 1, "strides of 1 or more"),
-        "max_probes": (max_probes, max_probes >= 2, "2 or more probes"),
-        "loss_infimum": (loss_infimum, math.isfinite(loss_infimum), "finite numbers"),
-        "store_dtype": (store_dtype, store_dtype == "native", "'native', the parameters' own dtype"),
-        "store_gib": (store_gib, store_gib > 0, "sizes above 0, in GiB"),
-        "prefix": (prefix, bool(prefix) and not {"/", os.sep} & set(prefix), "names without a slash"),
-        "windows": (windows, windows >= 1, "1 or more windows"),
+    checks: dict[str, tuple[Any, Callable[[Any], bool], str]] = {
+        "every_n_steps": (every_n_steps, lambda value: value >= 1, "strides of 1 or more"),
+        "max_probes": (max_probes, lambda value: value >= 2, "2 or more probes"),
+        "loss_infimum": (loss_infimum, math.isfinite, "finite numbers"),
+        "store_dtype": (store_dtype, lambda value: value == "native", "'native', the parameters' own dtype"),
+        "store_gib": (store_gib, lambda value: value > 0, "sizes above 0, in GiB"),
+        "prefix": (prefix, lambda value: bool(value) and not {"/", os.sep} & set(value), "names without a slash"),
+        "windows": (windows, lambda value: value >= 1, "1 or more windows"),
     }
-    for name, (value, fine, supported) in checks.items():
+    for name, (value, is_fine, supported) in checks.items():
+        try:
+            fine = is_fine(value)
+        except TypeError:  # text where a number belongs
+            fine = False
         if not fine:
             raise MisconfigurationException(f"LandscapeMonitor({name}={value!r}): supported are {supported}; pass one of these")
 

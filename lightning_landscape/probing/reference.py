@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -52,10 +53,10 @@ def check_reference_file(reference: str) -> None:
     Raises:
         MisconfigurationException: if there is none.
     """
-    if reference != FINAL and not Path(reference).is_file():
+    if not isinstance(reference, (str, os.PathLike)) or (reference != FINAL and not Path(reference).is_file()):
         raise MisconfigurationException(
-            f"LandscapeMonitor(reference={reference!r}) found no file there; supported are 'final' (the last iterate of this "
-            f"run) or the path of a file: {_KINDS}"
+            f"LandscapeMonitor(reference={reference!r}) found no file there; {_KINDS}, for example "
+            f"<log_dir>/landscape/{FILE} of another run, or 'final', the last iterate of this run: pass one of these"
         )
 
 

@@ -104,8 +104,14 @@ class Window:
         parameters = optimized_parameters(self._module, optimizer)
         if self._replayer.of_user:
             scale = loss_scale(self._trainer)
-            with self._replayer.silence():
-                self.loss, raw = self._replayer.mean_loss_and_gradient(self.moments, parameters, scale)
+            try:
+                with self._replayer.silence():
+                    self.loss, raw = self._replayer.mean_loss_and_gradient(self.moments, parameters, scale)
+            except Exception as error:
+                raise MisconfigurationException(
+                    f"LandscapeMonitor(loss=...) failed at step {self.step}, {type(error).__name__}: {error}. Supported is a "
+                    "function of (module, batch) that returns a tensor with one element which depends on the parameters"
+                ) from error
             self.gradient = Gradient(raw, 1 / (scale * len(self.moments)))
         else:
             self.loss = sum(self._losses) / len(self._losses)

@@ -79,8 +79,3 @@ class RunFolder:
         self.write_table(table)
         self.write_summary(summary)
         (self.path / PROBES_JSONL).unlink(missing_ok=True)
-
-    def remove_if_empty(self) -> None:
-        """Remove the folder where nothing was measured."""
-        if self.path.is_dir() and not any(self.path.iterdir()):
-            self.path.rmdir()

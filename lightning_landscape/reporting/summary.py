@@ -11,6 +11,9 @@ from lightning_landscape.conditions import AlphaBeta
 from lightning_landscape.functional.alpha_beta import mean_and_error
 from lightning_landscape.probes import SCHEMA, ProbeTable
 
+FEW_PROBES = 10
+"""Fewer than these are said to be few"""
+
 _COLUMNS = ("loss", "reference_loss", "inner_product", "loss_infimum")
 
 
@@ -23,12 +26,13 @@ def summarise(table: ProbeTable, run: dict[str, Any], windows: int) -> dict[str,
         windows: number of equal slices of training for which constants are given as well.
     """
     drop = drop_of(table)
-    alpha_beta = _alpha_beta(table.evaluated, drop, windows, run["steps"])
+    alpha_beta = _alpha_beta(table.evaluated, drop, windows, run)
+    caveats = _reference_caveat(table.evaluated, windows, run) + _few_probes_caveat(table.evaluated)
     return {
         "schema": SCHEMA,
         "run": {**run, "drop": drop},
         "conditions": {"alpha_beta": alpha_beta},
-        "verdict": verdict(alpha_beta, drop, run) + _reference_caveat(table.evaluated, windows, run["steps"]),
+        "verdict": verdict(alpha_beta, drop, run, len(table.evaluated)) + caveats,
     }
 
 
@@ -47,7 +51,7 @@ def number(value: Tensor | float) -> float | None:
     return float(value) if math.isfinite(value) else None
 
 
-def _alpha_beta(table: ProbeTable, drop: dict[str, Any], windows: int, steps: int) -> dict[str, Any]:
+def _alpha_beta(table: ProbeTable, drop: dict[str, Any], windows: int, run: dict[str, Any]) -> dict[str, Any]:
     reason = _reason_against(table)
     result = None if reason else _compute(table)
     achieved = drop["value"]
@@ -58,20 +62,22 @@ def _alpha_beta(table: ProbeTable, drop: dict[str, Any], windows: int, steps: in
         informativeness = number(neighbourhood / achieved)
     if result and reason is None:
         reason = _reason_for_no_pair(result, table) or _reason_for_no_informativeness(achieved)
+    if not _faithful(run, achieved):
+        reason = f"{_infidelity(run)}{f'; {reason}' if reason else ''}"
     return {
         **_pair(result),
         "neighbourhood": neighbourhood,
         "interpolation_error": number(result["interpolation_error"]) if result else None,
         "interpolation_error_se": number(result["interpolation_error_se"]) if result else None,
         "informativeness": informativeness,
-        "informative": informativeness is not None and informativeness < 1,
+        "informative": informativeness is not None and informativeness < 1 and _faithful(run, achieved),
         "violated": int(result["violated"]) if result else None,
         "degenerate_rows": int((table.column("reference_loss") == table.column("loss_infimum")).sum()),
         "vertices": [[number(rate), number(beta)] for rate, beta in result["vertices"]] if result else [],
         "coverage": {share: _pair_with_size(pair) for share, pair in result["coverage"].items()} if result else {},
         "windows": [
             {"from": start, "to": end, "probes": len(rows), **_window(rows)}
-            for start, end, rows in table.windows(windows, steps)
+            for start, end, rows in table.windows(windows, run["steps"])
         ],
         "reason": reason,
     }
@@ -130,48 +136,63 @@ def _reason_for_no_informativeness(achieved: float | None) -> str | None:
     return f"training achieved no drop ({achieved:.4g})" if achieved <= 0 else None
 
 
-def verdict(alpha_beta: dict[str, Any], drop: dict[str, Any], run: dict[str, Any]) -> str:
+def verdict(alpha_beta: dict[str, Any], drop: dict[str, Any], run: dict[str, Any], probes: int) -> str:
     """Return one plain sentence: what holds, and what it is worth."""
     size, achieved = alpha_beta["neighbourhood"], drop["value"]
+    warning = "" if run["fidelity"]["exact"] is not False else f"Not to be relied on, {_infidelity(run)}. "
     if size is None:
-        return f"Nothing can be said of the α-β-condition: {alpha_beta['reason']}." + _caveat(run)
+        return f"{warning}Nothing can be said of the α-β-condition: {alpha_beta['reason']}."
     if alpha_beta["attained"]:
-        what = f"The α-β-condition holds at all probes with α = {alpha_beta['alpha']:.4g}, β = {alpha_beta['beta']:.4g}"
+        pair = f"α = {alpha_beta['alpha']:.4g}, β = {alpha_beta['beta']:.4g}"
+        what = f"The α-β-condition holds at {_all(probes)} with {pair}"
     else:
         what = f"The α-β-condition has no best pair ({alpha_beta['reason']})"
-    if alpha_beta["informativeness"] is None and size == 0 and not alpha_beta["attained"]:
-        return f"{what}." + _caveat(run)
+        if size == 0:
+            return f"{warning}{what}."
     if achieved is None:
-        return f"{what}; its neighbourhood is {size:.4g}, but what training achieved was not measured." + _caveat(run)
-    if alpha_beta["informative"]:
-        worth = (
-            f"and is informative: its neighbourhood {size:.4g} is {alpha_beta['informativeness']:.2g} "
-            f"of the drop {achieved:.4g} that training achieved"
-        )
-    else:
-        worth = (
-            f"but it is vacuous: its neighbourhood {size:.4g} is no smaller than the drop {achieved:.4g} that training achieved"
-        )
-    return f"{what}, {worth}." + _caveat(run)
+        return f"{warning}{what}; its neighbourhood is {size:.4g}, but what training achieved was not measured."
+    if achieved <= 0:
+        return f"{warning}{what}, but it is vacuous: training achieved no drop, the loss rose by {-achieved:.4g}."
+    share = f"{alpha_beta['informativeness']:.2g} of the drop {achieved:.4g} that training achieved"
+    if alpha_beta["informativeness"] < 1:
+        return f"{warning}{what}, and is informative: its neighbourhood {size:.4g} is {share}."
+    return f"{warning}{what}, but it is vacuous: its neighbourhood {size:.4g} is {share}."
 
 
-def _reference_caveat(table: ProbeTable, windows: int, steps: int) -> str:
-    """Say so where the reference is plainly no minimiser: late in training the loss was below its value there."""
-    *_, (start, _, late) = table.windows(windows, steps)
-    if len(late) < 2:
-        return ""
-    gap, error = mean_and_error(late.column("loss") - late.column("reference_loss"))
-    if not gap < -3 * error:
-        return ""
-    return (
-        f" Mind the reference, which is no minimiser: from step {start} on the loss was {-float(gap):.3g} below its value "
-        "there, on average."
-    )
+def _all(probes: int) -> str:
+    return "the only probe" if probes == 1 else f"all {probes} probes"
 
 
-def _caveat(run: dict[str, Any]) -> str:
+def _reference_caveat(table: ProbeTable, windows: int, run: dict[str, Any]) -> str:
+    """Say what the reference is worth: it may be no minimiser, and the end of the same run is no independent witness."""
+    *_, (start, _, late) = table.windows(windows, run["steps"])
+    if len(late) > 1:
+        gap, error = mean_and_error(late.column("loss") - late.column("reference_loss"))
+        if gap < -3 * error:
+            return (
+                f" Mind the reference, which is no minimiser: from step {start} on the loss was {-float(gap):.3g} below its "
+                "value there, on average."
+            )
+    if len(table) and run["reference"]["kind"] == "final":
+        return " The reference is this run's own end, to which its steps led: another run's, reference=, is a harder test."
+    return ""
+
+
+def _few_probes_caveat(table: ProbeTable) -> str:
+    if 0 < len(table) < FEW_PROBES:
+        return f" {'One probe is' if len(table) == 1 else f'{len(table)} probes are'} few: a worst case over more may be worse."
+    return ""
+
+
+def _faithful(run: dict[str, Any], achieved: float | None) -> bool:
+    """Return whether replays are exact, or off by rounding beside what training achieved."""
+    size = run["fidelity"]["max_abs"]
     if run["fidelity"]["exact"] is not False:
-        return ""
+        return True
+    return size is not None and achieved is not None and size <= 1e-3 * achieved
+
+
+def _infidelity(run: dict[str, Any]) -> str:
     size = run["fidelity"]["max_abs"]
     how_far = "by a number that is not finite" if size is None else f"by up to {size:.2g}"
-    return f" Replays differ from the recorded losses {how_far}: read every number with that."
+    return f"replays differ from the recorded losses {how_far}"

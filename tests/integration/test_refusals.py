@@ -44,6 +44,9 @@ def assert_refused(monitor, *words, module=None, data=None, **kwargs):
         ({"prefix": "a/b"}, "prefix='a/b'"),
         ({"windows": 0}, "windows=0"),
         ({"reference": "nowhere.ckpt"}, "nowhere.ckpt"),
+        ({"reference": None}, "reference=None"),
+        ({"loss_infimum": "x"}, "loss_infimum='x'"),
+        ({"max_probes": "many"}, "max_probes='many'"),
     ],
 )
 def test_arguments(arguments, word):
@@ -188,6 +191,16 @@ def test_a_loss_that_is_no_scalar(loss):
 
 def test_a_loss_below_its_infimum():
     assert_refused(LandscapeMonitor(loss_infimum=50.0), "below loss_infimum=50", "smaller loss_infimum")
+
+
+def test_a_refusal_at_the_first_batch_leaves_nothing_behind(tmp_path):
+    assert_refused(LandscapeMonitor(loss_infimum=50.0, dirpath=tmp_path), "below loss_infimum=50")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("broken", [torch.nn.functional.mse_loss, lambda m, b: torch.zeros(()), lambda m, b: m.net(b[0])])
+def test_a_broken_loss_of_the_user(broken):
+    assert_refused(LandscapeMonitor(loss=broken), "loss=...", "function of (module, batch)")
 
 
 def test_a_loss_that_falls_below_its_infimum_later_is_kept_and_said():
@@ -365,7 +378,7 @@ def test_an_infidelity_is_said_with_its_size():
     fidelity = monitor.summary["run"]["fidelity"]
     assert fidelity["exact"] is False
     assert fidelity["max_abs"] >= 0.1
-    assert "Replays differ from the recorded losses" in monitor.summary["verdict"]
+    assert "replays differ from the recorded losses" in monitor.summary["verdict"]
 
 
 def test_a_diverged_run_is_reported_as_such():

@@ -8,7 +8,14 @@ from lightning_landscape.probes import ProbeTable
 from lightning_landscape.reporting.summary import summarise
 from tests.test_probes import row
 
-RUN = {"steps": 8, "probes": 0, "fidelity": {"exact": True, "max_abs": 0.0, "steps": [0]}, "complete": True}
+FINAL = {"kind": "final"}
+RUN = {
+    "reference": {"kind": "file"},
+    "steps": 8,
+    "probes": 0,
+    "fidelity": {"exact": True, "max_abs": 0.0, "steps": [0]},
+    "complete": True,
+}
 
 
 def summary_of(*rows, windows=2, **run):
@@ -33,7 +40,7 @@ def test_informative():
     found = summary["conditions"]["alpha_beta"]
     assert (found["alpha"], found["beta"], found["attained"], found["informative"]) == (0.5, 0.0, True, True)
     assert summary["run"]["drop"] == {"value": 2.0, "standard_error": 0.0, "rows": 2, "reason": None}
-    assert "holds at all probes with α = 0.5, β = 0, and is informative" in summary["verdict"]
+    assert "holds at all 4 probes with α = 0.5, β = 0, and is informative" in summary["verdict"]
 
 
 def test_vacuous_is_called_so():
@@ -51,7 +58,7 @@ def test_no_drop_is_vacuous():
     summary = summary_of(row(0, initial_loss=1.0), row(2, initial_loss=0.5))
     assert summary["conditions"]["alpha_beta"]["informativeness"] is None
     assert "achieved no drop (-0.25)" in summary["conditions"]["alpha_beta"]["reason"]
-    assert "vacuous" in summary["verdict"]
+    assert "vacuous: training achieved no drop, the loss rose by 0.25" in summary["verdict"]
 
 
 def test_never_above_the_reference_says_nothing():
@@ -90,10 +97,12 @@ def test_one_probe():
 
 
 def test_an_inexact_replay_marks_the_verdict():
-    assert (
-        "differ from the recorded losses by up to 0.25"
-        in summary_of(*informative(), fidelity={"exact": False, "max_abs": 0.25, "steps": [0]})["verdict"]
-    )
+    off = summary_of(*informative(), fidelity={"exact": False, "max_abs": 0.25, "steps": [0]})
+    assert off["verdict"].startswith("Not to be relied on, replays differ from the recorded losses by up to 0.25.")
+    assert off["conditions"]["alpha_beta"]["informative"] is False
+    assert "replays differ" in off["conditions"]["alpha_beta"]["reason"]
+    rounding = summary_of(*informative(), fidelity={"exact": False, "max_abs": 1e-6, "steps": [0]})
+    assert rounding["conditions"]["alpha_beta"]["informative"] is True
     assert (
         "by a number that is not finite"
         in summary_of(*informative(), fidelity={"exact": False, "max_abs": None, "steps": [0]})["verdict"]
@@ -104,6 +113,16 @@ def test_a_reference_above_the_late_losses_is_said():
     rows = [row(0, initial_loss=3.0), row(4, loss=0.2), row(5, loss=0.21), row(6, loss=0.19)]
     assert "from step 4 on the loss was 0.8 below its value there" in summary_of(*rows)["verdict"]
     assert "Mind the reference" not in summary_of(*informative())["verdict"]
+
+
+def test_the_end_of_the_same_run_and_few_probes_are_said():
+    own = summary_of(*informative(), reference=FINAL)["verdict"]
+    assert "this run's own end" in own
+    assert "4 probes are few" in own
+    assert "this run's own end" not in summary_of(*informative())["verdict"]
+    many = [row(k, initial_loss=3.0) for k in range(12)]
+    assert "few" not in summary_of(*many)["verdict"]
+    assert "holds at the only probe" in summary_of(row(0, initial_loss=2.0))["verdict"]
 
 
 def test_windows_are_the_same_question_on_a_slice():
