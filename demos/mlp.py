@@ -7,6 +7,7 @@ python demos/mlp.py --data fashion-mnist --root DIR --epochs 5   Fashion-MNIST f
 from __future__ import annotations
 
 import argparse
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -116,7 +117,10 @@ def main() -> None:
     picture = draw(monitor.table, monitor.summary, folder)
     print(f"  picture            {picture or 'install matplotlib for one: pip install lightning-landscape[plots]'}")
     print(f"  TensorBoard        tensorboard --logdir {options.out}    (scalars, group '{monitor.prefix}')")
-    print(f"  every curve live   python demos/mlp.py --data {options.data} --reference {folder}/reference.safetensors")
+    print(
+        f"  a harder test      {sys.executable} {sys.argv[0]} --data {options.data} --seed {options.seed + 1} "
+        f"--reference {folder}/reference.safetensors"
+    )
 
 
 def draw(table: ProbeTable, summary: dict[str, Any], folder: Path) -> Path | None:
