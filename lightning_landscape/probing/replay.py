@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers.logger import DummyLogger
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_landscape.probing.freezing import Frozen, freeze, thaw
 from lightning_landscape.probing.state import capture, put_back, untouched
@@ -95,8 +95,9 @@ class Replayer:
         self._trainer, self._module, self._loss = trainer, module, loss
         self.of_user = loss is not None
         """Whether the loss is the user's own function, not ``training_step``"""
-        self.gradients_enabled = False
-        """Forward passes run without autograd, unless the loss needs it or is only then the recorded one."""
+        self.gradients_enabled = any(isinstance(part, nn.RNNBase) for part in module.modules())
+        """Forward passes run without autograd, unless the loss needs it or is only then the recorded one: kernels of recurrent
+        layers round differently where no gradient will be asked for."""
 
     def moment(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Frozen:
         """Freeze the arguments of ``training_step`` and the state in which it is called.

@@ -27,7 +27,9 @@ def summarise(table: ProbeTable, run: dict[str, Any], windows: int) -> dict[str,
     """
     drop = drop_of(table)
     alpha_beta = _alpha_beta(table.evaluated, drop, windows, run)
-    caveats = _reference_caveat(table.evaluated, windows, run) + _few_probes_caveat(table.evaluated)
+    rounding = run["fidelity"]["exact"] is False and _faithful(run, drop["value"])
+    caveats = f" In rounding, {_infidelity(run)}." if rounding else ""
+    caveats += _reference_caveat(table.evaluated, windows, run) + _few_probes_caveat(table.evaluated)
     return {
         "schema": SCHEMA,
         "run": {**run, "drop": drop},
@@ -139,7 +141,7 @@ def _reason_for_no_informativeness(achieved: float | None) -> str | None:
 def verdict(alpha_beta: dict[str, Any], drop: dict[str, Any], run: dict[str, Any], probes: int) -> str:
     """Return one plain sentence: what holds, and what it is worth."""
     size, achieved = alpha_beta["neighbourhood"], drop["value"]
-    warning = "" if run["fidelity"]["exact"] is not False else f"Not to be relied on, {_infidelity(run)}. "
+    warning = "" if _faithful(run, achieved) else f"Not to be relied on, {_infidelity(run)}. "
     if size is None:
         return f"{warning}Nothing can be said of the α-β-condition: {alpha_beta['reason']}."
     if alpha_beta["attained"]:

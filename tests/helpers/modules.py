@@ -243,6 +243,23 @@ class GradientPenalty(Plain):
         return super().compute_loss(batch) + slope.square().mean()
 
 
+class Recurrent(Plain):
+    """An LSTM that carries its state from batch to batch; its kernels round differently without autograd."""
+
+    def __init__(self):
+        super().__init__()
+        self.recurrent, self.carried = nn.LSTM(4, 8, 2, dropout=0.2, batch_first=True), None
+        self.out = nn.Linear(8, CLASSES)
+
+    def compute_loss(self, batch):
+        x, y = batch
+        hidden, carried = self.recurrent(x.reshape(-1, 3, 4), self.carried)
+        self.carried = tuple(part.detach() for part in carried)
+        logits = self.out(hidden[:, -1])
+        self.accuracy(logits, y)
+        return cross_entropy(logits.float(), y)
+
+
 class Overflowing(Plain):
     """One batch in an epoch has an infinite loss."""
 

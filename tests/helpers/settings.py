@@ -54,6 +54,7 @@ SETTINGS = {
     "object_batches": Setting(modules.ObjectBatches),
     "partly_unused": Setting(modules.PartlyUnused),
     "gradient_penalty": Setting(modules.GradientPenalty),
+    "recurrent": Setting(modules.Recurrent, {"accumulate_grad_batches": 3}, batches=8),
     "overflowing": Setting(modules.Overflowing, scaler=True, autocast=fp16, rtol=3e-3),
 }
 

@@ -103,6 +103,8 @@ def test_an_inexact_replay_marks_the_verdict():
     assert "replays differ" in off["conditions"]["alpha_beta"]["reason"]
     rounding = summary_of(*informative(), fidelity={"exact": False, "max_abs": 1e-6, "steps": [0]})
     assert rounding["conditions"]["alpha_beta"]["informative"] is True
+    assert "In rounding, replays differ from the recorded losses by up to 1e-06." in rounding["verdict"]
+    assert "Not to be relied on" not in rounding["verdict"]
     assert (
         "by a number that is not finite"
         in summary_of(*informative(), fidelity={"exact": False, "max_abs": None, "steps": [0]})["verdict"]
