@@ -42,6 +42,53 @@ def batch_of(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     return args[0] if args else next(iter(kwargs.values()))
 
 
+Before = Callable[[Sequence[Any], Mapping[str, Any]], None]
+After = Callable[[Any], None]
+
+
+class Door:
+    """The door of a module's ``training_step``, at which any number of monitors may stand; gone when the last one leaves.
+
+    Args:
+        module: the module in training.
+    """
+
+    def __init__(self, module: LightningModule) -> None:
+        self._module = module
+        self._own = module.__dict__.get("training_step")  # compiled modules carry one of their own
+        self.original: Callable[..., Any] = module.training_step
+        self.watchers: list[tuple[Before, After]] = []
+
+        @functools.wraps(self.original)
+        def watched(*args: Any, **kwargs: Any) -> Any:
+            present = tuple(self.watchers)
+            for before, _ in present:
+                before(args, kwargs)
+            output = self.original(*args, **kwargs)
+            for _, after in present:
+                after(output)
+            return output
+
+        self._watched = watched
+        vars(watched)["landscape_door"] = self
+        module.__dict__["training_step"] = watched
+
+    @staticmethod
+    def of(module: LightningModule) -> Door | None:
+        """Return the door that a module has now."""
+        door = getattr(module.__dict__.get("training_step"), "landscape_door", None)
+        return door if isinstance(door, Door) else None
+
+    def close(self) -> None:
+        """Give the module its own ``training_step`` back, unless somebody has built something around ours meanwhile."""
+        if self._module.__dict__.get("training_step") is not self._watched:
+            return
+        if self._own is None:
+            del self._module.__dict__["training_step"]
+        else:
+            self._module.__dict__["training_step"] = self._own
+
+
 class Doorstep:
     """Stands at the door of ``training_step`` while a window of micro-batches is probed.
 
@@ -55,31 +102,16 @@ class Doorstep:
         after: called with what it returned.
     """
 
-    def __init__(
-        self,
-        module: LightningModule,
-        before: Callable[[Sequence[Any], Mapping[str, Any]], None],
-        after: Callable[[Any], None],
-    ) -> None:
-        self._module = module
-        self._own = module.__dict__.get("training_step")  # compiled modules carry one of their own
-        original = module.training_step
-
-        @functools.wraps(original)
-        def watched(*args: Any, **kwargs: Any) -> Any:
-            before(args, kwargs)
-            output = original(*args, **kwargs)
-            after(output)
-            return output
-
-        module.__dict__["training_step"] = watched
+    def __init__(self, module: LightningModule, before: Before, after: After) -> None:
+        self._door = Door.of(module) or Door(module)
+        self._watcher = (before, after)
+        self._door.watchers.append(self._watcher)
 
     def leave(self) -> None:
-        """Give the door back."""
-        if self._own is None:
-            self._module.__dict__.pop("training_step", None)
-        else:
-            self._module.__dict__["training_step"] = self._own
+        """Leave; the last one closes the door."""
+        self._door.watchers.remove(self._watcher)
+        if not self._door.watchers:
+            self._door.close()
 
 
 class Replayer:
@@ -171,9 +203,9 @@ class Replayer:
 
 
 def _training_step(module: LightningModule) -> Callable[..., Any]:
-    """Return the module's training_step, past our own `Doorstep`."""
-    step: Callable[..., Any] = module.training_step
-    return step
+    """Return the module's own training_step, past the door at which other monitors may still stand."""
+    door = Door.of(module)
+    return door.original if door is not None else module.training_step
 
 
 def _nothing(*args: Any, **kwargs: Any) -> None:

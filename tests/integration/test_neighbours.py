@@ -1,0 +1,157 @@
+"""Beside other callbacks, tuners and second fits."""
+
+import copy
+import pickle
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from lightning.pytorch.callbacks import Callback, StochasticWeightAveraging, WeightAveraging
+from lightning.pytorch.tuner import Tuner
+from safetensors.torch import load_file
+
+from lightning_landscape import LandscapeMonitor, load
+from tests.helpers.modules import Plain, loader
+
+
+class WithoutScheduler(Plain):
+    """SWA brings a scheduler of its own."""
+
+    def __init__(self, batch_norm=True, lr=0.1):
+        super().__init__()
+        self.lr = lr
+        if not batch_norm:
+            self.net[1] = torch.nn.Identity()
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=self.lr)
+
+
+class LastStep(Callback):
+    """Records the parameters after the last step that had a gradient."""
+
+    def __init__(self):
+        self.moved, self.parameters = False, None
+
+    def on_after_backward(self, trainer, pl_module):
+        self.moved = True
+
+    def on_train_batch_end(self, trainer, pl_module, *args):
+        if self.moved:
+            self.parameters = {name: p.detach().clone() for name, p in pl_module.named_parameters()}
+        self.moved = False
+
+
+def trainer_with(*callbacks, **kwargs):
+    settings = {"accelerator": "cpu", "max_epochs": 4, "logger": False, "enable_checkpointing": False}
+    settings |= {"enable_progress_bar": False, "enable_model_summary": False, **kwargs}
+    return pl.Trainer(callbacks=list(callbacks), **settings)
+
+
+@pytest.mark.filterwarnings("ignore:Swapping scheduler", "ignore:.*lr_scheduler.step")
+@pytest.mark.parametrize("batch_norm", [True, False])
+@pytest.mark.parametrize("averaging", [lambda: StochasticWeightAveraging(0.05, swa_epoch_start=2), lambda: WeightAveraging()])
+@pytest.mark.parametrize("order", [1, -1])
+def test_the_last_iterate_is_that_of_the_optimiser_not_an_average(averaging, batch_norm, order, tmp_path):
+    pl.seed_everything(0, verbose=False)
+    last, monitor = LastStep(), LandscapeMonitor(dirpath=tmp_path, every_n_steps=3)
+    trainer = trainer_with(last, *[averaging(), monitor][::order])
+    trainer.fit(WithoutScheduler(batch_norm), loader())
+    reference = load_file(tmp_path / "landscape" / "reference.safetensors")
+    final = dict(trainer.lightning_module.named_parameters())
+    assert all(torch.equal(reference[name], last.parameters[name]) for name in reference)
+    assert not all(torch.equal(reference[name], final[name]) for name in reference)
+    assert monitor.summary["run"]["fidelity"]["exact"]
+    assert monitor.summary["run"]["complete"]
+
+
+def test_two_monitors_with_different_prefixes(tmp_path):
+    one, two = LandscapeMonitor(dirpath=tmp_path), LandscapeMonitor(dirpath=tmp_path, prefix="two", every_n_steps=5)
+    pl.seed_everything(0, verbose=False)
+    watched = Plain()
+    trainer_with(one, two, max_epochs=1).fit(watched, loader())
+    pl.seed_everything(0, verbose=False)
+    plain = Plain()
+    trainer_with(max_epochs=1).fit(plain, loader())
+    assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), watched.parameters(), strict=True))
+    assert "training_step" not in vars(watched)
+    assert one.summary["run"]["fidelity"]["exact"]
+    assert two.summary["run"]["fidelity"]["exact"]
+    assert [probe.step for probe in load(tmp_path / "landscape").table] == [0]
+    assert [probe.step for probe in load(tmp_path / "two").table] == [0, 5]
+    assert one.state_key != two.state_key
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_tuner_before_fit_changes_nothing(tmp_path):
+    def run(*callbacks):
+        pl.seed_everything(0, verbose=False)
+        module, trainer = WithoutScheduler(), trainer_with(*callbacks, max_epochs=1)
+        Tuner(trainer).lr_find(module, loader(), num_training=5, attr_name="lr")
+        trainer.fit(module, loader())
+        return module
+
+    monitor = LandscapeMonitor(dirpath=tmp_path, every_n_steps=2)
+    plain, watched = run(), run(monitor)
+    assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), watched.parameters(), strict=True))
+    assert [probe.step for probe in monitor.table] == [0, 2, 4, 6, 8]
+
+
+def test_two_fits_with_one_trainer_are_two_tables(tmp_path):
+    monitor = LandscapeMonitor(dirpath=tmp_path, every_n_steps=4)
+    trainer, module = trainer_with(monitor, max_epochs=1), Plain()
+    trainer.fit(module, loader())
+    first = monitor.table
+    trainer.fit_loop.max_epochs = 2
+    trainer.fit(module, loader())
+    assert [probe.step for probe in first] == [0, 4, 8]
+    assert [probe.step for probe in monitor.table] == [10, 14, 18]
+    assert [len(load(tmp_path / name).table) for name in ("landscape", "landscape-1")] == [3, 3]
+
+
+def test_a_checkpoint_saved_after_fit_extends_a_run_that_kept_its_store(tmp_path):
+    monitor = LandscapeMonitor(dirpath=tmp_path, every_n_steps=4, keep_store=True)
+    trainer = trainer_with(monitor, max_epochs=1)
+    trainer.fit(Plain(), loader())
+    trainer.save_checkpoint(tmp_path / "after.ckpt")
+    again = LandscapeMonitor(dirpath=tmp_path, every_n_steps=4)
+    trainer_with(again, max_epochs=2).fit(Plain(), loader(), ckpt_path=tmp_path / "after.ckpt")
+    assert [probe.step for probe in again.table] == [0, 4, 8, 12, 16]
+    assert [probe.loss for probe in again.table][:3] == [probe.loss for probe in monitor.table]
+
+
+def test_a_resume_against_another_reference_starts_a_new_table(tmp_path, lightning_says):
+    monitor = LandscapeMonitor(dirpath=tmp_path, every_n_steps=4, keep_store=True)
+    trainer = trainer_with(monitor, max_epochs=1)
+    trainer.fit(Plain(), loader())
+    trainer.save_checkpoint(tmp_path / "after.ckpt")
+    other = LandscapeMonitor(dirpath=tmp_path, reference=str(tmp_path / "landscape" / "reference.safetensors"))
+    trainer_with(other, max_epochs=2).fit(Plain(), loader(), ckpt_path=tmp_path / "after.ckpt")
+    assert other.table[0].step == 10
+    assert "another reference; a new table starts at step 10" in lightning_says()
+
+
+def test_training_that_is_over_before_it_starts_is_no_error(tmp_path):
+    monitor = LandscapeMonitor(dirpath=tmp_path)
+    trainer_with(monitor, max_epochs=0).fit(Plain(), loader())
+    assert monitor.table is None
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_monitor_can_be_copied_and_pickled_before_and_after_fit(tmp_path):
+    monitor = LandscapeMonitor(dirpath=tmp_path, every_n_steps=4)
+    assert copy.deepcopy(monitor).every_n_steps == 4
+    trainer_with(monitor, max_epochs=1).fit(Plain(), loader())
+    assert pickle.loads(pickle.dumps(monitor)).table == monitor.table
+
+
+def test_early_stopping_is_a_good_end(tmp_path):
+    class Stop(Callback):
+        def on_train_batch_end(self, trainer, *args):
+            trainer.should_stop = trainer.global_step == 7
+
+    monitor = LandscapeMonitor(dirpath=tmp_path, every_n_steps=3)
+    trainer_with(monitor, Stop()).fit(Plain(), loader())
+    assert [probe.step for probe in monitor.table] == [0, 3, 6]
+    assert monitor.summary["run"]["complete"] is True
+    assert monitor.summary["run"]["stopped_by"] == "should_stop"
