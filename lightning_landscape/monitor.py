@@ -99,6 +99,8 @@ class LandscapeMonitor(Callback):
         self._next_step = _NEVER
         self._watching = False
         self._moved = False
+        self._first_step = 0
+        self._may_refuse = True
 
     # --------------------------------------------------------------------------------------------------- before training
 
@@ -111,8 +113,10 @@ class LandscapeMonitor(Callback):
             every_n_steps=self.every_n_steps,
             max_probes=self.max_probes,
             loss_infimum=self.loss_infimum,
+            loss=self.loss,
             store_dtype=self.store_dtype,
             store_gib=self.store_gib,
+            dirpath=self.dirpath,
             prefix=self.prefix,
             windows=self.windows,
         )
@@ -145,7 +149,8 @@ class LandscapeMonitor(Callback):
             guard=self._guarded,
             may_be_overwritten=any(map(_may_overwrite_parameters, trainer.callbacks)),  # type: ignore[attr-defined]
         )
-        self._step, self._moved = trainer.global_step, False
+        self._step = self._first_step = trainer.global_step
+        self._moved, self._may_refuse = False, True
         if self._resumed and self._step > 0:
             self._session.resume(self._resumed)
         self._resumed = {}
@@ -157,6 +162,11 @@ class LandscapeMonitor(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         if self._step >= self._next_step:
             self._guarded(self._watch)()
+
+    @override
+    def on_before_zero_grad(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        if self._watching:
+            self._guarded(self._require_session().measurement.forget_gradients)()
 
     @override
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -174,6 +184,7 @@ class LandscapeMonitor(Callback):
     ) -> None:
         if self._watching:
             self._guarded(self._finish_probe)()
+        self._may_refuse = self._may_refuse and self._step == self._first_step
 
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -188,7 +199,13 @@ class LandscapeMonitor(Callback):
         self._next_step = self._step if self._watching else session.measurement.schedule.next_step
 
     def _read_gradient(self) -> None:
-        measurement = self._require_session().measurement
+        session = self._require_session()
+        measurement = session.measurement
+        if measurement.gradient_taken and session.automatic:
+            raise MisconfigurationException(
+                "LandscapeMonitor found an optimizer that evaluates loss and gradient more than once a step; supported are "
+                "optimizers that take one gradient a step, as SGD and Adam do: use one of these"
+            )
         if measurement.gradient_taken:  # manual optimisation: another step within the same batch
             self._finish_probe()
         measurement.read_gradient()
@@ -211,7 +228,7 @@ class LandscapeMonitor(Callback):
         if self._session is None:
             return
         self._session.measurement.abandon()
-        if isinstance(exception, MisconfigurationException) and self._step == self._session.first_step:
+        if isinstance(exception, MisconfigurationException) and self._may_refuse:
             self._session.discard()
             self._session = None
         elif isinstance(exception, KeyboardInterrupt):
@@ -277,7 +294,7 @@ class LandscapeMonitor(Callback):
                 session = self._require_session()
                 session.measurement.abandon()
                 self._next_step, self._watching = _NEVER, False
-                if isinstance(error, MisconfigurationException) and self._step == session.first_step:
+                if isinstance(error, MisconfigurationException) and self._may_refuse:
                     raise
                 session.failure = _said(error)
                 rank_zero_warn(

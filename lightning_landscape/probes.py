@@ -231,5 +231,5 @@ def from_scalars(row: dict[str, Any]) -> Probe:
 def write_atomically(path: Path, text: str) -> None:
     """Write a file so that a reader, or a kill in the middle, finds the old content or the new one."""
     temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
+    temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
     os.replace(temporary, path)

@@ -101,6 +101,7 @@ class Session:
         )
         self._curves = RunCurves(trainer.loggers, settings.prefix, live=self._live)
         self.first_step = trainer.global_step
+        self.automatic = module.automatic_optimization
         self.failure: str | None = None
         """Why measuring stopped before training did"""
         self._run_id = uuid.uuid4().hex
@@ -175,6 +176,7 @@ class Session:
         reference = self.measurement.reference or final
         self.folder.rewrite(self.measurement.table)
         evaluated = evaluate and self._evaluate(reference)
+        self.folder.rewrite(self.measurement.table)  # whatever comes now, what was evaluated is on disk
         run = {
             "complete": complete and self.failure is None,
             "stopped_by": stopped_by if self.failure is None else f"{stopped_by}; the monitor: {self.failure}",

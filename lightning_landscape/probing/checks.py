@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -29,25 +30,40 @@ _SHARDED = {
 }
 
 
+_NAME = re.compile(r"(?=.*[\w-])[\w.-]+")
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_real(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
 def check_arguments(
     *,
     every_n_steps: int,
     max_probes: int,
     loss_infimum: float,
+    loss: Any,
     store_dtype: str,
     store_gib: float,
+    dirpath: Any,
     prefix: str,
     windows: int,
 ) -> None:
     """Refuse constructor arguments outside their range."""
     checks: dict[str, tuple[Any, Callable[[Any], bool], str]] = {
-        "every_n_steps": (every_n_steps, lambda value: value >= 1, "strides of 1 or more"),
-        "max_probes": (max_probes, lambda value: value >= 2, "2 or more probes"),
-        "loss_infimum": (loss_infimum, math.isfinite, "finite numbers"),
+        "every_n_steps": (every_n_steps, lambda value: _is_whole(value) and value >= 1, "whole numbers of 1 or more"),
+        "max_probes": (max_probes, lambda value: _is_whole(value) and value >= 2, "whole numbers of 2 or more"),
+        "loss_infimum": (loss_infimum, lambda value: _is_real(value) and math.isfinite(value), "finite numbers"),
+        "loss": (loss, lambda value: value is None or callable(value), "functions of (module, batch)"),
         "store_dtype": (store_dtype, lambda value: value == "native", "'native', the parameters' own dtype"),
-        "store_gib": (store_gib, lambda value: value > 0, "sizes above 0, in GiB"),
-        "prefix": (prefix, lambda value: bool(value) and not {"/", os.sep} & set(value), "names without a slash"),
-        "windows": (windows, lambda value: value >= 1, "1 or more windows"),
+        "store_gib": (store_gib, lambda value: _is_real(value) and value > 0, "sizes above 0, in GiB"),
+        "dirpath": (dirpath, lambda value: value is None or isinstance(value, (str, os.PathLike)), "paths"),
+        "prefix": (prefix, lambda value: _NAME.fullmatch(value) is not None, "names of letters, digits, '.', '-' and '_'"),
+        "windows": (windows, lambda value: _is_whole(value) and value >= 1, "whole numbers of 1 or more"),
     }
     for name, (value, is_fine, supported) in checks.items():
         try:
@@ -120,6 +136,12 @@ def check_parameters(parameters: Mapping[str, nn.Parameter], optimizer: Optimize
     if not parameters:
         raise MisconfigurationException(
             f"LandscapeMonitor found no parameters in {type(optimizer).__name__}; supported is an optimizer with at least one"
+        )
+    complex_ones = [name for name, parameter in parameters.items() if parameter.is_complex()]
+    if complex_ones:
+        raise MisconfigurationException(
+            f"LandscapeMonitor found complex parameters: {complex_ones[:5]}; supported are real ones: keep real and imaginary "
+            "part in one real parameter and use torch.view_as_complex of it"
         )
     unready = [name for name, parameter in parameters.items() if isinstance(parameter, nn.UninitializedParameter)]
     if unready:

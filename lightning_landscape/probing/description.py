@@ -29,14 +29,23 @@ def describe_run(trainer: Trainer, module: LightningModule, optimizer: Optimizer
     }
 
 
-def plain(value: Any) -> Any:
-    """Return a value as strict JSON holds it; objects become their text."""
+def plain(value: Any, depth: int = 8) -> Any:
+    """Return a value as strict JSON holds it; objects, and what is nested deeper than ``depth``, become their text."""
+    try:
+        return _plain(value, depth)
+    except Exception as error:  # whatever a user's object does when it is asked for its text
+        return f"{type(value).__name__} without a text: {type(error).__name__}"
+
+
+def _plain(value: Any, depth: int) -> Any:
+    if depth == 0:
+        return type(value).__name__
     if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
+        return {str(key): plain(item, depth - 1) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
+        return [plain(item, depth - 1) for item in value]
     if isinstance(value, torch.Tensor) and value.numel() == 1:
-        return plain(value.item())
+        return plain(value.item(), depth - 1)
     if value is None or isinstance(value, (bool, int, str)):
         return value
     if isinstance(value, float):

@@ -57,7 +57,7 @@ class StoredProbes:
         """Return the loss of a step where the module's parameters ``trained`` are now, all else as it was then."""
         here = named_parameters(self._module)
         others = {n: v for n, v in self._store.others(step).items() if n in here and n not in trained}
-        with self._swap.to(others):  # a target network that the optimiser does not hold
+        with self._swap.to(others, trained):  # all anew: the loss of the probe before may have moved them in place
             return self._replayer.mean_loss(self._store.moments(step))
 
     def start(self, step: int, trained: Mapping[str, Tensor]) -> dict[str, Tensor]:

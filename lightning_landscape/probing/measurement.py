@@ -117,7 +117,15 @@ class Measurement:
             dropped = [] if self._window else self.schedule.make_room(step)
             self._forget(dropped)
             if self._window is None and self.schedule.due(step):
-                self._window = Window(step, self._trainer, self._module, self.replayer, self._timed_and_guarded)
+                self._window = Window(
+                    step,
+                    trainer=self._trainer,
+                    module=self._module,
+                    optimizer=self._optimizer,
+                    store=self.store,
+                    replayer=self.replayer,
+                    guard=self._timed_and_guarded,
+                )
             if self._window is not None:
                 self._window.watch()
         return dropped
@@ -126,6 +134,11 @@ class Measurement:
         """Stop watching ``training_step`` until the next batch."""
         if self._window is not None:
             self._window.look_away()
+
+    def forget_gradients(self) -> None:
+        """Note that gradients are about to be zeroed."""
+        if self._window is not None and not self._window.stepping:
+            self._window.forget_gradients()
 
     def abandon(self) -> None:
         """Leave the run as if there were no measurement: at an interrupt, a failure, or the end."""
@@ -138,7 +151,7 @@ class Measurement:
         if self._window is None:
             return
         with self._timed():
-            self._window.take(self._optimizer)
+            self._window.take()
             if self._window.measurable and not self.schedule.kept:
                 self._check_first(self._window)
 
@@ -195,7 +208,7 @@ class Measurement:
 
     def _check_replay(self, window: Window) -> None:
         """Replay the first probe at x_k, at once."""
-        with self.replayer.silence(), self._swap.to(window.before):
+        with self.replayer.silence(), self._swap.to(window.others or {}, window.before):
             self._compare(window.step, window.loss, lambda: self.replayer.mean_loss(window.moments))
 
     def _compare(self, step: int, recorded: float, replayed: Callable[[], float]) -> None:
@@ -215,7 +228,7 @@ class Measurement:
         """Fill the columns that need x_p, while x_k and g_k are at hand."""
         there, gradient = reference.parameters, window.gradient
         product, distance = inner_product_and_distance(window.before, there, gradient.raw, gradient.factor)
-        with self.replayer.silence(), self._swap.to(there):
+        with self.replayer.silence(), self._swap.to(window.others or {}, there):
             loss = self.replayer.mean_loss(window.moments)
         if not is_finite(product, distance, loss):
             return None

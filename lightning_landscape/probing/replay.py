@@ -47,46 +47,47 @@ After = Callable[[Any], None]
 
 
 class Door:
-    """The door of a module's ``training_step``, at which any number of monitors may stand; gone when the last one leaves.
+    """The door of ``training_step``, at which any number of monitors may stand; gone when the last one leaves.
+
+    It is put on the strategy, through which Lightning calls ``training_step``, not on the user's module: the module can be
+    pickled and copied meanwhile, and a replay, which calls the module directly, does not pass it.
 
     Args:
-        module: the module in training.
+        trainer: the trainer in ``fit``.
     """
 
-    def __init__(self, module: LightningModule) -> None:
-        self._module = module
-        self._own = module.__dict__.get("training_step")  # compiled modules carry one of their own
-        self.original: Callable[..., Any] = module.training_step
+    def __init__(self, trainer: Trainer) -> None:
+        self._place = vars(trainer.strategy)
         self.watchers: list[tuple[Before, After]] = []
+        original = trainer.strategy.training_step
 
-        @functools.wraps(self.original)
+        @functools.wraps(original)
         def watched(*args: Any, **kwargs: Any) -> Any:
             present = tuple(self.watchers)
             for before, _ in present:
                 before(args, kwargs)
-            output = self.original(*args, **kwargs)
+            output = original(*args, **kwargs)
             for _, after in present:
                 after(output)
             return output
 
-        self._watched = watched
+        self._own, self._watched = self._place.get("training_step"), watched
         vars(watched)["landscape_door"] = self
-        module.__dict__["training_step"] = watched
+        self._place["training_step"] = watched
 
     @staticmethod
-    def of(module: LightningModule) -> Door | None:
-        """Return the door that a module has now."""
-        door = getattr(module.__dict__.get("training_step"), "landscape_door", None)
-        return door if isinstance(door, Door) else None
+    def of(trainer: Trainer) -> Door:
+        """Return the door that a trainer has now, or a new one."""
+        door = getattr(vars(trainer.strategy).get("training_step"), "landscape_door", None)
+        return door if isinstance(door, Door) else Door(trainer)
 
     def close(self) -> None:
-        """Give the module its own ``training_step`` back, unless somebody has built something around ours meanwhile."""
-        if self._module.__dict__.get("training_step") is not self._watched:
+        """Take the door away, unless somebody has built something around it meanwhile."""
+        if self._place.get("training_step") is not self._watched:
             return
-        if self._own is None:
-            del self._module.__dict__["training_step"]
-        else:
-            self._module.__dict__["training_step"] = self._own
+        del self._place["training_step"]
+        if self._own is not None:
+            self._place["training_step"] = self._own
 
 
 class Doorstep:
@@ -97,13 +98,13 @@ class Doorstep:
     out its loss is read as the module returned it, before Lightning divides it by the number of micro-batches.
 
     Args:
-        module: the module in training.
+        trainer: the trainer in ``fit``.
         before: called with the arguments of ``training_step``.
         after: called with what it returned.
     """
 
-    def __init__(self, module: LightningModule, before: Before, after: After) -> None:
-        self._door = Door.of(module) or Door(module)
+    def __init__(self, trainer: Trainer, before: Before, after: After) -> None:
+        self._door = Door.of(trainer)
         self._watcher = (before, after)
         self._door.watchers.append(self._watcher)
 
@@ -194,18 +195,12 @@ class Replayer:
             if self._loss is not None:
                 output: Any = self._loss(self._module, batch_of(args, kwargs))
             else:
-                output = _training_step(self._module)(*args, **kwargs)
+                output = self._module.training_step(*args, **kwargs)
         loss = output.get("loss") if isinstance(output, Mapping) else output
         if loss is None:
             raise NotMeasurable("training_step returned None in the replay")
         scalar_loss(loss)
         return torch.as_tensor(loss).reshape(())
-
-
-def _training_step(module: LightningModule) -> Callable[..., Any]:
-    """Return the module's own training_step, past the door at which other monitors may still stand."""
-    door = Door.of(module)
-    return door.original if door is not None else module.training_step
 
 
 def _nothing(*args: Any, **kwargs: Any) -> None:

@@ -45,7 +45,7 @@ class Kept:
     """x_k"""
     gradient: Gradient | None = None
     others: Mapping[str, Tensor] | None = None
-    """Parameters that the optimiser does not hold"""
+    """Parameters that the optimiser does not hold; empty where they are still those that were stored last"""
 
     @property
     def nbytes(self) -> int:
@@ -128,8 +128,7 @@ class ProbeStore:
             _save(folder / f"{_PARAMETERS}.safetensors", kept.parameters)
         if kept.gradient is not None:
             _save(folder / f"{_GRADIENT}.safetensors", kept.gradient.raw, {"factor": repr(kept.gradient.factor)})
-        if kept.others:
-            self._write_others(folder, kept.others, kept.nbytes)
+        self._write_others(folder, kept.others or {}, kept.nbytes)
         for index, moment in enumerate(kept.moments):
             _save(folder / f"moment-{index}.safetensors", moment.tensors)
             _write_private(folder / f"moment-{index}.pickle", moment.structure)
@@ -137,27 +136,30 @@ class ProbeStore:
         for file in folder.iterdir():
             file.chmod(0o600)
 
-    def _write_others(self, folder: Path, others: Mapping[str, Tensor], kept_bytes: int) -> None:
-        """Write frozen parameters where they changed (a target network), else link to the newest copy.
+    def others_changed(self, others: Mapping[str, Tensor]) -> bool:
+        """Return whether parameters that the optimiser does not hold differ from those stored last (a target network).
 
-        Whether they changed is seen on up to 1,024 elements of each: comparing all of them would cost a second copy.
+        Seen on up to 1,024 elements of each: comparing all of them would cost a second copy of a frozen backbone.
         """
         sample = {name: _sampled(value) for name, value in others.items()}
-        changed = sample.keys() != self._sample.keys() or any(
+        return sample.keys() != self._sample.keys() or any(
             not torch.equal(value, self._sample[name]) for name, value in sample.items()
         )
+
+    def _write_others(self, folder: Path, others: Mapping[str, Tensor], kept_bytes: int) -> None:
+        """Write parameters that the optimiser does not hold where they changed, else link to the newest copy."""
         size, stored_before = sum(value.nbytes for value in others.values()), bool(self._sample)
-        if not stored_before:
-            self.frozen_kept, self.shared = size <= self.budget // 2, size
-        if not self.frozen_kept:
-            return
-        if changed:
+        if others and not stored_before:
+            self.frozen_kept, self.shared = size <= self.budget // 2, size if size <= self.budget // 2 else 0
+        if others and self.frozen_kept:
             self._newest_others.unlink(missing_ok=True)
             _save(self._newest_others, others)
-            self._sample = sample
-        if changed and stored_before:
-            self.largest = max(self.largest, kept_bytes + size)
-        _link(self._newest_others, folder / self._newest_others.name)
+            if stored_before:
+                self.largest = max(self.largest, kept_bytes + size)
+        if others:
+            self._sample = {name: _sampled(value) for name, value in others.items()}
+        if self._newest_others.exists():
+            _link(self._newest_others, folder / self._newest_others.name)
 
     def drop(self, step: int) -> None:
         """Remove a probe."""

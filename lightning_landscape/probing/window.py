@@ -21,7 +21,8 @@ from lightning_landscape.probing.gradients import (
 )
 from lightning_landscape.probing.parameters import copied, named_parameters, optimized_parameters
 from lightning_landscape.probing.replay import Doorstep, Replayer, scalar_loss
-from lightning_landscape.probing.store import Kept
+from lightning_landscape.probing.state import iterators
+from lightning_landscape.probing.store import Kept, ProbeStore
 
 Guard = Callable[[Callable[..., None]], Callable[..., None]]
 
@@ -33,11 +34,23 @@ class Window:
         step: the optimiser's step.
         trainer: the trainer.
         module: the module in training.
+        optimizer: its optimiser.
+        store: knows whether the parameters that the optimiser does not hold have changed.
         replayer: freezes the moments of the micro-batches.
         guard: wraps what runs inside the user's ``training_step``, so that no failure of ours reaches it.
     """
 
-    def __init__(self, step: int, trainer: Trainer, module: LightningModule, replayer: Replayer, guard: Guard) -> None:
+    def __init__(
+        self,
+        step: int,
+        *,
+        trainer: Trainer,
+        module: LightningModule,
+        optimizer: Optimizer,
+        store: ProbeStore,
+        replayer: Replayer,
+        guard: Guard,
+    ) -> None:
         self.step = step
         self.epoch = 0
         self.logged_step = 0
@@ -50,15 +63,19 @@ class Window:
         self.moments: list[Frozen] = []
         self.stepping = False
         """Whether the window has come to the optimiser's step"""
-        self._trainer, self._module, self._replayer, self._guard = trainer, module, replayer, guard
+        self._trainer, self._module, self._optimizer, self._store = trainer, module, optimizer, store
+        self._replayer, self._guard = replayer, guard
         self._losses: list[float] = []
+        self._newest_has_loss = False
+        self.others: dict[str, Tensor] | None = None
+        """Parameters that the optimiser does not hold as they were at the door, where they are not those last stored"""
         self._arriving: Frozen | None = None
         self._door: Doorstep | None = None
 
     def watch(self) -> None:
         """Watch the batch that is about to start."""
         self.look_away()
-        self._door = Doorstep(self._module, self._guard(self._enter), self._guard(self._leave))
+        self._door = Doorstep(self._trainer, self._guard(self._enter), self._guard(self._leave))
 
     def look_away(self) -> None:
         """Give the module its ``training_step`` back."""
@@ -67,6 +84,14 @@ class Window:
             self._door = None
 
     def _enter(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        if not self._replayer.of_user and (found := iterators(self._module)):
+            raise MisconfigurationException(
+                f"LandscapeMonitor found iterators among the module's attributes, {found}, which another evaluation of "
+                "training_step would advance; supported are data that come in the batch (CombinedLoader), or loss=, a function "
+                "of (module, batch) that draws from no iterator"
+            )
+        if self.others is None:  # before training_step can move them: a momentum encoder does
+            self.others = self._changed_others()
         try:
             self._arriving = self._replayer.moment(args, kwargs)
         except TypeError as error:
@@ -78,6 +103,7 @@ class Window:
 
     def _leave(self, output: Any) -> None:
         moment, self._arriving = self._arriving, None
+        self._newest_has_loss = False
         if moment is None:
             return
         if self._module.automatic_optimization:
@@ -89,8 +115,20 @@ class Window:
                 return
             self._losses.append(float(loss))
         self.moments.append(moment)
+        self._newest_has_loss = True
 
-    def take(self, optimizer: Optimizer) -> None:
+    def forget_gradients(self) -> None:
+        """Gradients are about to be zeroed: of the micro-batches so far only the newest will have one."""
+        keep = -1 if self._newest_has_loss else len(self.moments)
+        self.moments, self._losses = self.moments[keep:], self._losses[keep:]
+
+    def _changed_others(self) -> dict[str, Tensor]:
+        """Return a copy of the parameters that the optimiser does not hold, where they are not those last stored."""
+        trained = optimized_parameters(self._module, self._optimizer)
+        others = {n: p.detach() for n, p in named_parameters(self._module).items() if n not in trained}
+        return copied(others) if self._store.others_changed(others) else {}
+
+    def take(self) -> None:
         """Take loss, x_k and g_k: everything is accumulated and nothing has moved yet."""
         self.look_away()
         self.stepping = True
@@ -101,7 +139,7 @@ class Window:
         self.logged_step = lightning_compat.batches_that_stepped(self._trainer)
         if not self.moments:
             return
-        parameters = optimized_parameters(self._module, optimizer)
+        parameters = optimized_parameters(self._module, self._optimizer)
         if self._replayer.of_user:
             scale = loss_scale(self._trainer)
             try:
@@ -115,7 +153,7 @@ class Window:
             self.gradient = Gradient(raw, 1 / (scale * len(self.moments)))
         else:
             self.loss = sum(self._losses) / len(self._losses)
-            factor = unscaling_factor(self._trainer, optimizer) * accumulation_factor(self._trainer, len(self._losses))
+            factor = unscaling_factor(self._trainer, self._optimizer) * accumulation_factor(self._trainer, len(self._losses))
             self.gradient = read_gradient(parameters, factor)
         if self.measurable:
             self.before = copied(parameters)
@@ -132,5 +170,5 @@ class Window:
 
     def kept(self, *, parameters: bool = True, gradient: bool = True) -> Kept:
         """Return what the store keeps of this probe."""
-        others = {n: p.detach() for n, p in named_parameters(self._module).items() if n not in self.before}
-        return Kept(self.moments, self.before if parameters else None, self.gradient if gradient else None, others)
+        x, g = self.before if parameters else None, self.gradient if gradient else None
+        return Kept(self.moments, x, g, self.others)

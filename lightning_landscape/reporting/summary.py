@@ -145,7 +145,7 @@ def verdict(alpha_beta: dict[str, Any], drop: dict[str, Any], run: dict[str, Any
     if size is None:
         return f"{warning}Nothing can be said of the α-β-condition: {alpha_beta['reason']}."
     if alpha_beta["attained"]:
-        pair = f"α = {alpha_beta['alpha']:.4g}, β = {alpha_beta['beta']:.4g}"
+        pair = f"α = {_shown(alpha_beta['alpha'])}, β = {_shown(alpha_beta['beta'])}"
         what = f"The α-β-condition holds at {_all(probes)} with {pair}"
     else:
         what = f"The α-β-condition has no best pair ({alpha_beta['reason']})"
@@ -159,6 +159,10 @@ def verdict(alpha_beta: dict[str, Any], drop: dict[str, Any], run: dict[str, Any
     if alpha_beta["informativeness"] < 1:
         return f"{warning}{what}, and is informative: its neighbourhood {size:.4g} is {share}."
     return f"{warning}{what}, but it is vacuous: its neighbourhood {size:.4g} is {share}."
+
+
+def _shown(value: float | None) -> str:
+    return "a number beyond float64" if value is None else f"{value:.4g}"
 
 
 def _all(probes: int) -> str:

@@ -146,7 +146,7 @@ class BruteForce:
 
     def row(self, step, first):
         """Return a row of the table, every column but the infimum."""
-        loss, gradient = self.window(step, step.before, gradient=True)
+        loss, gradient = self.window(step, {name: step.before[name] for name in self.names}, gradient=True)
         x = {name: step.before[name].double() for name in self.names}
         held = {name: gradient[name] for name in self.held_at(step) if name in gradient}
         grad_sq_norm = sum(float((g * g).sum()) for g in held.values())

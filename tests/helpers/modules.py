@@ -260,6 +260,47 @@ class Recurrent(Plain):
         return cross_entropy(logits.float(), y)
 
 
+class Momentum(Plain):
+    """A frozen encoder that follows the trained one inside training_step (as momentum contrast does); clamped weights."""
+
+    def __init__(self):
+        super().__init__()
+        self.key = nn.Linear(FEATURES, 16).requires_grad_(False)
+
+    def compute_loss(self, batch):
+        self.key.weight.data.lerp_(self.net[0].weight.data, 0.1)
+        self.net[4].weight.data.clamp_(-0.3, 0.3)
+        return super().compute_loss(batch) + (self.net[0](batch[0]) - self.key(batch[0])).square().mean()
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.net.parameters(), lr=0.1)
+
+
+class Tied(Plain):
+    """One weight in two layers."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(FEATURES, FEATURES), nn.Linear(FEATURES, FEATURES)
+        self.second.weight = self.first.weight
+
+    def compute_loss(self, batch):
+        return super().compute_loss((self.second(self.first(batch[0]).tanh()), batch[1]))
+
+
+class OwnOptimizerStep(Plain):
+    """Steps on every second batch only; the first one's gradient is zeroed by the second one's closure."""
+
+    def optimizer_step(self, epoch, batch_idx, optimizer, optimizer_closure=None):
+        if (batch_idx + 1) % 2 == 0:
+            optimizer.step(closure=optimizer_closure)
+        else:
+            optimizer_closure()
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
 class Overflowing(Plain):
     """One batch in an epoch has an infinite loss."""
 

@@ -55,6 +55,8 @@ SETTINGS = {
     "partly_unused": Setting(modules.PartlyUnused),
     "gradient_penalty": Setting(modules.GradientPenalty),
     "recurrent": Setting(modules.Recurrent, {"accumulate_grad_batches": 3}, batches=8),
+    "momentum_encoder": Setting(modules.Momentum),
+    "tied": Setting(modules.Tied),
     "overflowing": Setting(modules.Overflowing, scaler=True, autocast=fp16, rtol=3e-3),
 }
 
