@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
-import signal
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
 from typing import Any, Literal
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -17,6 +14,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch.optim import Optimizer
 from typing_extensions import override
 
+from lightning_landscape import interrupts
 from lightning_landscape.probes import ProbeTable
 from lightning_landscape.probing import checks
 from lightning_landscape.probing.parameters import named_parameters, optimized_parameters
@@ -232,7 +230,7 @@ class LandscapeMonitor(Callback):
             self._session.discard()
             self._session = None
         elif isinstance(exception, KeyboardInterrupt):
-            with _interruptible():
+            with interrupts.let_through():
                 self._end("KeyboardInterrupt", complete=False)
         else:
             self._end(type(exception).__name__, complete=False, evaluate=False)
@@ -329,20 +327,6 @@ def _may_overwrite_parameters(callback: Callback) -> bool:
     if isinstance(callback, (LandscapeMonitor, Checkpoint, ProgressBar)):
         return False
     return type(callback).on_train_end is not Callback.on_train_end
-
-
-@contextmanager
-def _interruptible() -> Iterator[None]:
-    """Let a second Ctrl-C raise inside the block: Lightning ignores it while it shuts down."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        with suppress(KeyboardInterrupt):
-            signal.signal(signal.SIGINT, previous)
 
 
 def _said(error: Exception) -> str:

@@ -17,6 +17,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
 
+from lightning_landscape import interrupts
 from lightning_landscape.loading import load
 from lightning_landscape.probes import SCHEMA, ProbeTable
 from lightning_landscape.probing import checks, lightning_compat
@@ -120,7 +121,11 @@ class Session:
             self._follow(self.measurement.table)
 
     def finish_probe(self) -> None:
-        """Complete the probe of the step that was just made, and write it down."""
+        """Complete the probe of the step that was just made, and write it down, whole."""
+        with interrupts.put_off():
+            self._finish_probe()
+
+    def _finish_probe(self) -> None:
         unchecked = not self.measurement.fidelity.steps
         probe = self.measurement.finish()
         if unchecked:
@@ -234,7 +239,8 @@ class Session:
         summary = summarise(table, run, self._settings.windows)
         self.folder.finish(table, summary)
         if evaluated:  # a partial evaluation writes files only: a tag is written once
-            self._curves.finish(table, summary, lightning_compat.batches_that_stepped(self._trainer))
+            with interrupts.put_off():
+                self._curves.finish(table, summary, lightning_compat.batches_that_stepped(self._trainer))
         if run["complete"] and not self._settings.keep_store:
             self.measurement.store.remove()
         rank_zero_info(f"LandscapeMonitor: {summary['verdict']}")

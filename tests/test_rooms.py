@@ -28,14 +28,15 @@ def room(path):
 
 
 def rooms_imported(path):
-    ours = [name.split(".") for name in imports(path) if name.startswith("lightning_landscape.")]
+    ours = [name.split(".") for name in imports(path) if name and name.startswith("lightning_landscape.")]
     return {parts[1] for parts in ours}
 
 
 ALLOWED = {
     "__init__": {"conditions", "functional", "loading", "monitor", "probes"},
-    "monitor": {"session", "probing", "reporting", "probes"},
-    "session": {"probing", "reporting", "probes", "loading"},
+    "interrupts": set(),
+    "monitor": {"session", "interrupts", "probing", "reporting", "probes"},
+    "session": {"interrupts", "probing", "reporting", "probes", "loading"},
     "probing": {"probing", "probes"},
     "probes": set(),
     "functional": {"functional"},

@@ -1,7 +1,9 @@
 """A training run in a process of its own, to be interrupted: ``python -m tests.helpers.run_script FOLDER [options]``."""
 
 import argparse
+import faulthandler
 import os
+import signal
 import sys
 import time
 import warnings
@@ -87,7 +89,7 @@ def main(argv):
         accelerator="cpu",
         max_epochs=options.epochs,
         logger=TensorBoardLogger(options.folder, name="", version=options.version),
-        log_every_n_steps=1,
+        log_every_n_steps=10,
         enable_progress_bar=False,
         enable_model_summary=False,
         accumulate_grad_batches=options.accumulate,
@@ -101,6 +103,7 @@ def main_logged(argv, log):
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
+    faulthandler.register(signal.SIGUSR1, all_threads=True)  # a test that waits in vain asks where the process is
     main(argv)
 
 

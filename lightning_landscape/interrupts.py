@@ -1,0 +1,44 @@
+"""Ctrl-C: put off where it would tear something, let through where Lightning ignores it."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+
+@contextmanager
+def put_off() -> Iterator[None]:
+    """Put a Ctrl-C inside the block off to its end.
+
+    An interrupt in the middle of a logger's queue leaves an entry of which its thread is not told, and the process then waits
+    for it for ever; one in the middle of a file leaves half a line.
+    """
+    handler = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(handler):
+        yield
+        return
+    caught: list[tuple[int, Any]] = []
+    signal.signal(signal.SIGINT, lambda number, frame: caught.append((number, frame)))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+        if caught:
+            handler(*caught[0])
+
+
+@contextmanager
+def let_through() -> Iterator[None]:
+    """Let Ctrl-C raise inside the block, also while Lightning shuts down, where it ignores it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        with suppress(KeyboardInterrupt):
+            signal.signal(signal.SIGINT, previous)
