@@ -71,23 +71,42 @@ def _is_plain_container(value: Any) -> bool:
     return type(value) in _CONTAINERS
 
 
-def _storable(value: Any, depth: int = 0) -> bool:
+LARGEST_ATTRIBUTE = 10_000
+"""Items, at any depth, of a plain attribute that is stored with every probe; a data set on the module has more"""
+
+
+def _storable(value: Any) -> bool:
     """Return whether a value consists of nothing but numbers, text, tensors, arrays, generators and containers of them."""
-    if isinstance(value, _SCALARS) or type(value) is Tensor:
+    layer, seen = [value], 0
+    for _ in range(32):  # layers of containers; what is nested deeper, or holds itself, is not stored
+        containers = [item for item in layer if _is_plain_container(item)]
+        if not all(_is_plain_container(item) or _is_storable_leaf(item) for item in layer):
+            return False
+        layer = [part for item in containers for part in _parts(item)]
+        seen += len(layer)
+        if not layer or seen > LARGEST_ATTRIBUTE:
+            return seen <= LARGEST_ATTRIBUTE
+    return False
+
+
+def _parts(container: Any) -> tuple[Any, ...]:
+    return (*container.keys(), *container.values()) if isinstance(container, dict) else tuple(container)
+
+
+def _is_storable_leaf(value: Any) -> bool:
+    if isinstance(value, _SCALARS) or type(value) is Tensor or _is_random(value):
         return True
     if _is_array(value):
         return not value.dtype.hasobject
-    if _is_plain_container(value) and depth < 32:
-        items = (*value.keys(), *value.values()) if isinstance(value, dict) else value
-        return all(_storable(item, depth + 1) for item in items)
-    return (isinstance(value, Enum) and type(value).__module__ != "__main__") or _is_random(value)
+    return isinstance(value, Enum) and type(value).__module__ != "__main__"
 
 
 def capture(trainer: Trainer, module: LightningModule) -> dict[str, Any]:
     """Return the state on which the loss of the next forward may depend; it aliases live tensors: freeze it at once.
 
-    Attributes that hold anything else than numbers, text, tensors, arrays, generators and containers of these are named but
-    not taken: a replay finds them as they are then. States of torchmetrics are not taken either: no loss depends on them.
+    Attributes that hold anything else than numbers, text, tensors, arrays, generators and containers of these, or more than
+    10,000 of them, are named but not taken: a replay finds them as they are then. States of torchmetrics are not taken either:
+    no loss depends on them.
     """
     modules = {}
     for path, submodule in module.named_modules():

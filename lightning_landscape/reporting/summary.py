@@ -64,6 +64,8 @@ def _alpha_beta(table: ProbeTable, drop: dict[str, Any], windows: int, run: dict
         informativeness = number(neighbourhood / achieved)
     if result and reason is None:
         reason = _reason_for_no_pair(result, table) or _reason_for_no_informativeness(achieved)
+    if result and neighbourhood is None and reason is None:
+        reason = "its neighbourhood is beyond the range of float64"
     if not _faithful(run, achieved):
         reason = f"{_infidelity(run)}{f'; {reason}' if reason else ''}"
     return {

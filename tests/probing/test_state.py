@@ -180,6 +180,14 @@ def test_put_back_writes_buffers_in_place(module):
     assert buffer.sum() == 16
 
 
+def test_large_attributes_are_not_stored_with_every_probe(module):
+    module.small, module.large = [[1, 2], {"a": 3}], [[k] for k in range(6000)]
+    state = capture(module.trainer, module)["modules"][""]
+    assert "small" in state["attributes"]
+    assert "large" not in state["attributes"]
+    assert "large" in state["names"]
+
+
 def test_objects_of_libraries_are_left_alone(module):
     module.dataset = torch.utils.data.TensorDataset(torch.zeros(3))
     tensors = module.dataset.tensors

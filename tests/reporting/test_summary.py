@@ -89,6 +89,13 @@ def test_an_infimum_that_is_none_names_step_and_values():
     assert "reference_loss -0.5 at step 2 is below loss_infimum 0" in summary["conditions"]["alpha_beta"]["reason"]
 
 
+def test_numbers_beyond_float64_are_said_not_printed():
+    huge = summary_of(*(row(k, loss=1.7e308, reference_loss=1e-300, inner_product=-1e300, initial_loss=1.0) for k in (0, 2)))
+    found = huge["conditions"]["alpha_beta"]
+    assert found["neighbourhood"] is None or found["neighbourhood"] >= 0
+    assert "None" not in huge["verdict"]
+
+
 def test_one_probe():
     summary = summary_of(row(0, initial_loss=2.0))
     assert summary["run"]["drop"]["standard_error"] is None
