@@ -13,7 +13,8 @@ from lightning.pytorch.loggers.logger import DummyLogger
 from torch import Tensor, nn
 
 from lightning_landscape.probing.freezing import Frozen, freeze, thaw
-from lightning_landscape.probing.state import capture, put_back, untouched
+from lightning_landscape.probing.state import capture, put_back
+from lightning_landscape.probing.untouched import untouched
 
 Loss = Callable[[LightningModule, Any], Any]
 

@@ -1,32 +1,23 @@
 """What a module and its trainer are at a moment, beside parameters: to put back for a replay, and to leave as it was.
 
 A loss may depend on buffers, on training flags, on any plain Python attribute of any submodule, on random numbers and on
-the trainer's counters. `capture` takes those of a training step in a form that can be stored, `put_back` sets them, and
-`untouched` makes a block of code that does so invisible afterwards, down to the identity of every list and tensor.
+the trainer's counters. `capture` takes those of a training step in a form that can be stored, `put_back` sets them.
 """
 
 from __future__ import annotations
 
-import argparse
 import collections
 import collections.abc
-import copy
 import io
 import itertools
 import random
 import sys
-import types
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.loggers import Logger
+from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
-from torch.quasirandom import SobolEngine
 from torchmetrics import Metric
 
 from lightning_landscape.probing import lightning_compat
@@ -36,13 +27,13 @@ _INTERNAL = frozenset(
     {"_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", "_trainer", "_fabric", "_compiler_ctx"}
     | {"training_step", "log", "log_dict", "print", "_is_full_backward_hook", "_load_state_dict_post_hooks"}
 )
-_SCALARS = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size, range, slice)
+SCALARS = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size, range, slice)
 _CONTAINERS = (list, tuple, dict, set, frozenset, collections.deque, collections.OrderedDict, collections.Counter)
 
 
-def _attributes(module: nn.Module) -> dict[str, Any]:
+def attributes_of(module: nn.Module) -> dict[str, Any]:
     """Return the plain Python attributes of one module, its training flag among them, without torch's hooks."""
-    if _is_script(module):
+    if is_script(module):
         return {}
     return {
         name: value
@@ -51,16 +42,17 @@ def _attributes(module: nn.Module) -> dict[str, Any]:
     }
 
 
-def _is_script(module: nn.Module) -> bool:
+def is_script(module: nn.Module) -> bool:
     """Return whether a module is compiled by TorchScript: its attributes are no Python attributes."""
     return isinstance(module, torch.jit.ScriptModule)
 
 
-def _is_array(value: Any) -> bool:
+def is_array(value: Any) -> bool:
+    """Return whether a value is an array or a scalar of numpy, which need not be installed."""
     return type(value).__module__ == "numpy" and hasattr(value, "dtype")
 
 
-def _is_random(value: Any) -> bool:
+def is_random(value: Any) -> bool:
     """Return whether a value is a random number generator that a module keeps for itself."""
     return isinstance(value, (torch.Generator, random.Random)) or type(value).__module__.startswith("numpy.random")
 
@@ -94,9 +86,9 @@ def _parts(container: Any) -> tuple[Any, ...]:
 
 
 def _is_storable_leaf(value: Any) -> bool:
-    if isinstance(value, _SCALARS) or type(value) is Tensor or _is_random(value):
+    if isinstance(value, SCALARS) or type(value) is Tensor or is_random(value):
         return True
-    if _is_array(value):
+    if is_array(value):
         return not value.dtype.hasobject
     return isinstance(value, Enum) and type(value).__module__ != "__main__"
 
@@ -110,9 +102,9 @@ def capture(trainer: Trainer, module: LightningModule) -> dict[str, Any]:
     """
     modules = {}
     for path, submodule in module.named_modules():
-        attributes = _attributes(submodule)
+        attributes = attributes_of(submodule)
         kept = {} if isinstance(submodule, Metric) else {k: v for k, v in attributes.items() if _storable(v)}
-        buffers = {} if _is_script(submodule) else dict(submodule._buffers)
+        buffers = {} if is_script(submodule) else dict(submodule._buffers)
         modules[path] = {"names": sorted(attributes), "attributes": kept, "buffers": buffers}
     return {
         "modules": modules,
@@ -124,14 +116,14 @@ def capture(trainer: Trainer, module: LightningModule) -> dict[str, Any]:
 def put_back(trainer: Trainer, module: LightningModule, state: dict[str, Any]) -> None:
     """Set module, random numbers and counters to a captured state, thawed afresh; to be called inside `untouched`."""
     for path, submodule in module.named_modules():
-        if path in state["modules"] and not _is_script(submodule):
+        if path in state["modules"] and not is_script(submodule):
             _put_back_module(submodule, state["modules"][path])
     write_random_state(state["random"], module.device)
     lightning_compat.write_counters(trainer, state["counters"])
 
 
 def _put_back_module(module: nn.Module, state: dict[str, Any]) -> None:
-    for name in _attributes(module):
+    for name in attributes_of(module):
         if name not in state["names"] and not isinstance(module, Metric):
             del module.__dict__[name]
     module.__dict__.update(state["attributes"])
@@ -174,187 +166,14 @@ def write_random_state(state: dict[str, Any], device: torch.device) -> None:
         sys.modules["numpy"].random.set_state(state["numpy"])
 
 
-# -------------------------------------------------------------------------------------------------------------- untouched
-
-
-@contextmanager
-def untouched(trainer: Trainer, module: LightningModule) -> Iterator[None]:
-    """Whatever the block does to the module's buffers, attributes, gradients, random numbers and counters is undone.
-
-    Inside the block the module works on copies of its containers, tensors and generators; afterwards it has the originals
-    again, so that whoever else holds them (a callback, a closure) finds them unchanged.
-    """
-    belongings = _Belongings(module)
-    with ExitStack() as undo:  # each by itself: one that fails does not keep the others from being undone
-        undo.callback(write_random_state, read_random_state(module.device), module.device)
-        undo.callback(setattr, trainer, "should_stop", trainer.should_stop)
-        undo.callback(lightning_compat.write_counters, trainer, lightning_compat.read_counters(trainer))
-        for group in (group for optimizer in trainer.optimizers for group in optimizer.param_groups):
-            undo.callback(group.update, {name: value for name, value in group.items() if name != "params"})
-        undo.callback(belongings.restore)
-        belongings.copy()
-        yield
-
-
-@dataclass(slots=True)
-class _Belongings:
-    """What a module holds: taken apart into originals, which are set aside, and copies, which are there meanwhile."""
-
-    module: nn.Module
-    _namespaces: list[tuple[dict[str, Any], dict[str, Any]]] = field(default_factory=list)
-    """Attributes, registries of parameters, buffers, submodules and hooks; each with what was in it"""
-    _slots: list[tuple[Any, dict[str, Any]]] = field(default_factory=list)
-    _values: list[tuple[Tensor, Tensor]] = field(default_factory=list)
-    """Parameters and buffers, each with a copy of its value"""
-    _flags: list[tuple[Tensor, bool, Tensor | None]] = field(default_factory=list)
-    """Parameters, with requires_grad and gradient"""
-    _memo: dict[int, Any] = field(default_factory=dict)
-    _depth: int = 0
-
-    def copy(self) -> None:
-        modules = list(self.module.modules())
-        self._memo.update({id(module): module for module in modules})
-        for module in modules:
-            self._register(module)
-        for module in modules:
-            self._replace_in(module.__dict__, _attributes(module))
-
-    def _register(self, module: nn.Module) -> None:
-        """Note values, flags and registries of a module; a tensor that several modules share is noted once."""
-        for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
-            if id(tensor) not in self._memo:
-                self._memo[id(tensor)] = tensor
-                self._values.append((tensor, tensor.detach().clone()))
-                if isinstance(tensor, nn.Parameter):
-                    self._flags.append((tensor, tensor.requires_grad, tensor.grad))
-                    tensor.grad = None
-        if not _is_script(module):
-            registries = [value for name, value in vars(module).items() if name not in _attributes(module)]
-            self._namespaces += [(value, dict(value)) for value in registries if isinstance(value, dict)]
-
-    def _replace_in(self, namespace: dict[str, Any], attributes: dict[str, Any]) -> None:
-        self._namespaces.append((namespace, dict(namespace)))
-        for name, value in attributes.items():
-            namespace[name] = self._copied(value)
-
-    def restore(self) -> None:
-        for namespace, originals in self._namespaces:
-            for name in [name for name in namespace if name not in originals]:
-                del namespace[name]
-            namespace.update(originals)
-        for holder, values in self._slots:
-            for name, value in values.items():
-                object.__setattr__(holder, name, value)
-        with torch.no_grad():
-            for tensor, value in self._values:
-                if not torch.equal(tensor, value):
-                    tensor.copy_(value)
-        for parameter, requires_grad, gradient in self._flags:
-            parameter.requires_grad_(requires_grad)
-            parameter.grad = gradient
-
-    def _copied(self, value: Any) -> Any:
-        """Return a copy of containers, tensors, arrays and generators, to any depth; everything else is itself."""
-        if isinstance(value, _SCALARS):
-            return value
-        if id(value) not in self._memo and self._depth < 200:  # a chain of objects longer than that is left alone
-            self._memo[id(value)] = value  # a container that holds itself finds itself
-            self._depth += 1
-            self._memo[id(value)] = self._copy_of(value)
-            self._depth -= 1
-        return self._memo.get(id(value), value)
-
-    def _copy_of(self, value: Any) -> Any:
-        if type(value) is Tensor:
-            return value.detach().clone().requires_grad_(value.requires_grad)
-        if isinstance(value, torch.Generator):
-            return _same_generator(value)
-        if _is_array(value) or _is_random(value) or isinstance(value, itertools.count):
-            return copy.deepcopy(value)
-        if isinstance(value, nn.Module):
-            return self._hidden_module(value)
-        if isinstance(value, (list, dict, set, collections.deque, tuple, frozenset)):
-            return self._container(value)
-        if _is_of_user(value):
-            self._set_aside_slots(value)
-            if isinstance(getattr(value, "__dict__", None), dict):
-                self._replace_in(value.__dict__, dict(value.__dict__))
-        return value
-
-    def _hidden_module(self, value: nn.Module) -> nn.Module:
-        """Set aside what belongs to a module that is kept in a list or an object, where torch does not see it."""
-        hidden = [module for module in value.modules() if module is value or id(module) not in self._memo]
-        self._memo.update({id(module): module for module in hidden})
-        for module in hidden:
-            self._register(module)
-            self._replace_in(module.__dict__, _attributes(module))
-        return value
-
-    def _set_aside_slots(self, value: Any) -> None:
-        names = {name for kind in type(value).__mro__ for name in _slots_of(kind)}
-        values = {name: getattr(value, name) for name in names if hasattr(value, name)}
-        if values:
-            self._slots.append((value, values))
-            for name, item in values.items():
-                object.__setattr__(value, name, self._copied(item))
-
-    def _container(self, value: Any) -> Any:
-        try:
-            twin = copy.copy(value) if not isinstance(value, tuple) else value
-        except Exception:
-            return value  # a container of a kind that cannot be copied is left alone, as other objects are
-        self._memo[id(value)] = twin
-        if isinstance(twin, dict):
-            for key, item in list(dict.items(twin)):
-                dict.__setitem__(twin, key, self._copied(item))
-        elif isinstance(twin, (list, collections.deque)):
-            for index, item in enumerate(list(twin)):
-                twin[index] = self._copied(item)
-        elif isinstance(twin, tuple):
-            items = [self._copied(item) for item in twin]
-            if any(new is not old for new, old in zip(items, twin, strict=True)):
-                return type(twin)(*items) if hasattr(twin, "_fields") else type(twin)(items)
-        return twin
-
-
-def _same_generator(generator: torch.Generator) -> torch.Generator:
-    twin = torch.Generator(generator.device)
-    twin.set_state(generator.get_state())
-    return twin
-
-
-def _slots_of(kind: type) -> tuple[str, ...]:
-    slots = vars(kind).get("__slots__", ())
-    names = (slots,) if isinstance(slots, str) else tuple(slots)
-    return tuple(name for name in names if name not in ("__dict__", "__weakref__"))
-
-
-# objects of these hold the run itself, not a state of the loss: copying what they hold would disturb it
-_OF_THE_RUN = (Trainer, Callback, Logger, LightningDataModule, torch.optim.Optimizer)
-_LIBRARIES = frozenset(
-    {"torch", "lightning", "pytorch_lightning", "lightning_fabric", "torchmetrics", "numpy", "lightning_landscape"}
-)
-_PLAIN_OBJECTS = (argparse.Namespace, types.SimpleNamespace, collections.UserDict, collections.UserList, SobolEngine)
-
-
-def _is_of_user(value: Any) -> bool:
-    """Return whether a value is an object of the user's own (an average meter, a replay buffer), or a plain namespace.
-
-    Objects of libraries are left alone.
-    """
-    if isinstance(value, _PLAIN_OBJECTS):
-        return True
-    if isinstance(value, (type, types.ModuleType, types.FunctionType, types.MethodType, Enum, *_OF_THE_RUN)):
-        return False
-    package = type(value).__module__.partition(".")[0]
-    return package == "__main__" or (package not in _LIBRARIES and package not in sys.stdlib_module_names)
+# ------------------------------------------------------------------------------------------------------------- iterators
 
 
 def iterators(module: nn.Module) -> list[str]:
     """Return the attributes that hold an iterator: what draws from it cannot be drawn again."""
     found = []
     for path, part in module.named_modules():
-        for name, value in _attributes(part).items():
+        for name, value in attributes_of(part).items():
             counts = isinstance(value, (itertools.count, io.IOBase))
             if isinstance(value, collections.abc.Iterator) and not counts:
                 found.append(f"{path}.{name}" if path else name)

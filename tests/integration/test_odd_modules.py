@@ -169,7 +169,7 @@ def test_the_run_is_the_same(kind, loss, tmp_path):
 @pytest.mark.filterwarnings("ignore:.*torch.jit", "ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
 @pytest.mark.parametrize("loss", [None, plain_loss], ids=["training_step", "loss"])
 def test_a_torchscript_part(loss, tmp_path):
-    test_the_run_is_the_same("script", loss, tmp_path)
+    test_the_run_is_the_same("script", loss, tmp_path)  # which asserts
 
 
 def test_tied_weights_with_a_loss_of_the_user(tmp_path):

@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from lightning_landscape.probing.freezing import freeze, thaw
-from lightning_landscape.probing.state import capture, put_back, untouched
+from lightning_landscape.probing.state import capture, put_back
+from lightning_landscape.probing.untouched import untouched
 from tests.helpers.modules import Meter, Plain
 
 Pair = collections.namedtuple("Pair", ["x", "items"])
