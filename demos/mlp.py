@@ -119,6 +119,7 @@ def main() -> None:
     print(f"  TensorBoard        tensorboard --logdir {options.out}    (scalars, group '{monitor.prefix}')")
     print(
         f"  a harder test      {sys.executable} {sys.argv[0]} --data {options.data} --seed {options.seed + 1} "
+        f"{f'--root {options.root} ' if options.root else ''}"
         f"--reference {folder}/reference.safetensors"
     )
 

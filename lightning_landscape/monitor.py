@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable
+from dataclasses import fields
 from typing import Any, Literal
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -20,7 +21,8 @@ from lightning_landscape.probing import checks
 from lightning_landscape.probing.parameters import named_parameters, optimized_parameters
 from lightning_landscape.probing.reference import FINAL, Reference, check_reference_file, load_reference
 from lightning_landscape.reporting.folder import parent_folder
-from lightning_landscape.session import Session, Settings
+from lightning_landscape.session import Session
+from lightning_landscape.settings import Settings
 
 _NEVER = 2**62
 
@@ -93,6 +95,9 @@ class LandscapeMonitor(Callback):
         self._optimizer: Optimizer | None = None
         self._reference: Reference | None = None
         self._resumed: dict[str, Any] = {}
+        """State from the checkpoint that this fit goes on from"""
+        self._ended: dict[str, Any] = {}
+        """State at the end of the last fit, for a checkpoint that is saved after it"""
         self._step = 0
         self._next_step = _NEVER
         self._watching = False
@@ -107,17 +112,8 @@ class LandscapeMonitor(Callback):
         if stage != "fit":
             return
         self._session, self._next_step, self._watching = None, _NEVER, False
-        checks.check_arguments(
-            every_n_steps=self.every_n_steps,
-            max_probes=self.max_probes,
-            loss_infimum=self.loss_infimum,
-            loss=self.loss,
-            store_dtype=self.store_dtype,
-            store_gib=self.store_gib,
-            dirpath=self.dirpath,
-            prefix=self.prefix,
-            windows=self.windows,
-        )
+        self._resumed = {}  # what an earlier fit left is no checkpoint of this one
+        self._settings().check()
         checks.check_strategy(trainer)
         checks.check_module(pl_module, self.loss)
         checks.check_folder(parent_folder(trainer, self.dirpath))
@@ -253,7 +249,7 @@ class LandscapeMonitor(Callback):
             return
         self._next_step, self._watching, self._session = _NEVER, False, None
         session.measurement.abandon()
-        self._resumed = session.state()  # for a checkpoint that is saved after fit
+        self._ended = session.state()
         try:
             self.table, self.summary = session.end(
                 stopped_by, steps=self._step, complete=complete, evaluate=evaluate, moved=self._moved
@@ -273,7 +269,7 @@ class LandscapeMonitor(Callback):
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        return self._session.state() if self._session is not None else dict(self._resumed)
+        return self._session.state() if self._session is not None else dict(self._ended)
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -303,19 +299,7 @@ class LandscapeMonitor(Callback):
         return guarded
 
     def _settings(self) -> Settings:
-        return Settings(
-            every_n_steps=self.every_n_steps,
-            max_probes=self.max_probes,
-            loss_infimum=self.loss_infimum,
-            loss=self.loss,
-            store_dtype=self.store_dtype,
-            store_gib=self.store_gib,
-            dirpath=self.dirpath,
-            prefix=self.prefix,
-            save_reference=self.save_reference,
-            keep_store=self.keep_store,
-            windows=self.windows,
-        )
+        return Settings(**{field.name: getattr(self, field.name) for field in fields(Settings)})
 
     def _require_session(self) -> Session:
         assert self._session is not None, "hooks of training come after on_train_start"

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 import time
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +23,6 @@ from lightning_landscape.probing.description import describe_run
 from lightning_landscape.probing.measurement import Measurement
 from lightning_landscape.probing.parameters import optimized_parameters
 from lightning_landscape.probing.reference import FINAL, Reference, last_iterate, sq_distance
-from lightning_landscape.probing.replay import Loss
 from lightning_landscape.probing.schedule import Schedule
 from lightning_landscape.probing.store import ProbeStore
 from lightning_landscape.probing.window import Guard
@@ -33,25 +30,9 @@ from lightning_landscape.reporting.curves import RunCurves
 from lightning_landscape.reporting.folder import RunFolder, free_folder, parent_folder
 from lightning_landscape.reporting.progress import tracker
 from lightning_landscape.reporting.summary import number, summarise
+from lightning_landscape.settings import Settings
 
 STORE = "store"
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """What the user asked for: the constructor's arguments of `LandscapeMonitor`, documented there."""
-
-    every_n_steps: int
-    max_probes: int
-    loss_infimum: float
-    loss: Loss | None
-    store_dtype: str
-    store_gib: float
-    dirpath: str | os.PathLike[str] | None
-    prefix: str
-    save_reference: bool
-    keep_store: bool
-    windows: int
 
 
 class Session:

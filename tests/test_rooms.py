@@ -35,8 +35,9 @@ def rooms_imported(path):
 ALLOWED = {
     "__init__": {"conditions", "functional", "loading", "monitor", "probes"},
     "interrupts": set(),
-    "monitor": {"session", "interrupts", "probing", "reporting", "probes"},
-    "session": {"interrupts", "probing", "reporting", "probes", "loading"},
+    "settings": set(),
+    "monitor": {"session", "settings", "interrupts", "probing", "reporting", "probes"},
+    "session": {"settings", "interrupts", "probing", "reporting", "probes", "loading"},
     "probing": {"probing", "probes"},
     "probes": set(),
     "functional": {"functional"},

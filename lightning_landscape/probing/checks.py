@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import os
-import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,50 +26,6 @@ _SHARDED = {
     "ModelParallelStrategy": "sharded parameters (FSDP2, tensor parallelism)",
     "XLAStrategy": "XLA devices",
 }
-
-
-_NAME = re.compile(r"(?=.*[\w-])[\w.-]+")
-
-
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_real(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def check_arguments(
-    *,
-    every_n_steps: int,
-    max_probes: int,
-    loss_infimum: float,
-    loss: Any,
-    store_dtype: str,
-    store_gib: float,
-    dirpath: Any,
-    prefix: str,
-    windows: int,
-) -> None:
-    """Refuse constructor arguments outside their range."""
-    checks: dict[str, tuple[Any, Callable[[Any], bool], str]] = {
-        "every_n_steps": (every_n_steps, lambda value: _is_whole(value) and value >= 1, "whole numbers of 1 or more"),
-        "max_probes": (max_probes, lambda value: _is_whole(value) and value >= 2, "whole numbers of 2 or more"),
-        "loss_infimum": (loss_infimum, lambda value: _is_real(value) and math.isfinite(value), "finite numbers"),
-        "loss": (loss, lambda value: value is None or callable(value), "functions of (module, batch)"),
-        "store_dtype": (store_dtype, lambda value: value == "native", "'native', the parameters' own dtype"),
-        "store_gib": (store_gib, lambda value: _is_real(value) and value > 0, "sizes above 0, in GiB"),
-        "dirpath": (dirpath, lambda value: value is None or isinstance(value, (str, os.PathLike)), "paths"),
-        "prefix": (prefix, lambda value: _NAME.fullmatch(value) is not None, "names of letters, digits, '.', '-' and '_'"),
-        "windows": (windows, lambda value: _is_whole(value) and value >= 1, "whole numbers of 1 or more"),
-    }
-    for name, (value, is_fine, supported) in checks.items():
-        try:
-            fine = is_fine(value)
-        except TypeError:  # text where a number belongs
-            fine = False
-        if not fine:
-            raise MisconfigurationException(f"LandscapeMonitor({name}={value!r}): supported are {supported}; pass one of these")
 
 
 def check_strategy(trainer: Trainer) -> None:

@@ -25,7 +25,7 @@ class StoredProbes:
     """Evaluates probes from the store; to be used inside ``replayer.silence()``.
 
     Args:
-        module: the module; between evaluations its parameters are as ``swap`` holds them.
+        module: the module; its parameters are put back after each evaluation.
         store: the kept probes.
         replayer: evaluates their moments.
         swap: puts other parameters into the module.
@@ -40,7 +40,11 @@ class StoredProbes:
             return self._replayer.mean_loss(self._store.moments(step))
 
     def at_reference(self, step: int, there: Mapping[str, Tensor]) -> AtReference:
-        """Return what needs x_p; the module's trained parameters must be at x_p.
+        """Return what needs x_p.
+
+        Args:
+            step: a stored step.
+            there: x_p by name.
 
         Raises:
             NotMeasurable: if something of the probe is not in the store.
@@ -54,10 +58,13 @@ class StoredProbes:
         return AtReference(self.elsewhere(step, there), *inner_product_and_distance(x, there, raw, gradient.factor))
 
     def elsewhere(self, step: int, trained: Mapping[str, Tensor]) -> float:
-        """Return the loss of a step where the module's parameters ``trained`` are now, all else as it was then."""
+        """Return the loss of a step with the parameters ``trained``, all else as it was then.
+
+        Everything is assigned anew for each probe: the loss of the one before may have moved parameters in place.
+        """
         here = named_parameters(self._module)
         others = {n: v for n, v in self._store.others(step).items() if n in here and n not in trained}
-        with self._swap.to(others, trained):  # all anew: the loss of the probe before may have moved them in place
+        with self._swap.to(others, trained):
             return self._replayer.mean_loss(self._store.moments(step))
 
     def start(self, step: int, trained: Mapping[str, Tensor]) -> dict[str, Tensor]:

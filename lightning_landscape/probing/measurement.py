@@ -323,9 +323,8 @@ class Measurement:
             for step in sorted({waiting[0], waiting[len(waiting) // 2], waiting[-1]}) if waiting else []:
                 self._unless_gone(step, self._check_stored)
             waiting = [step for step in waiting if step in self.schedule.kept]
-            with self._swap.to(reference.parameters):
-                for step in track(waiting, "probes at x_p"):
-                    self._unless_gone(step, functools.partial(self._evaluate_stored, reference))
+            for step in track(waiting, "probes at x_p"):
+                self._unless_gone(step, functools.partial(self._evaluate_stored, reference))
             self._evaluate_initial(reference, track)
 
     def _unless_gone(self, step: int, evaluate: Callable[[int], None]) -> None:
@@ -350,11 +349,10 @@ class Measurement:
         if not chosen or chosen[0] != self.schedule.kept[0]:
             return  # x_0 itself is gone
         start = self._stored.start(chosen[0], reference.parameters)
-        with self._swap.to(start):
-            for step in track(chosen, "probes at x_0"):
-                loss = self._stored.elsewhere(step, start)
-                if is_finite(loss):
-                    self.table = self.table.merged([self.table.at_step(step).with_values(initial_loss=loss)])
+        for step in track(chosen, "probes at x_0"):
+            loss = self._stored.elsewhere(step, start)
+            if is_finite(loss):
+                self.table = self.table.merged([self.table.at_step(step).with_values(initial_loss=loss)])
 
     # ------------------------------------------------------------------------------------------------- stop and resume
 

@@ -165,11 +165,6 @@ def inner_product_and_distance(
     return _total(products) * factor, _total(squares)
 
 
-def sq_norm(values: Mapping[str, Tensor]) -> float:
-    """Return the squared norm over all values, summed in float64."""
-    return _total(_dot(block, block) for value in values.values() for (block,) in _blocks(value))
-
-
 def _blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """Cut tensors of one shape into flat blocks in the working precision: float64 stays, all else becomes float32."""
     device = tensors[0].device

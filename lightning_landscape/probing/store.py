@@ -60,19 +60,17 @@ class ProbeStore:
     Args:
         folder: where they go; made when the first one is written.
         budget: largest number of bytes to use.
-        digests: SHA-256 of the structures of each step, as `digests` of the store that wrote them gave it.
     """
 
-    def __init__(self, folder: Path, budget: int, digests: Mapping[int, Sequence[str]] | None = None) -> None:
+    def __init__(self, folder: Path, budget: int) -> None:
         self.folder = folder
         self.budget = budget
-        self.digests: dict[int, list[str]] = {step: list(known) for step, known in (digests or {}).items()}
+        self.digests: dict[int, list[str]] = {}
+        """SHA-256 of the structures of each step that this run wrote, or took over from its checkpoint"""
         self.largest = 0
         """Bytes of the largest probe so far"""
         self.shared = 0
-        """Bytes of the parameters that the optimiser does not hold, as far as they were stored"""
-        self.frozen_kept = True
-        """False where frozen parameters are too many to be stored even once: they are taken to be constant"""
+        """Bytes of the parameters that the optimiser does not hold, as stored once"""
         self._held: dict[int, Sequence[Frozen]] = {}
         self._sample: dict[str, Tensor] = {}
         self._newest_others = folder / f"{_OTHERS}.safetensors"
@@ -137,10 +135,13 @@ class ProbeStore:
             file.chmod(0o600)
 
     def others_changed(self, others: Mapping[str, Tensor]) -> bool:
-        """Return whether parameters that the optimiser does not hold differ from those stored last (a target network).
+        """Return whether parameters that the optimiser does not hold are to be stored: they differ from those stored last.
 
-        Seen on up to 1,024 elements of each: comparing all of them would cost a second copy of a frozen backbone.
+        Seen on up to 1,024 elements of each: comparing all of them would cost a second copy of a frozen backbone. One that
+        takes more than half of the budget is not stored at all, but taken to be constant; a replay that is off tells.
         """
+        if sum(value.nbytes for value in others.values()) > self.budget // 2:
+            return False
         sample = {name: _sampled(value) for name, value in others.items()}
         return sample.keys() != self._sample.keys() or any(
             not torch.equal(value, self._sample[name]) for name, value in sample.items()
@@ -148,15 +149,12 @@ class ProbeStore:
 
     def _write_others(self, folder: Path, others: Mapping[str, Tensor], kept_bytes: int) -> None:
         """Write parameters that the optimiser does not hold where they changed, else link to the newest copy."""
-        size, stored_before = sum(value.nbytes for value in others.values()), bool(self._sample)
-        if others and not stored_before:
-            self.frozen_kept, self.shared = size <= self.budget // 2, size if size <= self.budget // 2 else 0
-        if others and self.frozen_kept:
-            self._newest_others.unlink(missing_ok=True)
-            _save(self._newest_others, others)
-            if stored_before:
-                self.largest = max(self.largest, kept_bytes + size)
         if others:
+            save_tensors(self._newest_others, others)
+            size = sum(value.nbytes for value in others.values())
+            if self._sample:  # they change: every probe may bring its own
+                self.largest = max(self.largest, kept_bytes + size)
+            self.shared = size
             self._sample = {name: _sampled(value) for name, value in others.items()}
         if self._newest_others.exists():
             _link(self._newest_others, folder / self._newest_others.name)

@@ -34,7 +34,10 @@ from lightning_landscape.probing.state import (
 
 @contextmanager
 def untouched(trainer: Trainer, module: LightningModule) -> Iterator[None]:
-    """Whatever the block does to the module's buffers, attributes, gradients, random numbers and counters is undone.
+    """Whatever the block does is undone.
+
+    That is: to parameters, buffers, gradients, flags, hooks and attributes of the module, to learning rates, random numbers and
+    the trainer's counters.
 
     Inside the block the module works on copies of its containers, tensors and generators; afterwards it has the originals
     again, so that whoever else holds them (a callback, a closure) finds them unchanged.

@@ -109,6 +109,16 @@ def test_two_fits_with_one_trainer_are_two_tables(tmp_path):
     assert [len(load(tmp_path / name).table) for name in ("landscape", "landscape-1")] == [3, 3]
 
 
+def test_another_module_in_the_same_trainer_is_another_table(tmp_path):
+    """The trainer's counters go on, but the rows of the first module are none of the second one's."""
+    monitor = LandscapeMonitor(dirpath=tmp_path, every_n_steps=4, keep_store=True)
+    trainer = trainer_with(monitor, max_epochs=1)
+    trainer.fit(Plain(), loader())
+    trainer.fit_loop.max_epochs = 2
+    trainer.fit(Plain(), loader())
+    assert [probe.step for probe in monitor.table] == [10, 14, 18]
+
+
 def test_a_checkpoint_saved_after_fit_extends_a_run_that_kept_its_store(tmp_path):
     monitor = LandscapeMonitor(dirpath=tmp_path, every_n_steps=4, keep_store=True)
     trainer = trainer_with(monitor, max_epochs=1)

@@ -66,9 +66,10 @@ def test_frozen_parameters_are_stored_once_while_they_do_not_change(tmp_path):
 
 def test_frozen_parameters_beyond_half_of_the_budget_are_taken_to_be_constant(tmp_path):
     store = ProbeStore(tmp_path / "store", 20_000)
-    store.write(0, kept(0, {"frozen": torch.zeros(5000)}))
+    assert not store.others_changed({"frozen": torch.zeros(5000)})
+    assert store.others_changed({"frozen": torch.zeros(500)})
+    store.write(0, kept(0, {}))
     assert store.others(0) == {}
-    assert store.frozen_kept is False
 
 
 def test_capacity_counts_the_largest_probe(tmp_path):
@@ -98,25 +99,26 @@ def test_what_another_run_wrote_is_not_unpickled(tmp_path):
             read(7)
 
 
-def test_adopting_links_and_leaves_the_old_store_alone(tmp_path):
+def no_links(*args):
+    raise OSError(errno.EXDEV, "Invalid cross-device link")
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_adopting_links_or_copies_and_leaves_the_old_store_alone(links, tmp_path, monkeypatch):
+    if not links:
+        monkeypatch.setattr(os, "link", no_links)
     old = ProbeStore(tmp_path / "old", BUDGET)
     old.write(7, kept(1, {"frozen": torch.ones(3)}))
     new = ProbeStore(tmp_path / "new", BUDGET)
     assert new.adopt(old.folder, 7, old.digests[7])
     assert not new.adopt(old.folder, 9, [])
+    files = [(store.folder / f"{7:012d}" / "gradient.safetensors").stat().st_ino for store in (old, new)]
+    assert (files[0] == files[1]) == links
     assert thaw(new.moments(7)[0])["n"] == 1
     assert new.largest > 0
     new.drop(7)
     new.remove()
     assert thaw(old.moments(7)[0])["n"] == 1
-
-
-def test_adopting_copies_where_links_cannot_be_made(tmp_path, monkeypatch):
-    def no_links(*args):
-        raise OSError(errno.EXDEV, "Invalid cross-device link")
-
-    monkeypatch.setattr(os, "link", no_links)
-    test_adopting_links_and_leaves_the_old_store_alone(tmp_path)
 
 
 @pytest.fixture

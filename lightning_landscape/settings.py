@@ -1,0 +1,70 @@
+"""What the user asked for, and whether it can be had."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import LightningModule
+
+_NAME = re.compile(r"(?=.*[\w-])[\w.-]+")
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """The constructor's arguments of `LandscapeMonitor`, documented there."""
+
+    reference: str
+    every_n_steps: int
+    max_probes: int
+    loss_infimum: float
+    loss: Callable[[LightningModule, Any], Any] | None
+    store_dtype: str
+    store_gib: float
+    dirpath: str | os.PathLike[str] | None
+    prefix: str
+    save_reference: bool
+    keep_store: bool
+    windows: int
+
+    def check(self) -> None:
+        """Refuse what is outside its range.
+
+        Raises:
+            MisconfigurationException: naming the argument, what was found and what is supported.
+        """
+        for name, (is_fine, supported) in _CHECKS.items():
+            value = getattr(self, name)
+            if not is_fine(value):
+                raise MisconfigurationException(
+                    f"LandscapeMonitor({name}={value!r}): supported are {supported}; pass one of these"
+                )
+
+
+def _is_whole(least: int) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def _is_real(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+_CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "every_n_steps": (_is_whole(1), "whole numbers of 1 or more"),
+    "max_probes": (_is_whole(2), "whole numbers of 2 or more"),
+    "loss_infimum": (_is_real, "finite numbers"),
+    "loss": (lambda value: value is None or callable(value), "functions of (module, batch)"),
+    "store_dtype": (lambda value: value == "native", "'native', the parameters' own dtype"),
+    "store_gib": (lambda value: _is_real(value) and value > 0, "sizes above 0, in GiB"),
+    "dirpath": (lambda value: value is None or isinstance(value, (str, os.PathLike)), "paths"),
+    "prefix": (
+        lambda value: isinstance(value, str) and _NAME.fullmatch(value) is not None,
+        "names of letters, digits, '.', '-' and '_'",
+    ),
+    "windows": (_is_whole(1), "whole numbers of 1 or more"),
+}
