@@ -28,6 +28,8 @@ class AlphaBeta(Metric):
     - ``degenerate_rows``: probes with ``b_k = l_k``;
     - ``coverage``: per share of probes in ``shares``, the best pair that holds for that share.
 
+    With a single probe torchmetrics makes ``()`` of the shape ``(1,)``.
+
     Args:
         shares: shares of probes for ``coverage``.
 

@@ -15,6 +15,8 @@ from fractions import Fraction
 from math import inf
 from typing import NamedTuple
 
+from lightning_landscape.functional._fractional import RATIO, LinearFractional
+
 
 class Row(NamedTuple):
     """What one probe contributes: ``a − b``, ``b − l`` and ``p``."""
@@ -78,12 +80,12 @@ def upper_envelope(lines: Iterable[Line]) -> list[Line]:
 
 
 class Best(NamedTuple):
-    """The pair that minimises β/δ over a feasible set; ``pair`` is None where no finite pair is to be reported."""
+    """The pair that minimises β/δ, or a bound, over a feasible set; ``pair`` is None where no finite pair is to be reported."""
 
     pair: tuple[Fraction, Fraction] | None
     """(δ, β)"""
-    ratio: Fraction | None
-    """inf β/δ; None where the set is empty"""
+    value: Fraction | None
+    """The infimum; None where no pair is admissible"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,31 +127,45 @@ class FeasibleSet:
         return [*(corner for corner in corners if corner[0] < self.rate_max), end]
 
     def best(self) -> Best:
-        """Minimise β/δ exactly.
+        """Minimise β/δ exactly."""
+        return self.minimise(RATIO)
 
-        On a line the ratio is ``slope + intercept/δ``, and intercepts fall along the envelope: the ratio falls while the
-        intercept is positive and rises once it is negative. Ties lie on a line through the origin: the largest δ of a
-        bounded tie, else its left end, else (all of δ > 0) no pair.
+    def minimise(self, bound: LinearFractional) -> Best:
+        """Minimise a bound exactly over the pairs that meet its step-size condition.
+
+        On a line the bound is monotone in δ, and along the envelope, which is convex, it falls first and rises then: the
+        minimum is where that changes, at the ends of what is admissible, or is approached as δ → ∞. Ties: the largest δ of
+        a bounded tie, else its left end, else (there is none) no pair.
         """
-        if self.empty:
+        ends = [self.rate_max] if self.rate_max is not None else []
+        if self.empty or (ends and not bound.allows(ends[0])):
             return Best(None, None)
-        lefts = [Fraction(0), *self._breaks()]
-        for index, (line, left) in enumerate(zip(self.lines, lefts, strict=True)):
-            if self.rate_max is not None and left >= self.rate_max:
+        breaks = self._breaks()
+        for line, left, right in zip(self.lines, [ZERO.slope, *breaks], [*breaks, None], strict=True):
+            if right is not None and right <= bound.least_rate:
+                continue
+            if ends and left >= ends[0]:
                 break
-            if line.intercept < 0:
-                return self._at(left)
-            if line.intercept == 0:
-                right = min((end for end in (*lefts[index + 1 : index + 2], self.rate_max) if end is not None), default=None)
-                return self._at(right if right is not None else left) if right or left else Best(None, line.slope)
-        return Best(None, self.lines[-1].slope) if self.rate_max is None else self._at(self.rate_max)
+            start = max(left, bound.least_rate)
+            growth = bound.grows_along(*line)
+            if growth == 0 and (right is not None or ends):
+                return self._at(min(end for end in (right, *ends) if end is not None), bound)
+            if growth >= 0:
+                return self._at(start, bound) if bound.allows(start) else Best(None, self._limit(line, start, bound))
+        return self._at(ends[0], bound) if ends else Best(None, bound.at_infinity(self.lines[-1].slope))
+
+    def _limit(self, line: Line, start: Fraction, bound: LinearFractional) -> Fraction | None:
+        """Return what a bound tends to at the open left end of a line; None where it falls without end."""
+        if bound.slope * start > bound.offset:
+            return bound.at(start, line.at(start))
+        return bound.at_infinity(line.slope) if bound.grows_along(*line) == 0 else None
 
     def _breaks(self) -> list[Fraction]:
         return [crossing(flat, steep) for flat, steep in zip(self.lines, self.lines[1:], strict=False)]
 
-    def _at(self, rate: Fraction) -> Best:
+    def _at(self, rate: Fraction, bound: LinearFractional) -> Best:
         beta = max(line.at(rate) for line in self.lines)
-        return Best((rate, beta), beta / rate)
+        return Best((rate, beta), bound.at(rate, beta))
 
 
 def largest_agreeing(rows: Sequence[Row], count: int) -> list[Row] | None:

@@ -350,7 +350,7 @@ def _rows(loss: Tensor, reference_loss: Tensor, inner_product: Tensor, loss_infi
 
 
 def _pair(best: Best) -> AlphaBetaPair:
-    ratio = _tensor(float("nan") if best.ratio is None else as_float(best.ratio))
+    ratio = _tensor(float("nan") if best.value is None else as_float(best.value))
     if best.pair is None:
         missing = _tensor(float("nan"))
         return AlphaBetaPair(missing, missing, missing, ratio, attained=False)

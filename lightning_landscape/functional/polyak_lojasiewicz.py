@@ -2,11 +2,17 @@ r"""The Polyak-Łojasiewicz inequality ``‖∇f‖² ≥ 2μ(f − f*)`` (Polya
 
 from torch import Tensor
 
+from lightning_landscape.functional._columns import check_columns, like
+from lightning_landscape.functional._ratio import largest_factor
+
 
 def polyak_lojasiewicz_ratio(*, grad_sq_norm: Tensor, loss: Tensor, loss_infimum: Tensor | float = 0.0) -> Tensor:
-    r"""Largest μ with which the mini-batch inequality holds at each probe.
+    r"""Largest μ with which the inequality holds at each probe.
 
     .. math:: \mu_k = G_k^2 / (2(a_k - l_k))
+
+    With mini-batches this is the inequality of each f_i with its own infimum. Where every probe is of the full batch, pass
+    ``reference_loss`` for ``loss_infimum``: then it is the inequality of f and f(x_p), as the condition is stated.
 
     Args:
         grad_sq_norm: ``G_k²``, shape ``(n,)``.
@@ -14,15 +20,19 @@ def polyak_lojasiewicz_ratio(*, grad_sq_norm: Tensor, loss: Tensor, loss_infimum
         loss_infimum: ``l_k``, a number or shape ``(n,)``.
 
     Returns:
-        float64, shape ``(n,)``; ``nan`` where ``a_k ≤ l_k``: at the infimum every μ holds.
+        float64, shape ``(n,)``; ``nan`` where ``a_k ≤ l_k``: there every μ holds.
+
+    Raises:
+        ValueError: if a column is malformed.
 
     Source:
         Polyak 1963; Karimi, Nutini, Schmidt 2016.
 
     Example:
         >>> import torch
-        >>> polyak_lojasiewicz_ratio(grad_sq_norm=torch.tensor([4.0]), loss=torch.tensor([1.0]))
-        tensor([2.], dtype=torch.float64)
+        >>> polyak_lojasiewicz_ratio(grad_sq_norm=torch.tensor([4.0, 0.0]), loss=torch.tensor([1.0, 0.0]))
+        tensor([2., nan], dtype=torch.float64)
     """
-    gap = loss.double() - loss_infimum
-    return (grad_sq_norm.double() / (2 * gap)).masked_fill(gap <= 0, float("nan"))
+    infimum = like(loss_infimum, loss)
+    check_columns(grad_sq_norm=grad_sq_norm, loss=loss, loss_infimum=infimum)
+    return largest_factor(grad_sq_norm, 2 * (loss.double() - infimum))
