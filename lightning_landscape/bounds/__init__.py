@@ -1,0 +1,86 @@
+"""What convergence theory is worth along a run: the theorems' bounds, their assumptions checked.
+
+`functional` has the formulas. A class here answers a run (`Evidence`) with a `Certificate`: a value with the pair that
+minimises it, or the reason why the theorem does not apply.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from lightning_landscape.bounds import functional
+from lightning_landscape.bounds.evidence import Evidence
+from lightning_landscape.bounds.theorem import Certificate, DoesNotApply, Terms, Theorem
+from lightning_landscape.bounds.theorems import (
+    AdaGradNormMaxBound,
+    DecSPSBound,
+    DecSPSSharpBound,
+    GradientDescentBound,
+    NGNBound,
+    NGNDecreasingBound,
+    NGNSharpBound,
+    SGDBound,
+    SGDDecreasingBound,
+    SGDScheduleBound,
+    SGDSharpBound,
+    SPSMaxBound,
+    SPSMaxSharpBound,
+)
+from lightning_landscape.bounds.trajectory import TrajectoryBound
+
+THEOREMS: tuple[Theorem, ...] = (
+    SGDBound(),
+    SGDSharpBound(),
+    SGDScheduleBound(),
+    SGDDecreasingBound(),
+    SPSMaxBound(),
+    SPSMaxSharpBound(),
+    DecSPSBound(),
+    DecSPSSharpBound(),
+    NGNBound(),
+    NGNSharpBound(),
+    NGNDecreasingBound(),
+    AdaGradNormMaxBound(),
+    GradientDescentBound(),
+    TrajectoryBound(),
+)
+"""All theorems, in the order in which they are reported"""
+
+
+def certify(evidence: Evidence) -> list[Certificate]:
+    """Return what each of `THEOREMS` says of a run."""
+    return [theorem.certify(evidence) for theorem in THEOREMS]
+
+
+def in_force(certificates: Sequence[Certificate]) -> Certificate | None:
+    """Return the smallest bound on the best iterate; where none applies the trajectory's certificate, or None."""
+    applying = [certificate for certificate in certificates if certificate.value is not None]
+    on_best_iterate = [certificate for certificate in applying if certificate.theorem != TrajectoryBound.name]
+    return min(on_best_iterate or applying, key=lambda certificate: certificate.value or 0.0, default=None)
+
+
+__all__ = [
+    "THEOREMS",
+    "AdaGradNormMaxBound",
+    "Certificate",
+    "DecSPSBound",
+    "DecSPSSharpBound",
+    "DoesNotApply",
+    "Evidence",
+    "GradientDescentBound",
+    "NGNBound",
+    "NGNDecreasingBound",
+    "NGNSharpBound",
+    "SGDBound",
+    "SGDDecreasingBound",
+    "SGDScheduleBound",
+    "SGDSharpBound",
+    "SPSMaxBound",
+    "SPSMaxSharpBound",
+    "Terms",
+    "Theorem",
+    "TrajectoryBound",
+    "certify",
+    "functional",
+    "in_force",
+]

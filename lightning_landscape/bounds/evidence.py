@@ -1,0 +1,172 @@
+"""What theorems ask of a run, read off its table of probes and the ``run`` part of its summary."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_landscape import functional as F
+from lightning_landscape.functional._envelope import FeasibleSet
+from lightning_landscape.functional.alpha_beta import feasible_set
+from lightning_landscape.probes import ProbeTable
+
+RESIDUAL_SHARE = 0.01
+"""A run moves along its mini-batch gradients if what of its steps did not is at most this share of what did"""
+
+STEP_TOLERANCE = 1e-3
+"""Relative difference from a rule up to which measured step sizes follow it, beside their own rounding"""
+
+
+class Evidence:
+    """A measured run as theorems see it.
+
+    Args:
+        table: its table of probes; rows whose reference columns are not known are left out.
+        run: the ``run`` part of its summary.
+    """
+
+    def __init__(self, table: ProbeTable, run: Mapping[str, Any]) -> None:
+        self.table = table.evaluated
+        self.run = run
+
+    def column(self, name: str) -> Tensor:
+        """Return a column of the table as float64, shape ``(n,)``."""
+        return self.table.column(name)
+
+    # ----------------------------------------------------------------------------------------------------- the landscape
+
+    @cached_property
+    def feasible(self) -> FeasibleSet:
+        """All pairs with which the α-β-condition holds at every probe."""
+        return feasible_set(**self.table.columns("loss", "reference_loss", "inner_product", "loss_infimum"))
+
+    @cached_property
+    def full_batch(self) -> bool:
+        """Whether every probe is of one and the same function, as measured: equal losses at x_p, and at x_0, to rounding."""
+        starts = self.column("initial_loss")
+        starts = starts[~starts.isnan()]
+        return len(starts) > 1 and all(
+            bool((values.max() - values.min()) <= 1e-5 * values.abs().max())
+            for values in (self.column("reference_loss"), starts)
+        )
+
+    @property
+    def smoothness(self) -> float:
+        """L: the largest over the probes of ‖g‖²/(2(a − l)), a lower estimate."""
+        columns = self.table.columns("grad_sq_norm", "loss", "loss_infimum")
+        return float(F.smoothness_ratio(**columns).max())
+
+    @property
+    def full_batch_smoothness(self) -> float:
+        """L of gradient descent: the largest ‖∇f‖²/(2(f − f(x_p))) over the probes above the reference."""
+        above = self.column("loss") > self.column("reference_loss")
+        columns = self.table.columns("grad_sq_norm", "loss", "reference_loss")
+        ratio = columns["grad_sq_norm"] / (2 * (columns["loss"] - columns["reference_loss"]))
+        return float(ratio[above].max()) if bool(above.any()) else 0.0
+
+    @property
+    def interpolation_error(self) -> float:
+        """σ²: the mean of b − l."""
+        return float(F.interpolation_error(**self.table.columns("reference_loss", "loss_infimum"))[0])
+
+    @property
+    def sq_distance(self) -> float:
+        """D_0²."""
+        return float(self.column("sq_distance")[0])
+
+    @property
+    def max_sq_distance(self) -> float:
+        """The largest D_k² over the probes, a lower estimate of that over every step."""
+        return float(self.column("sq_distance").max())
+
+    @property
+    def grad_bound(self) -> float:
+        """The largest ‖g_k‖ over the probes, a lower estimate of that over every step."""
+        return math.sqrt(float(self.column("grad_sq_norm").max()))
+
+    # ------------------------------------------------------------------------------------------------------------- steps
+
+    @property
+    def first_step(self) -> int:
+        """The step of the first probe: its iterate is x_0."""
+        return int(self.table[0].step)
+
+    @property
+    def steps(self) -> int:
+        """K: updates from x_0 on."""
+        return int(self.run["steps"]) - self.first_step
+
+    @cached_property
+    def weights(self) -> Tensor:
+        """For how many steps each probe stands: up to the next one, shape ``(n,)``."""
+        ends = [*(probe.step for probe in self.table[1:]), int(self.run["steps"])]
+        return torch.tensor([max(end - p.step, 0) for p, end in zip(self.table, ends, strict=True)], dtype=torch.float64)
+
+    @property
+    def every_step(self) -> bool:
+        """Whether every step from x_0 on is a probe."""
+        return len(self.table) == self.steps
+
+    @cached_property
+    def moving(self) -> Tensor:
+        """Which probes have a gradient, and so a step size, bool, shape ``(n,)``."""
+        return self.column("grad_sq_norm") > 0
+
+    @cached_property
+    def residual_bound(self) -> float:
+        """R = Σ (½‖e_k‖² + ‖e_k‖ D_k), estimated from the probes."""
+        rest, distance = self.column("step_residual"), self.column("sq_distance").sqrt()
+        return float((self.weights * (rest.square() / 2 + rest * distance)).sum())
+
+    @cached_property
+    def residual_share(self) -> float:
+        """R beside what the steps along the gradient did: ``R / (|D_0² − D_K²|/2 + ½ Σ η_k² G_k²)``."""
+        squares = self.column("step_size").square() * self.column("grad_sq_norm")
+        moved = abs(self.sq_distance - self.final_sq_distance) / 2 + float((self.weights * squares).sum()) / 2
+        return self.residual_bound / moved if moved else (math.inf if self.residual_bound else 0.0)
+
+    @property
+    def final_sq_distance(self) -> float:
+        """D_K²."""
+        value = self.run["reference"]["final_sq_distance"]
+        return math.nan if value is None else float(value)
+
+    def departure(self, expected: Tensor) -> int | None:
+        """Return the step of the first probe whose step size is not the expected one up to its rounding; None if all are.
+
+        A step size is read off the parameters, which round: its uncertainty is at most about ‖e_k‖/‖g_k‖.
+        """
+        found, squares = self.column("step_size"), self.column("grad_sq_norm")
+        rounding = self.column("step_residual") / squares.sqrt()
+        off = (found - expected).abs() > STEP_TOLERANCE * expected.abs() + rounding
+        rows = (off & self.moving).nonzero().flatten()
+        return int(self.table[int(rows[0])].step) if len(rows) else None
+
+    # --------------------------------------------------------------------------------------------------------- the method
+
+    @property
+    def optimizer(self) -> str:
+        """Class of the optimiser."""
+        return str(self.run["optimizer"]["class"])
+
+    def option(self, name: str) -> Any:
+        """Return an option of the optimiser's first parameter group, its default where groups were not recorded, or None."""
+        groups = self.run["optimizer"].get("groups") or [{}]
+        return groups[0].get(name, self.run["optimizer"]["defaults"].get(name))
+
+    @property
+    def learning_rate(self) -> float:
+        """The optimiser's learning rate before any scheduler changed it."""
+        initial = self.option("initial_lr")
+        return float(self.option("lr") if initial is None else initial)
+
+    @property
+    def declared(self) -> list[str]:
+        """Options of the optimiser that add to its steps what is not along the gradient."""
+        names = ("momentum", "weight_decay")
+        return [f"{name}={self.option(name)}" for name in names if self.option(name) not in (None, 0, False)]

@@ -1,0 +1,435 @@
+"""The theorems: which runs each is about, and which measured numbers enter it."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from lightning_landscape.bounds import functional as B
+from lightning_landscape.bounds.evidence import Evidence
+from lightning_landscape.bounds.theorem import (
+    DoesNotApply,
+    Status,
+    Theorem,
+    check_infimum,
+    check_moves_along_gradient,
+    check_sampling,
+)
+from lightning_landscape.functional._fractional import LinearFractional
+
+Constants = Mapping[str, float]
+
+
+class _Stochastic(Theorem):
+    """A theorem about steps along mini-batch gradients, the mini-batches drawn at random."""
+
+    def check(self, evidence: Evidence) -> None:
+        """Check sampling, steps and infimum; then the rule for the step sizes."""
+        check_sampling(evidence)
+        check_moves_along_gradient(evidence)
+        check_infimum(evidence)
+        self.check_steps(evidence)
+
+    @abstractmethod
+    def check_steps(self, evidence: Evidence) -> None:
+        """Raise `DoesNotApply` where the step sizes do not follow the theorem's rule."""
+
+    def constants(self, evidence: Evidence) -> dict[str, float]:
+        """Return L, D_0² and σ²."""
+        return {
+            "smoothness": evidence.smoothness,
+            "sq_distance": evidence.sq_distance,
+            "interpolation_error": evidence.interpolation_error,
+        }
+
+
+# ------------------------------------------------------------------------------------------------------------------- SGD
+
+
+def constant_step(evidence: Evidence) -> float:
+    """Return the step size if it was the same at every probe.
+
+    Raises:
+        DoesNotApply: if it was not.
+    """
+    found = evidence.column("step_size")[evidence.moving]
+    if not len(found):
+        raise DoesNotApply("every probed gradient is zero: there is no step size")
+    step_size = float(found.median())
+    if step_size <= 0:
+        raise DoesNotApply(f"the step size was {step_size:.4g}; steps along −gradient have a positive one")
+    step = evidence.departure(torch.full((len(evidence.table),), step_size, dtype=torch.float64))
+    if step is not None:
+        raise DoesNotApply(
+            f"the step size was not constant: {float(found.min()):.4g} to {float(found.max()):.4g}, {step_size:.4g} in the "
+            f"middle, another one at step {step}{_clipping(evidence)}"
+        )
+    return step_size
+
+
+class SGDBound(_Stochastic):
+    """SGD with a constant step (Islamov et al. 2024, Theorem 1)."""
+
+    name = "sgd"
+    title = "SGD with a constant step"
+    condition = "step_size ≤ (α − β)/(2L)"
+
+    def check_steps(self, evidence: Evidence) -> None:
+        """Check that the step size was constant."""
+        constant_step(evidence)
+
+    def constants(self, evidence: Evidence) -> dict[str, float]:
+        """Return γ, L, D_0² and σ²."""
+        return {"step_size": constant_step(evidence), **super().constants(evidence)}
+
+    def shape(self, evidence: Evidence, constants: Constants, steps: float) -> LinearFractional:
+        """Return `lightning_landscape.bounds.functional.sgd` as a function of the pair."""
+        return B.sgd_shape(steps=steps, **constants)
+
+
+class SGDSharpBound(SGDBound):
+    """SGD with a constant step, without the last estimate of Theorem 1."""
+
+    name = "sgd_sharp"
+    title = "SGD with a constant step, sharper"
+    condition = "step_size < (α − β)/L"
+
+    def shape(self, evidence: Evidence, constants: Constants, steps: float) -> LinearFractional:
+        """Return `lightning_landscape.bounds.functional.sgd_sharp` as a function of the pair."""
+        return B.sgd_sharp_shape(steps=steps, **constants)
+
+
+class SGDDecreasingBound(_Stochastic):
+    """SGD with γ_0/√(k+1) (Islamov et al. 2024, Theorem 4)."""
+
+    name = "sgd_decreasing"
+    title = "SGD with a step that falls as 1/√(k + 1)"
+    condition = "the first step_size ≤ (α − β)/(2L)"
+
+    def check_steps(self, evidence: Evidence) -> None:
+        """Check that the step size fell as 1/√(k + 1)."""
+        self._first(evidence)
+
+    def constants(self, evidence: Evidence) -> dict[str, float]:
+        """Return γ_0, L, D_0² and σ²."""
+        return {"step_size": self._first(evidence), **super().constants(evidence)}
+
+    def shape(self, evidence: Evidence, constants: Constants, steps: float) -> LinearFractional:
+        """Return `lightning_landscape.bounds.functional.sgd_decreasing` as a function of the pair."""
+        return B.sgd_decreasing_shape(steps=steps, **constants)
+
+    def _first(self, evidence: Evidence) -> float:
+        growth = _root_of_step(evidence)
+        found = (evidence.column("step_size") * growth)[evidence.moving]
+        if len(found) < 2:
+            raise DoesNotApply("fewer than two probes have a step size: a decreasing one cannot be told from them")
+        first = float(found.median())
+        step = evidence.departure(first / growth)
+        if first <= 0 or step is not None:
+            raise DoesNotApply(f"the step size did not fall as 1/√(k + 1): another one at step {step}{_clipping(evidence)}")
+        return first
+
+
+class SGDScheduleBound(_Stochastic):
+    """SGD with any schedule that does not depend on the mini-batches."""
+
+    name = "sgd_schedule"
+    title = "SGD with a schedule"
+    condition = "the largest step_size ≤ (α − β)/L"
+
+    def check_steps(self, evidence: Evidence) -> None:
+        """Check that step sizes come from a schedule: of torch's SGD, unclipped, or constant as measured."""
+        try:
+            constant_step(evidence)
+        except DoesNotApply:
+            if evidence.optimizer != "SGD" or evidence.run.get("gradient_clipping") is not None:
+                raise DoesNotApply(
+                    f"step sizes may depend on the mini-batch ({evidence.optimizer}{_clipping(evidence)}); the proof needs a "
+                    "schedule that was fixed before"
+                ) from None
+        if bool((evidence.column("step_size") < 0).any()):
+            raise DoesNotApply("a step went along +gradient")
+
+    def shape(self, evidence: Evidence, constants: Constants, steps: float) -> LinearFractional:
+        """Return `lightning_landscape.bounds.functional.sgd_schedule` as a function of the pair."""
+        if math.isinf(steps):
+            raise DoesNotApply("a schedule says nothing of steps beyond its end")
+        counts = evidence.weights.long()
+        return B.sgd_schedule_shape(
+            step_sizes=evidence.column("step_size").repeat_interleave(counts)[: int(steps)], **constants
+        )
+
+
+class GradientDescentBound(Theorem):
+    """Gradient descent on the full batch with a constant step."""
+
+    name = "gradient_descent"
+    title = "gradient descent on the full batch"
+    condition = "step_size < (α − β)/L"
+
+    def check(self, evidence: Evidence) -> None:
+        """Check that every probe is of the full batch, and that the step size was constant."""
+        if not evidence.full_batch:
+            raise DoesNotApply("the probes are of different mini-batches: reference_loss or initial_loss differs among them")
+        check_moves_along_gradient(evidence)
+        constant_step(evidence)
+
+    def constants(self, evidence: Evidence) -> dict[str, float]:
+        """Return γ, L with respect to f(x_p), D_0² and σ²."""
+        return {
+            "step_size": constant_step(evidence),
+            "smoothness": evidence.full_batch_smoothness,
+            "sq_distance": evidence.sq_distance,
+            "interpolation_error": evidence.interpolation_error,
+        }
+
+    def shape(self, evidence: Evidence, constants: Constants, steps: float) -> LinearFractional:
+        """Return `lightning_landscape.bounds.functional.gradient_descent` as a function of the pair."""
+        return B.gradient_descent_shape(steps=steps, **constants)
+
+    def status(self, evidence: Evidence) -> tuple[Status, str]:
+        """Return "proved" where every step was a probe: the proof is path by path."""
+        if evidence.every_step:
+            return "proved", "proved for this run: every step was a probe, of the same function to rounding"
+        return super().status(evidence)
+
+
+# -------------------------------------------------------------------------------------- the optimisers of this package
+
+
+class _Adaptive(_Stochastic):
+    """A theorem about one of this package's optimisers, whose constants are read off it and whose steps are checked."""
+
+    optimizer: ClassVar[str]
+    needs_loss: ClassVar[bool] = True
+
+    def check(self, evidence: Evidence) -> None:
+        """Check the optimiser and how it was used, before what was measured."""
+        if evidence.optimizer != self.optimizer:
+            raise DoesNotApply(f"the optimizer is {evidence.optimizer}; the theorem is about {self.optimizer}")
+        if evidence.run.get("gradient_clipping") is not None:
+            raise DoesNotApply("gradients were clipped; the theorem is about the gradient's own norm")
+        if self.needs_loss and evidence.run["accumulate_grad_batches"] != 1:
+            raise DoesNotApply("gradients were accumulated; the step size was made of the last micro-batch's loss alone")
+        if self.needs_loss and evidence.run["precision"] == "16-mixed":
+            raise DoesNotApply("a GradScaler calls the optimizer without its loss")
+        super().check(evidence)
+
+    def check_loss_infimum(self, evidence: Evidence) -> None:
+        """Check that the optimiser and the probes use the same l."""
+        ours, theirs = float(evidence.option("loss_infimum")), evidence.column("loss_infimum")
+        if bool((theirs != ours).any()):
+            raise DoesNotApply(
+                f"the optimizer has loss_infimum={ours:g}, the monitor {float(theirs[0]):g}; the proof needs one: pass the "
+                "same to both"
+            )
+
+    def check_follows(self, evidence: Evidence, expected: Tensor) -> None:
+        """Check that the measured step sizes are those of the optimiser's definition."""
+        step = evidence.departure(expected)
+        if step is not None:
+            raise DoesNotApply(
+                f"the step at {step} was not that of {self.optimizer}'s definition with lr={evidence.learning_rate:g}: a "
+                "scheduler, or a gradient or loss that the optimizer saw differently"
+            )
+
+    def check_from_start(self, evidence: Evidence) -> None:
+        """Check that x_0 is where the optimiser started: its constants belong to its own first step."""
+        if evidence.first_step != 0:
+            raise DoesNotApply(f"the first probe is at step {evidence.first_step}, the optimizer's constants belong to step 0")
+
+
+class SPSMaxBound(_Adaptive):
+    """SPS_max (Islamov et al. 2024, Theorem 2)."""
+
+    name = "sps_max"
+    title = "SPS_max"
+    optimizer = "SPSMax"
+    condition = "c > 1/(2(α − β))"
+
+    def check_steps(self, evidence: Evidence) -> None:
+        """Check γ_k = min{(a − l)/(c G²), γ_b}."""
+        self.check_loss_infimum(evidence)
+        gap = evidence.column("loss") - evidence.column("loss_infimum")
+        polyak = gap / (float(evidence.option("c")) * evidence.column("grad_sq_norm"))
+        self.check_follows(evidence, polyak.clamp(max=evidence.learning_rate))
+
+    def constants(self, evidence: Evidence) -> dict[str, float]:
+        """Return c, γ_b, L, D_0² and σ²."""
+        own = {"c": float(evidence.option("c")), "step_size_bound": evidence.learning_rate}
+        return {**own, **super().constants(evidence)}
+
+    def shape(self, evidence: Evidence, constants: Constants, steps: float) -> LinearFractional:
+        """Return `lightning_landscape.bounds.functional.sps_max` as a function of the pair."""
+        return B.sps_max_shape(steps=steps, **constants)
+
+
+class SPSMaxSharpBound(SPSMaxBound):
+    """SPS_max, minus σ²."""
+
+    name = "sps_max_sharp"
+    title = "SPS_max, sharper"
+
+    def shape(self, evidence: Evidence, constants: Constants, steps: float) -> LinearFractional:
+        """Return `lightning_landscape.bounds.functional.sps_max_sharp` as a function of the pair."""
+        return B.sps_max_sharp_shape(steps=steps, **constants)
+
+
+class DecSPSBound(_Adaptive):
+    """DecSPS with c_k = c_0 √(k+1) (Islamov et al. 2024, Theorem 5)."""
+
+    name = "dec_sps"
+    title = "DecSPS"
+    optimizer = "DecSPS"
+    condition = "c_init ≥ 1/(α − β)"
+
+    def check_steps(self, evidence: Evidence) -> None:
+        """Check that c_k γ_k is at most (a − l)/G² and does not increase; with every step probed, that it is as large."""
+        self.check_loss_infimum(evidence)
+        self.check_from_start(evidence)
+        found, c = evidence.column("step_size"), float(evidence.option("c_init")) * _root_of_step(evidence)
+        scaled = torch.where(evidence.moving, found * c, torch.inf)
+        start = scaled.new_tensor([float(evidence.option("c_init")) * evidence.learning_rate])
+        previous = torch.cat([start, scaled[:-1]]).cummin(0).values
+        gap = evidence.column("loss") - evidence.column("loss_infimum")
+        largest = torch.minimum(gap / evidence.column("grad_sq_norm"), previous) / c
+        self.check_follows(evidence, largest if evidence.every_step else torch.minimum(found, largest))
+
+    def constants(self, evidence: Evidence) -> dict[str, float]:
+        """Return c_0, γ_b, L, the largest D_k² and σ²."""
+        return {
+            "c_init": float(evidence.option("c_init")),
+            "step_size_bound": evidence.learning_rate,
+            "smoothness": evidence.smoothness,
+            "max_sq_distance": evidence.max_sq_distance,
+            "interpolation_error": evidence.interpolation_error,
+        }
+
+    def shape(self, evidence: Evidence, constants: Constants, steps: float) -> LinearFractional:
+        """Return `lightning_landscape.bounds.functional.dec_sps` as a function of the pair."""
+        return B.dec_sps_shape(steps=steps, **constants, **_root_schedule(constants["c_init"], steps))
+
+
+class DecSPSSharpBound(DecSPSBound):
+    """DecSPS, without the last estimate of Theorem 5."""
+
+    name = "dec_sps_sharp"
+    title = "DecSPS, sharper"
+    condition = "c_init ≥ 1/(2(α − β))"
+
+    def shape(self, evidence: Evidence, constants: Constants, steps: float) -> LinearFractional:
+        """Return `lightning_landscape.bounds.functional.dec_sps_sharp` as a function of the pair."""
+        return B.dec_sps_sharp_shape(steps=steps, **constants, **_root_schedule(constants["c_init"], steps))
+
+
+class NGNBound(_Adaptive):
+    """NGN with a constant γ (Islamov et al. 2024, Theorem 3)."""
+
+    name = "ngn"
+    title = "NGN"
+    optimizer = "NGN"
+    condition = "α ≥ β + 1"
+
+    def check_steps(self, evidence: Evidence) -> None:
+        """Check γ_k = γ/(1 + γ G²/(2a))."""
+        low = float(evidence.option("loss_infimum"))
+        if bool((evidence.column("loss_infimum") < low).any()):
+            raise DoesNotApply(
+                f"the optimizer takes losses above loss_infimum={low:g}, the monitor's is smaller; the proof needs f_i^* ≥ that"
+            )
+        gamma = evidence.learning_rate / self.growth(evidence)
+        above = evidence.column("loss") - low
+        self.check_follows(evidence, gamma / (1 + gamma * evidence.column("grad_sq_norm") / (2 * above)))
+
+    def growth(self, evidence: Evidence) -> Tensor:
+        """Return by what γ was divided at each probe."""
+        return torch.ones(len(evidence.table), dtype=torch.float64)
+
+    def constants(self, evidence: Evidence) -> dict[str, float]:
+        """Return γ, L, D_0², σ² and σ_pos²."""
+        positivity = float(evidence.column("loss_infimum").mean()) - float(evidence.option("loss_infimum"))
+        return {"step_size": evidence.learning_rate, **super().constants(evidence), "positivity_error": positivity}
+
+    def shape(self, evidence: Evidence, constants: Constants, steps: float) -> LinearFractional:
+        """Return `lightning_landscape.bounds.functional.ngn` as a function of the pair."""
+        return B.ngn_shape(steps=steps, **constants)
+
+
+class NGNSharpBound(NGNBound):
+    """NGN, without the last estimates of Theorem 3."""
+
+    name = "ngn_sharp"
+    title = "NGN, sharper"
+    condition = "α − β > 2γL/(1 + 2γL)"
+
+    def shape(self, evidence: Evidence, constants: Constants, steps: float) -> LinearFractional:
+        """Return `lightning_landscape.bounds.functional.ngn_sharp` as a function of the pair."""
+        return B.ngn_sharp_shape(steps=steps, **constants)
+
+
+class NGNDecreasingBound(NGNBound):
+    """NGN with γ/√(k+1) (Islamov et al. 2024, Theorem 6)."""
+
+    name = "ngn_decreasing"
+    title = "NGN with γ falling as 1/√(k + 1)"
+
+    def growth(self, evidence: Evidence) -> Tensor:
+        """Return √(k + 1) at each probe."""
+        self.check_from_start(evidence)
+        if evidence.steps > 1 and len(evidence.table) < 2:
+            raise DoesNotApply("one probe does not show how γ fell")
+        return _root_of_step(evidence)
+
+    def shape(self, evidence: Evidence, constants: Constants, steps: float) -> LinearFractional:
+        """Return `lightning_landscape.bounds.functional.ngn_decreasing` as a function of the pair."""
+        return B.ngn_decreasing_shape(steps=steps, **constants)
+
+
+class AdaGradNormMaxBound(_Adaptive):
+    """AdaGrad-norm-max (Islamov et al. 2024, Theorem 7)."""
+
+    name = "adagrad_norm_max"
+    title = "AdaGrad-norm-max"
+    optimizer = "AdaGradNormMax"
+    needs_loss = False
+    condition = "b_init ≥ 2L step_size/(α − β)"
+
+    def check_steps(self, evidence: Evidence) -> None:
+        """Check that b_k = γ/γ_k is at least what the probed gradients demand; with every step probed, that it is that."""
+        self.check_from_start(evidence)
+        found, steps = evidence.column("step_size"), evidence.column("step")
+        largest = evidence.column("grad_sq_norm").cummax(0).values  # c_k² up to the next probe is at least this
+        before = torch.cat([largest.new_zeros(1), (largest[:-1] * steps.diff()).cumsum(0)])
+        longest = evidence.learning_rate / (float(evidence.option("b_init")) ** 2 + before + largest).sqrt()
+        self.check_follows(evidence, longest if evidence.every_step else torch.minimum(found, longest))
+
+    def constants(self, evidence: Evidence) -> dict[str, float]:
+        """Return γ, b_{−1}, L, D_0², σ², G and D = 0, which is always right."""
+        own = {"step_size": evidence.learning_rate, "b_init": float(evidence.option("b_init"))}
+        return {**own, **super().constants(evidence), "grad_bound": evidence.grad_bound, "grad_min": 0.0}
+
+    def shape(self, evidence: Evidence, constants: Constants, steps: float) -> LinearFractional:
+        """Return `lightning_landscape.bounds.functional.adagrad_norm_max` as a function of the pair."""
+        return B.adagrad_norm_max_shape(steps=steps, **constants)
+
+
+def _root_of_step(evidence: Evidence) -> Tensor:
+    """Return √(k + 1) at each probe, k counted from x_0."""
+    return (evidence.column("step") - evidence.first_step + 1).sqrt()
+
+
+def _root_schedule(c_init: float, steps: float) -> dict[str, float]:
+    """Return c_{K−1} and Σ 1/c_k of c_k = c_0 √(k + 1)."""
+    if math.isinf(steps):
+        return {"c_last": math.inf, "inverse_c_sum": math.inf}
+    inverse = torch.arange(1, int(steps) + 1, dtype=torch.float64).rsqrt().sum()
+    return {"c_last": c_init * math.sqrt(steps), "inverse_c_sum": float(inverse) / c_init}
+
+
+def _clipping(evidence: Evidence) -> str:
+    return ", gradients were clipped" if evidence.run.get("gradient_clipping") is not None else ""

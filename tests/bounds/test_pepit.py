@@ -1,0 +1,50 @@
+"""The smooth convex special cases against the exact worst case of performance estimation (PEPit)."""
+
+import pytest
+
+pytest.importorskip("PEPit")
+
+from PEPit import PEP
+from PEPit.functions import SmoothConvexFunction
+
+from lightning_landscape.bounds import functional as B
+
+
+def worst_case(step_sizes, smoothness):
+    """Return the largest best-iterate gap that gradient descent can have on an L-smooth convex function with D_0 ≤ 1."""
+    problem = PEP()
+    function = problem.declare_function(SmoothConvexFunction, L=smoothness)
+    minimiser = function.stationary_point()
+    x = problem.set_initial_point()
+    problem.set_initial_condition((x - minimiser) ** 2 <= 1)
+    for step_size in step_sizes:
+        problem.set_performance_metric(function(x) - function(minimiser))  # several metrics: their smallest
+        x = x - step_size * function.gradient(x)
+    return problem.solve(wrapper="cvxpy", verbose=0)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("steps", [1, 2, 5])
+@pytest.mark.parametrize(("smoothness", "share"), [(1.0, 0.1), (1.0, 0.5), (1.0, 0.9), (3.0, 0.5)])
+def test_no_smooth_convex_function_is_above_the_bounds(smoothness, share, steps):
+    γ = share / smoothness
+    worst = worst_case([γ] * steps, smoothness)
+    assert worst > 0.05 / steps  # it is a worst case, not nothing
+    # f_i = f: σ² = 0, α = 1, β = 0
+    k = {"steps": steps, "step_size": γ, "alpha": 1.0, "beta": 0.0, "smoothness": smoothness}
+    k |= {"sq_distance": 1.0, "interpolation_error": 0.0}
+    assert worst <= float(B.gradient_descent(**k)) + 1e-6
+    assert worst <= float(B.sgd_sharp(**k)) + 1e-6
+    if share <= 0.5:
+        assert worst <= float(B.sgd(**k)) + 1e-6
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_schedules_too():
+    import torch
+
+    steps = [0.9, 0.3, 0.6, 0.1]
+    k = {"alpha": 1.0, "beta": 0.0, "smoothness": 1.0, "sq_distance": 1.0, "interpolation_error": 0.0}
+    assert worst_case(steps, 1.0) <= float(B.sgd_schedule(step_sizes=torch.tensor(steps), **k)) + 1e-6
+    falling = [0.5 / (j + 1) ** 0.5 for j in range(4)]
+    assert worst_case(falling, 1.0) <= float(B.sgd_decreasing(steps=4, step_size=0.5, **k)) + 1e-6
