@@ -1,0 +1,187 @@
+"""What the optimisers of this folder share: x ← x − γ_k g with one γ_k for all parameters of all groups."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from math import inf, isfinite, nan
+from typing import Any, ClassVar, TypeAlias, TypeVar, cast, overload
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import Optimizer, ParamsT
+
+from lightning_landscape.optim._measured import across_ranks, as_number, squared_norm
+
+Numbers: TypeAlias = Mapping[str, float]
+Loss = TypeVar("Loss", bound="float | Tensor")
+Returned = TypeVar("Returned", bound="float | Tensor | None")
+
+
+class ScalarStep(Optimizer):
+    """Base: a subclass says in `_next` what γ_k is, as a pure function of a step's two numbers and of its own state.
+
+    All that a method remembers are the floats and ints of ``state["shared"]``, which is replaced and never changed, so that
+    a ``state_dict`` taken earlier stays what it was.
+    """
+
+    constants: ClassVar[tuple[str, ...]]
+    """Names of the constructor's constants, which every group has"""
+    needs_loss: ClassVar[bool] = True
+
+    def __init__(self, params: ParamsT, **constants: float) -> None:
+        super().__init__(params, {name: float(value) for name, value in constants.items()})
+
+    def _next(self, shared: Numbers, options: Numbers, excess: float, sq_norm: float) -> dict[str, float]:
+        """Return what is remembered after this step, with γ_k as ``step_size``.
+
+        Args:
+            shared: what `_next` returned for the last step; empty for the first.
+            options: the constants as the groups have them now.
+            excess: ``a − l`` ≥ 0; means nothing where the method needs no loss.
+            sq_norm: ``G²`` ≥ 0, finite.
+        """
+        raise NotImplementedError
+
+    def _check(self, options: Numbers) -> None:
+        """Raise ``ValueError`` unless the constants are in their ranges."""
+        for name, value in options.items():
+            if name == "loss_infimum":
+                if not isfinite(value):
+                    raise ValueError(f"`loss_infimum` is {value}; supported are finite numbers, 0 where no loss is negative")
+            else:
+                check_positive(name, value)
+
+    @property
+    def step_size(self) -> float | None:
+        """γ_k of the last step that was taken; ``None`` before the first."""
+        return self._shared().get("step_size")
+
+    @overload
+    def step(self, closure: None = None, *, loss: None = None) -> None: ...
+    @overload
+    def step(self, closure: None = None, *, loss: Loss) -> Loss: ...
+    @overload
+    def step(self, closure: Callable[[], Returned], *, loss: None = None) -> Returned: ...
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None, *, loss: Any = None) -> Any:
+        """Take one step, or none where the loss or the norm of the gradient is not finite.
+
+        Args:
+            closure: computes loss and gradients and returns the loss; ``None`` and no gradient at all is nothing to do.
+            loss: the loss of which ``p.grad`` are the gradients, a float or a 0-dim tensor, where no closure returns it.
+
+        Returns:
+            What the closure returned, else ``loss``.
+
+        Raises:
+            RuntimeError: if the method needs a loss and there is none, or if the ranks have different gradients.
+            ValueError: if there are two losses, if the loss is below ``loss_infimum``, or if the groups disagree.
+        """
+        options = self._options()
+        if self.needs_loss and closure is None and loss is None:
+            raise self._no_loss("neither a closure nor loss=")
+        loss = self._evaluate(closure, loss)
+        gradients = self._gradients()
+        # a rank without a loss, or with nothing to do, takes part as well: the others wait for its numbers, and all skip
+        missing = nan if self.needs_loss or not gradients else 0.0
+        value, sq_norm = across_ranks(
+            missing if loss is None else as_number(loss),
+            squared_norm(gradient for _, gradient in gradients),
+            self.param_groups[0]["params"][0].device,
+        )
+        if self.needs_loss and loss is None and gradients:
+            raise self._no_loss("a closure that returned None, and gradients")
+        if isfinite(value) and isfinite(sq_norm):
+            self._move(gradients, options, value, sq_norm)
+        return loss
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group; what it does not say of the constants is as in the other groups, now.
+
+        Raises:
+            ValueError: if a constant is out of range, or is not the one of the other groups.
+        """
+        others = self.param_groups[0] if self.param_groups else self.defaults
+        group = {name: others[name] for name in self.constants} | param_group
+        options = {name: float(group[name]) for name in self.constants}
+        if self.param_groups:
+            check_agreement(type(self).__name__, [self._options(), options])
+        else:
+            self._check(options)
+        super().add_param_group(group)
+
+    def _options(self) -> dict[str, float]:
+        options = [{name: float(group[name]) for name in self.constants} for group in self.param_groups]
+        check_agreement(type(self).__name__, options)
+        if not 0 <= options[0]["lr"] < inf:
+            raise ValueError(f"`lr` is {options[0]['lr']}; supported are schedules with finite values that are not negative")
+        return options[0]
+
+    def _evaluate(self, closure: Callable[[], Any] | None, loss: Any) -> Any:
+        if closure is None:
+            return loss
+        with torch.enable_grad():
+            returned = closure()
+        # Lightning's manual optimisation adds a closure that does nothing to whatever the user passes
+        if returned is not None and loss is not None:
+            raise ValueError(
+                f"{type(self).__name__}.step found loss={loss} and a closure that returned {returned}; supported is one of "
+                "the two: drop loss=, or call step(loss=...) without a closure"
+            )
+        return loss if returned is None else returned
+
+    def _gradients(self) -> list[tuple[Tensor, Tensor]]:
+        parameters = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
+        return [(p, p.grad.coalesce() if p.grad.is_sparse else p.grad) for p in parameters]
+
+    def _move(self, gradients: list[tuple[Tensor, Tensor]], options: Numbers, loss: float, sq_norm: float) -> None:
+        infimum = options.get("loss_infimum", 0.0)
+        if self.needs_loss and loss < infimum:
+            raise ValueError(
+                f"{type(self).__name__} found a loss of {loss}, below loss_infimum={infimum}; supported is a lower bound of "
+                "every mini-batch loss: pass a smaller loss_infimum="
+            )
+        shared = self._next(self._shared(), options, loss - infimum, sq_norm)
+        self.state[cast("Tensor", "shared")] = shared
+        if sq_norm > 0:
+            for parameter, gradient in gradients:
+                descend(parameter, gradient, shared["step_size"])
+
+    def _shared(self) -> Numbers:
+        return cast("Numbers", self.state.get(cast("Tensor", "shared"), {}))
+
+    def _no_loss(self, found: str) -> RuntimeError:
+        name = type(self).__name__
+        return RuntimeError(
+            f"{name} computes its step from the loss of the mini-batch and found {found}. Usual causes: a GradScaler "
+            "(precision='16-mixed'), which calls optimisers without their closure; a closure that does not return its loss; "
+            "a training_step that returned None for the last micro-batch of a window. Supported are step(closure), as "
+            "Lightning calls it with precision='32-true' or 'bf16-mixed', and step(loss=...): train with one of these "
+            f"precisions, or call {name}.step(loss=...) in manual optimisation"
+        )
+
+
+def check_positive(name: str, value: float) -> None:
+    """Raise ``ValueError`` unless a constant is positive and finite."""
+    if not 0 < value < inf:
+        raise ValueError(f"`{name}` is {value}; supported are positive finite numbers")
+
+
+def check_agreement(optimizer: str, options: list[dict[str, float]]) -> None:
+    """Raise ``ValueError`` at the first constant that is not the same in all groups."""
+    for name in options[0]:
+        values = [group[name] for group in options]
+        if any(value != values[0] for value in values):
+            raise ValueError(
+                f"{optimizer} found `{name}` {values} in its parameter groups; supported is one value, because all groups "
+                f"share one scalar step size: give all groups the same `{name}`, and a scheduler one lambda for all"
+            )
+
+
+def descend(parameter: Tensor, gradient: Tensor, step_size: float) -> None:
+    """Subtract γ g from a parameter in place."""
+    if parameter.dtype in (torch.float16, torch.bfloat16):
+        # `alpha` would be rounded to the parameter's dtype, in which a small γ is 0 and a large one an error
+        parameter.sub_(gradient.to_dense().float() * step_size)
+    else:
+        parameter.add_(gradient, alpha=-step_size)

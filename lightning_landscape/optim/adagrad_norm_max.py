@@ -1,0 +1,62 @@
+"""AdaGrad-norm-max: AdaGrad with one step size, fed with the largest gradient so far."""
+
+from __future__ import annotations
+
+from math import sqrt
+
+from torch.optim.optimizer import ParamsT
+
+from lightning_landscape.optim._scalar_step import Numbers, ScalarStep, check_positive
+
+
+class AdaGradNormMax(ScalarStep):
+    r"""SGD with the step of AdaGrad-norm, in which every step counts with the largest gradient so far.
+
+    .. math:: \gamma_k = \gamma/b_k, \quad b_k^2 = b_{k-1}^2 + c_k^2, \quad
+        c_k^2 = \max\{c_{k-1}^2, \|\nabla f_i(x_k)\|^2\}, \quad c_{-1} = 0
+
+    One γ_k for all parameters of all groups. It needs no loss, and so trains under a GradScaler (``precision="16-mixed"``)
+    too. A step whose loss, where there is one, or gradient is not finite is skipped and does not count.
+
+    Outside the theorem: gradient clipping (g is no longer the gradient of the loss) and a GradScaler, which leaves steps out.
+    With gradient accumulation g is the gradient of a window's mean loss, and the theorem is one about windows. That the
+    closure returns the last micro-batch's loss / N then is no matter: only whether the loss is finite is read, also of the
+    window's loss in ``step(loss=...)``.
+
+    Args:
+        params: parameters or groups of them; groups share every constant.
+        lr: γ > 0; a scheduler may take it to 0.
+        b_init: b_{−1} > 0, in units of a gradient norm. The theorem asks for b_{−1} ≥ 2Lγ/(α − β); small against the
+            gradients it is soon forgotten.
+
+    Raises:
+        ValueError: if a constant is out of range, or groups disagree.
+        RuntimeError: at a step with different gradients on the ranks (FSDP).
+
+    Source:
+        Islamov, Ajroldi, Orvieto, Lucchi, NeurIPS 2024, Theorem 7.
+
+    Example:
+        >>> import torch
+        >>> x = torch.nn.Parameter(torch.tensor([2.0]))
+        >>> optimizer = AdaGradNormMax([x], b_init=1.5)
+        >>> (0.5 * x**2).sum().backward()
+        >>> optimizer.step()
+        >>> optimizer.step_size, round(x.item(), 6)
+        (0.4, 1.2)
+    """
+
+    constants = ("lr", "b_init")
+    needs_loss = False
+
+    def __init__(self, params: ParamsT, lr: float = 1.0, b_init: float = 1.0) -> None:
+        super().__init__(params, lr=lr, b_init=b_init)
+
+    def _check(self, options: Numbers) -> None:
+        super()._check(options)
+        check_positive("b_init²", options["b_init"] * options["b_init"])
+
+    def _next(self, shared: Numbers, options: Numbers, excess: float, sq_norm: float) -> dict[str, float]:
+        c_sq = max(shared.get("c_sq", 0.0), sq_norm)
+        b_sq = shared.get("b_sq", options["b_init"] * options["b_init"]) + c_sq
+        return {"step_size": options["lr"] / sqrt(b_sq), "c_sq": c_sq, "b_sq": b_sq}

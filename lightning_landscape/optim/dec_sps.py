@@ -1,0 +1,72 @@
+"""DecSPS: the stochastic Polyak step size with decreasing steps."""
+
+from __future__ import annotations
+
+from math import sqrt
+
+from torch.optim.optimizer import ParamsT
+
+from lightning_landscape.optim._measured import ratio
+from lightning_landscape.optim._scalar_step import Numbers, ScalarStep, check_positive
+
+
+class DecSPS(ScalarStep):
+    r"""SGD with the decreasing stochastic Polyak step size.
+
+    .. math:: \gamma_k = \frac{1}{c_k} \min\bigl\{(f_i(x_k) - l)\,/\,\|\nabla f_i(x_k)\|^2,\ c_{k-1}\gamma_{k-1}\bigr\},
+        \quad c_k = c_0\sqrt{k+1},\ c_{-1} = c_0,\ \gamma_{-1} = \gamma_b
+
+    One γ_k for all parameters of all groups. c_k γ_k never grows, so γ_k = O(1/√k) without a scheduler, and a batch whose
+    loss is l at a gradient that is not 0 stops it for good. A step whose loss or gradient is not finite is skipped and does
+    not count in k. Under DDP the loss is the mean over ranks, as the gradient is.
+
+    Outside the theorems: gradient clipping (g is no longer the gradient of the loss); gradient accumulation, where the
+    closure returns the last micro-batch's loss / N (call ``step(loss=...)`` with the loss of the window); a GradScaler
+    (``precision="16-mixed"``), which passes no closure and is refused.
+
+    Args:
+        params: parameters or groups of them; groups share every constant.
+        lr: γ_b > 0, the largest step. It enters at the first step only: what a scheduler does to it later has no effect.
+        c_init: c_0 > 0; the larger, the shorter the steps.
+        loss_infimum: l, a lower bound of every mini-batch loss.
+
+    Raises:
+        ValueError: if a constant is out of range, ``lr`` is 0 at the first step, groups disagree, or a loss is below
+            ``loss_infimum``.
+        RuntimeError: at a step without a loss, or with different gradients on the ranks (FSDP).
+
+    Source:
+        Orvieto, Lacoste-Julien, Loizou, *Dynamics of SGD with Stochastic Polyak Stepsizes: Truly Adaptive Variants and
+        Convergence to Exact Solution*, NeurIPS 2022; under the α-β-condition Islamov et al., NeurIPS 2024, Theorem 5.
+
+    Example:
+        >>> import torch
+        >>> x = torch.nn.Parameter(torch.tensor([2.0]))
+        >>> optimizer = DecSPS([x])
+        >>> def closure():
+        ...     optimizer.zero_grad()
+        ...     loss = (0.5 * x**2).sum()
+        ...     loss.backward()
+        ...     return loss
+        >>> optimizer.step(closure).item(), optimizer.step_size, x.item()
+        (2.0, 0.5, 1.0)
+        >>> optimizer.step(closure).item(), optimizer.step_size  # 0.5 / √2
+        (0.5, 0.35355339059327373)
+    """
+
+    constants = ("lr", "c_init", "loss_infimum")
+
+    def __init__(self, params: ParamsT, lr: float = 1.0, c_init: float = 1.0, loss_infimum: float = 0.0) -> None:
+        super().__init__(params, lr=lr, c_init=c_init, loss_infimum=loss_infimum)
+
+    def _check(self, options: Numbers) -> None:
+        super()._check(options)
+        check_positive("c_init · lr", options["c_init"] * options["lr"])
+
+    def _next(self, shared: Numbers, options: Numbers, excess: float, sq_norm: float) -> dict[str, float]:
+        if not shared:
+            # a warm-up from 0 would never leave 0
+            check_positive("lr at the first step", options["lr"])
+        k = int(shared.get("k", 0))
+        bound = min(ratio(excess, sq_norm), shared.get("bound", options["c_init"] * options["lr"]))
+        return {"step_size": bound / (options["c_init"] * sqrt(k + 1)), "k": k + 1, "bound": bound}

@@ -1,0 +1,104 @@
+"""What an optimiser remembers: resumed, copied and pickled runs are the uninterrupted run, bit for bit."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+
+from tests.optim.problems import METHODS, Perceptron, closure_of, leaves
+
+
+def groups(parameters):
+    return [{"params": parameters[:1]}, {"params": parameters[1:]}]
+
+
+def train(optimizer, problem, parameters, batches):
+    return [(optimizer.step(closure_of(optimizer, problem, parameters, b)).item(), optimizer.step_size) for b in batches]
+
+
+def by_torch_save(optimizer, parameters, folder):
+    torch.save({"optimizer": optimizer.state_dict(), "x": [p.detach() for p in parameters]}, folder / "state.pt")
+    saved = torch.load(folder / "state.pt", weights_only=True)
+    fresh = [torch.nn.Parameter(p.clone()) for p in saved["x"]]
+    resumed = type(optimizer)(groups(fresh))  # other constants: those of the checkpoint are to win
+    resumed.load_state_dict(saved["optimizer"])
+    return resumed, fresh
+
+
+def by_deepcopy(optimizer, parameters, folder):
+    resumed = copy.deepcopy(optimizer)
+    return resumed, [p for group in resumed.param_groups for p in group["params"]]
+
+
+def by_pickle(optimizer, parameters, folder):
+    resumed = pickle.loads(pickle.dumps(optimizer))
+    return resumed, [p for group in resumed.param_groups for p in group["params"]]
+
+
+@pytest.mark.parametrize("how", [by_torch_save, by_deepcopy, by_pickle])
+@pytest.mark.parametrize("name", METHODS)
+def test_a_resumed_run_is_the_uninterrupted_run(name, how, tmp_path):
+    problem = Perceptron()
+    batches = [problem.draw() for _ in range(20)]
+    parameters = leaves(problem)
+    optimizer = METHODS[name](groups(parameters), lr=0.8)
+    train(optimizer, problem, parameters, batches[:9])
+    resumed, fresh = how(optimizer, parameters, tmp_path)
+    assert resumed.step_size == optimizer.step_size
+    assert fresh[0] is not parameters[0]
+    expected = train(optimizer, problem, parameters, batches[9:])
+    assert train(resumed, problem, fresh, batches[9:]) == expected
+    assert all(torch.equal(p, q) for p, q in zip(parameters, fresh, strict=True))
+
+
+@pytest.mark.parametrize("name", ["DecSPS", "AdaGradNormMax"])
+def test_the_resume_above_needs_the_state(name):
+    problem = Perceptron()
+    batches = [problem.draw() for _ in range(20)]
+    parameters = leaves(problem)
+    optimizer = METHODS[name](parameters, lr=0.8)
+    train(optimizer, problem, parameters, batches[:9])
+    forgetful = copy.deepcopy(optimizer)
+    forgetful.state.clear()
+    fresh = forgetful.param_groups[0]["params"]
+    assert train(forgetful, problem, fresh, batches[9:10]) != train(optimizer, problem, parameters, batches[9:10])
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_state_dict_is_plain_numbers_and_stays_what_it_was(name):
+    problem = Perceptron()
+    parameters = leaves(problem)
+    optimizer = METHODS[name](parameters)
+    assert optimizer.step_size is None
+    assert optimizer.state_dict()["state"] == {}
+    train(optimizer, problem, parameters, [problem.draw() for _ in range(3)])
+    saved = optimizer.state_dict()
+    assert list(saved["state"]) == ["shared"]
+    assert {type(value) for value in saved["state"]["shared"].values()} <= {int, float}
+    assert saved["state"]["shared"]["step_size"] == optimizer.step_size
+    before = copy.deepcopy(saved["state"])
+    twin = METHODS[name](leaves(problem))
+    twin.load_state_dict(saved)
+    train(optimizer, problem, parameters, [problem.draw()])
+    assert saved["state"] == before
+    assert twin.step_size == before["shared"]["step_size"]
+
+
+def test_the_step_size_is_read_only():
+    optimizer = METHODS["NGN"](leaves(Perceptron()))
+    with pytest.raises(AttributeError):
+        optimizer.step_size = 1.0
+
+
+@pytest.mark.parametrize(
+    ("name", "defaults"),
+    [
+        ("SPSMax", {"lr": 1.0, "c": 1.0, "loss_infimum": 0.0}),
+        ("DecSPS", {"lr": 1.0, "c_init": 1.0, "loss_infimum": 0.0}),
+        ("NGN", {"lr": 1.0, "loss_infimum": 0.0}),
+        ("AdaGradNormMax", {"lr": 1.0, "b_init": 1.0}),
+    ],
+)
+def test_the_constants_are_the_defaults(name, defaults):
+    assert METHODS[name](leaves(Perceptron())).defaults == defaults
