@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lightning_landscape.probes import ProbeTable, check_schema, from_json_lines
-from lightning_landscape.reporting.folder import PROBES_CSV, PROBES_JSONL, SUMMARY
+from lightning_landscape.probes import ProbeTable, check_schema, from_json_lines, secants_from_csv
+from lightning_landscape.reporting.folder import PROBES_CSV, PROBES_JSONL, SECANT_CSV, SUMMARY
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +19,8 @@ class Run:
     path: Path
     table: ProbeTable
     summary: dict[str, Any] | None = field(repr=False)
+    secants: dict[int, float] | None = field(default=None, repr=False)
+    """‖∇f_{i_k}(x_{k+1}) − ∇f_{i_k}(x_k)‖² by step, where the run measured it"""
 
 
 def load(path: str | os.PathLike[str]) -> Run:
@@ -46,7 +48,10 @@ def load(path: str | os.PathLike[str]) -> Run:
     if (folder / SUMMARY).is_file():
         summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
         check_schema(summary.get("schema"), SUMMARY)
-    return Run(folder, table, summary)
+    secants = None
+    if (folder / SECANT_CSV).is_file():
+        secants = secants_from_csv((folder / SECANT_CSV).read_text(encoding="utf-8"))
+    return Run(folder, table, summary, secants)
 
 
 def _folder(path: Path) -> Path:

@@ -20,6 +20,7 @@ from lightning_landscape.probes import ProbeTable
 from lightning_landscape.probing import checks
 from lightning_landscape.probing.parameters import named_parameters, optimized_parameters
 from lightning_landscape.probing.reference import FINAL, Reference, check_reference_file, load_reference
+from lightning_landscape.probing.sums import StepSums
 from lightning_landscape.reporting.folder import parent_folder
 from lightning_landscape.session import Session
 from lightning_landscape.settings import Settings
@@ -50,6 +51,9 @@ class LandscapeMonitor(Callback):
         save_reference: Write the last iterate as reference.safetensors, for a second run to take as its reference.
         keep_store: Keep the store after a good end, to extend the run from its checkpoint. It holds training batches.
         windows: Number of equal slices of training for which constants are reported as well.
+        secant: Measure smoothness between consecutive iterates too: one more forward and backward pass a probe.
+        exact_sums: Measure every step, so that the sums over steps in the trajectory's certificate are exact and not estimated
+            from the probes: two copies of the parameters and three passes over them at every step.
 
     Raises:
         MisconfigurationException: before the first optimizer step, where a run cannot be measured; it says what is supported.
@@ -73,6 +77,8 @@ class LandscapeMonitor(Callback):
         save_reference: bool = True,
         keep_store: bool = False,
         windows: int = 4,
+        secant: bool = False,
+        exact_sums: bool = False,
     ) -> None:
         super().__init__()
         self.reference = reference
@@ -87,6 +93,8 @@ class LandscapeMonitor(Callback):
         self.save_reference = save_reference
         self.keep_store = keep_store
         self.windows = windows
+        self.secant = secant
+        self.exact_sums = exact_sums
         self.table: ProbeTable | None = None
         """The table of probes, after ``fit``"""
         self.summary: dict[str, Any] | None = None
@@ -101,6 +109,8 @@ class LandscapeMonitor(Callback):
         self._step = 0
         self._next_step = _NEVER
         self._watching = False
+        self._sums: StepSums | None = None
+        """Where every step is measured"""
         self._moved = False
         self._first_step = 0
         self._may_refuse = True
@@ -111,7 +121,7 @@ class LandscapeMonitor(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage != "fit":
             return
-        self._session, self._next_step, self._watching = None, _NEVER, False
+        self._session, self._sums, self._next_step, self._watching = None, None, _NEVER, False
         self._resumed = {}  # what an earlier fit left is no checkpoint of this one
         self._settings().check()
         checks.check_strategy(trainer)
@@ -149,6 +159,7 @@ class LandscapeMonitor(Callback):
             self._session.resume(self._resumed)
         self._resumed = {}
         self._next_step = max(self._session.measurement.schedule.next_step, self._step)
+        self._sums = self._session.measurement.sums
 
     # ---------------------------------------------------------------------------------------------------- while training
 
@@ -161,15 +172,21 @@ class LandscapeMonitor(Callback):
     def on_before_zero_grad(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         if self._watching:
             self._guarded(self._require_session().measurement.forget_gradients)()
+        if self._sums is not None:
+            self._sums.forget_gradients()
 
     @override
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._moved = True
+        if self._sums is not None:
+            self._sums.count_backward()
 
     @override
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         if self._watching:
             self._guarded(self._read_gradient)()
+        if self._sums is not None:
+            self._guarded(self._sums.take)()
         self._step += 1
 
     @override
@@ -178,6 +195,8 @@ class LandscapeMonitor(Callback):
     ) -> None:
         if self._watching:
             self._guarded(self._finish_probe)()
+        if self._sums is not None:
+            self._guarded(self._require_session().measurement.count_step)(self._step - 1)
         self._may_refuse = self._may_refuse and self._step == self._first_step
 
     @override
@@ -240,14 +259,14 @@ class LandscapeMonitor(Callback):
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if self._session is not None:
             self._session.measurement.abandon()
-        self._session, self._next_step, self._watching = None, _NEVER, False
+        self._session, self._sums, self._next_step, self._watching = None, None, _NEVER, False
 
     def _end(self, stopped_by: str, *, complete: bool, evaluate: bool = True) -> None:
         """Evaluate what waits for x_p, write files and curves; a failure leaves what was written before."""
         session = self._session
         if session is None:
             return
-        self._next_step, self._watching, self._session = _NEVER, False, None
+        self._next_step, self._watching, self._sums, self._session = _NEVER, False, None, None
         session.measurement.abandon()
         self._ended = session.state()
         try:
@@ -287,7 +306,7 @@ class LandscapeMonitor(Callback):
             except Exception as error:
                 session = self._require_session()
                 session.measurement.abandon()
-                self._next_step, self._watching = _NEVER, False
+                self._next_step, self._watching, self._sums = _NEVER, False, None
                 if isinstance(error, MisconfigurationException) and self._may_refuse:
                     raise
                 session.failure = _said(error)

@@ -28,8 +28,9 @@ from lightning_landscape.probing.store import ProbeStore
 from lightning_landscape.probing.window import Guard
 from lightning_landscape.reporting.curves import RunCurves
 from lightning_landscape.reporting.folder import RunFolder, free_folder, parent_folder
+from lightning_landscape.reporting.numbers import number
 from lightning_landscape.reporting.progress import tracker
-from lightning_landscape.reporting.summary import number, summarise
+from lightning_landscape.reporting.summary import summarise
 from lightning_landscape.settings import Settings
 
 STORE = "store"
@@ -80,6 +81,8 @@ class Session:
             loss_infimum=settings.loss_infimum,
             reference=reference,
             guard=guard,
+            secant=settings.secant,
+            exact_sums=settings.exact_sums,
         )
         self._curves = RunCurves(trainer.loggers, settings.prefix, live=self._live)
         self.first_step = trainer.global_step
@@ -113,6 +116,8 @@ class Session:
             self._warn_of_infidelity()
         if probe is not None:
             self.folder.append(probe, self.measurement.table)
+            if self.measurement.secants is not None:
+                self.folder.write_secants(self.measurement.secants)
             seconds = time.perf_counter() - self._started
             self._curves.add(probe, overhead=self.measurement.seconds / max(seconds, 1e-9))
 
@@ -124,6 +129,8 @@ class Session:
     def _follow(self, table: ProbeTable) -> None:
         """Bring files and curves in line, after rows were thinned out or taken over."""
         self.folder.rewrite(table)
+        if self.measurement.secants is not None:
+            self.folder.write_secants(self.measurement.secants)
         self._curves.restart(table)
 
     def _warn_of_infidelity(self) -> None:
@@ -213,16 +220,24 @@ class Session:
                 "autograd": measurement.replayer.gradients_enabled,
             },
             "store": {"dtype": self._settings.store_dtype, "bytes": measurement.store.nbytes},
+            "exact_sums": measurement.sums.state() if measurement.sums is not None else None,
         }
 
     def _report(self, run: dict[str, Any], evaluated: bool) -> tuple[ProbeTable, dict[str, Any]]:
         table = self.measurement.table
-        summary = summarise(table, run, self._settings.windows)
-        self.folder.finish(table, summary)
+        summary = summarise(table, run, self._settings.windows, self.measurement.secants)
+        removable = run["complete"] and not self._settings.keep_store
+        try:
+            self.folder.finish(table, summary)
+        except OSError:  # a full disk, on which the store takes the room: its probes are evaluated and in the table
+            if not removable:
+                raise
+            self.measurement.store.remove()
+            self.folder.finish(table, summary)
         if evaluated:  # a partial evaluation writes files only: a tag is written once
             with interrupts.put_off():
                 self._curves.finish(table, summary, lightning_compat.batches_that_stepped(self._trainer))
-        if run["complete"] and not self._settings.keep_store:
+        if removable:
             self.measurement.store.remove()
         rank_zero_info(f"LandscapeMonitor: {summary['verdict']}")
         if self._temporary is not None:

@@ -31,6 +31,8 @@ class Settings:
     save_reference: bool
     keep_store: bool
     windows: int
+    secant: bool
+    exact_sums: bool
 
     def check(self) -> None:
         """Refuse what is outside its range.
@@ -44,6 +46,11 @@ class Settings:
                 raise MisconfigurationException(
                     f"LandscapeMonitor({name}={value!r}): supported are {supported}; pass one of these"
                 )
+        if self.exact_sums and self.loss is not None:
+            raise MisconfigurationException(
+                "LandscapeMonitor(exact_sums=True, loss=...): the gradient of loss= would be needed at every step; supported "
+                "is one of the two: leave exact_sums out, then the sums are estimated from the probes"
+            )
 
 
 def _is_whole(least: int) -> Callable[[Any], bool]:
@@ -67,4 +74,6 @@ _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
         "names of letters, digits, '.', '-' and '_'",
     ),
     "windows": (_is_whole(1), "whole numbers of 1 or more"),
+    "secant": (lambda value: isinstance(value, bool), "True and False"),
+    "exact_sums": (lambda value: isinstance(value, bool), "True and False"),
 }

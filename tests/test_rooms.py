@@ -33,7 +33,7 @@ def rooms_imported(path):
 
 
 ALLOWED = {
-    "__init__": {"conditions", "functional", "loading", "monitor", "probes"},
+    "__init__": {"bounds", "conditions", "functional", "loading", "monitor", "optim", "probes"},
     "interrupts": set(),
     "settings": set(),
     "monitor": {"session", "settings", "interrupts", "probing", "reporting", "probes"},
@@ -42,7 +42,9 @@ ALLOWED = {
     "probes": set(),
     "functional": {"functional"},
     "conditions": {"conditions", "functional"},
-    "reporting": {"reporting", "conditions", "functional", "probes"},
+    "bounds": {"bounds", "functional", "probes"},
+    "optim": {"optim"},
+    "reporting": {"reporting", "bounds", "conditions", "functional", "probes"},
     "loading": {"probes", "reporting"},
 }
 

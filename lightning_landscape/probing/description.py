@@ -10,6 +10,14 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch.optim import Optimizer
+from torch.utils.data import (
+    DataLoader,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    SubsetRandomSampler,
+    WeightedRandomSampler,
+)
 
 
 def describe_run(trainer: Trainer, module: LightningModule, optimizer: Optimizer) -> dict[str, Any]:
@@ -17,7 +25,13 @@ def describe_run(trainer: Trainer, module: LightningModule, optimizer: Optimizer
     held = {id(parameter): parameter for group in optimizer.param_groups for parameter in group["params"]}
     return {
         "parameters": sum(parameter.numel() for parameter in held.values()),
-        "optimizer": {"class": type(optimizer).__name__, "defaults": plain(optimizer.defaults)},
+        "optimizer": {
+            "class": type(optimizer).__name__,
+            "defaults": plain(optimizer.defaults),
+            "groups": [plain({k: v for k, v in group.items() if k != "params"}) for group in optimizer.param_groups[:8]],
+        },
+        "gradient_clipping": _clipping(trainer),
+        "sampling": sampling(trainer.train_dataloader),
         "hparams": plain(module.hparams),
         "precision": str(trainer.precision),
         "world_size": trainer.world_size,
@@ -27,6 +41,32 @@ def describe_run(trainer: Trainer, module: LightningModule, optimizer: Optimizer
             **{name: version(name) for name in ("lightning-landscape", "lightning", "torch", "torchmetrics")},
         },
     }
+
+
+def _clipping(trainer: Trainer) -> dict[str, Any] | None:
+    """Return Lightning's clipping of gradients, or None."""
+    if not trainer.gradient_clip_val:
+        return None
+    return {"value": plain(trainer.gradient_clip_val), "algorithm": plain(trainer.gradient_clip_algorithm or "norm")}
+
+
+def sampling(loader: Any) -> str:
+    """Return how mini-batches are drawn: "with_replacement", "reshuffled", "sequential", or "unknown".
+
+    Example:
+        >>> from torch.utils.data import DataLoader
+        >>> sampling(DataLoader([1.0, 2.0], shuffle=True)), sampling(DataLoader([1.0, 2.0]))
+        ('reshuffled', 'sequential')
+    """
+    if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
+        return "unknown"
+    sampler = getattr(loader.batch_sampler, "sampler", loader.sampler)
+    if isinstance(sampler, (RandomSampler, WeightedRandomSampler)):
+        return "with_replacement" if sampler.replacement else "reshuffled"
+    if isinstance(sampler, SubsetRandomSampler) or getattr(sampler, "shuffle", False) is True:  # also torch's distributed one
+        return "reshuffled"
+    plainly = isinstance(sampler, SequentialSampler) or getattr(sampler, "shuffle", True) is False
+    return "sequential" if plainly else "unknown"
 
 
 def plain(value: Any, depth: int = 8) -> Any:

@@ -18,18 +18,20 @@ from torch.optim import Optimizer
 
 from lightning_landscape.probes import Probe, ProbeTable, from_scalars, to_scalars
 from lightning_landscape.probing.evaluation import StoredProbes
-from lightning_landscape.probing.gradients import is_finite
+from lightning_landscape.probing.gradients import is_finite, loss_scale
 from lightning_landscape.probing.parameters import (
     Swap,
     copied,
     inner_product_and_distance,
     measure_step,
     optimized_parameters,
+    sq_change,
 )
 from lightning_landscape.probing.reference import Reference
 from lightning_landscape.probing.replay import Loss, NotMeasurable, Replayer
 from lightning_landscape.probing.schedule import Schedule, evenly
 from lightning_landscape.probing.store import Kept, ProbeStore
+from lightning_landscape.probing.sums import StepSums
 from lightning_landscape.probing.window import Guard, Window
 
 INITIAL_LOSSES = 32
@@ -70,6 +72,8 @@ class Measurement:
         loss_infimum: l, a lower bound of every mini-batch loss.
         reference: x_p; None while it is not known (the last iterate of this run).
         guard: wraps what runs inside the user's ``training_step``, so that no failure of ours reaches it.
+        secant: whether each probe's mini-batch gradient is taken at x_{k+1} too.
+        exact_sums: whether every step is measured for the sums over steps.
     """
 
     def __init__(
@@ -84,6 +88,8 @@ class Measurement:
         loss_infimum: float,
         reference: Reference | None,
         guard: Guard,
+        secant: bool = False,
+        exact_sums: bool = False,
     ) -> None:
         self._trainer, self._module, self._optimizer = trainer, module, optimizer
         self._loss_infimum, self._guard = loss_infimum, guard
@@ -98,6 +104,9 @@ class Measurement:
         self._stored = StoredProbes(module, store, self.replayer, self._swap)
         self._window: Window | None = None
         self._disk_full = False
+        self.secants: dict[int, float] | None = {} if secant else None
+        """‖∇f_{i_k}(x_{k+1}) − ∇f_{i_k}(x_k)‖² by step; None where it was not asked for"""
+        self.sums = StepSums(trainer, module, optimizer) if exact_sums else None
 
     # ------------------------------------------------------------------------------------------------ while training
 
@@ -179,13 +188,31 @@ class Measurement:
             probe = self._measure(window)
             if probe is not None and not self.schedule.kept:
                 self._check_replay(window)
+            change = self._gradient_change(window) if probe is not None and self.secants is not None else math.nan
             if probe is not None and self.reference is not None:
                 probe = self._at_reference(probe, window, self.reference)
             if probe is None:
                 self._miss(window.step, "non_finite")
             else:
                 self._keep(probe, window)
+                if self.secants is not None and is_finite(change):
+                    self.secants[probe.step] = change
             return probe
+
+    def _gradient_change(self, window: Window) -> float:
+        """Return ‖∇f_{i_k}(x_{k+1}) − ∇f_{i_k}(x_k)‖²: the same mini-batch once more, where the step has led to."""
+        parameters = optimized_parameters(self._module, self._optimizer)
+        scale = loss_scale(self._trainer)
+        with self.replayer.silence(), self._swap.to(window.others or {}):
+            _, there = self.replayer.mean_loss_and_gradient(window.moments, parameters, scale)
+        here = window.gradient
+        return sq_change(there, 1 / (scale * len(window.moments)), here.raw, here.factor)
+
+    def count_step(self, step: int) -> None:
+        """Add the step that was just made to the sums over all steps, if these are asked for."""
+        if self.sums is not None:
+            with self._timed():
+                self.sums.add(step, self.schedule.kept[0] if self.schedule.kept else None)
 
     def _measure(self, window: Window) -> Probe | None:
         measures = measure_step(window.before, window.after(), window.gradient.raw, window.gradient.factor)
@@ -277,6 +304,8 @@ class Measurement:
             self.table = ProbeTable(probe for probe in self.table if probe.step not in gone)
             for step in gone:
                 self.store.drop(step)
+                if self.secants is not None:
+                    self.secants.pop(step, None)
 
     def _miss(self, step: int, why: str) -> None:
         """Count a probe that could not be measured."""
@@ -367,6 +396,8 @@ class Measurement:
             "fidelity": {"steps": list(self.fidelity.steps), "max_abs": self.fidelity.max_abs},
             "gradients_enabled": self.replayer.gradients_enabled,
             "seconds": self.seconds,
+            "secants": None if self.secants is None else {str(step): change for step, change in self.secants.items()},
+            "exact_sums": self.sums.state() if self.sums is not None else None,
         }
 
     def adopt(self, state: Mapping[str, Any], folder: Path) -> None:
@@ -387,3 +418,7 @@ class Measurement:
         self.fidelity = Fidelity(list(state["fidelity"]["steps"]), state["fidelity"]["max_abs"])
         self.replayer.gradients_enabled = state["gradients_enabled"]
         self.seconds = state["seconds"]
+        if self.secants is not None and state.get("secants") is not None:
+            self.secants = {int(k): change for k, change in state["secants"].items() if int(k) in self.schedule.kept}
+        if self.sums is not None and state.get("exact_sums") is not None:
+            self.sums.adopt(state["exact_sums"])

@@ -165,6 +165,30 @@ def inner_product_and_distance(
     return _total(products) * factor, _total(squares)
 
 
+@torch.no_grad()
+def sq_change(left: Mapping[str, Tensor], left_factor: float, right: Mapping[str, Tensor], right_factor: float) -> float:
+    r"""Measure ``‖left_factor · left − right_factor · right‖²``: subtracted first, then summed in float64.
+
+    Args:
+        left: by name; a name that is missing on one side is zero there.
+        left_factor: the number that multiplies it.
+        right: by name.
+        right_factor: the number that multiplies it.
+    """
+    squares = []
+    for name in left.keys() | right.keys():
+        a, b = left.get(name), right.get(name)
+        for pair in _blocks(*(tensor for tensor in (a, b) if tensor is not None)):
+            scaled = [piece * f for piece, f in zip(pair, _factors(a, b, left_factor, right_factor), strict=True)]
+            difference = scaled[0] - scaled[1] if len(scaled) == 2 else scaled[0]
+            squares.append(_dot(difference, difference))
+    return _total(squares)
+
+
+def _factors(a: Tensor | None, b: Tensor | None, left: float, right: float) -> list[float]:
+    return [factor for tensor, factor in ((a, left), (b, right)) if tensor is not None]
+
+
 def _blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """Cut tensors of one shape into flat blocks in the working precision: float64 stays, all else becomes float32."""
     device = tensors[0].device

@@ -56,11 +56,12 @@ class RunCurves:
         """Write what is known only now: all that needs x_p, or after a live run the report's own values at the last step."""
         rows, alpha_beta = table.evaluated, summary["conditions"]["alpha_beta"]
         running = scalars.running_alpha_beta(rows, summary["run"]["drop"]["value"])
-        margin = scalars.alpha_beta_margin(rows, alpha_beta["alpha"], alpha_beta["beta"])
+        final = scalars.alpha_beta_margin(rows, alpha_beta["alpha"], alpha_beta["beta"])
+        final |= scalars.bound_curves(rows, summary["run"])
         if not self._live:
-            self._writer.write(rows, {**scalars.known_with_reference(rows), **running, **margin})
+            self._writer.write(rows, {**scalars.known_with_reference(rows), **running, **final})
             return
-        self._writer.write(rows, margin)
+        self._writer.write(rows, final)
         if len(rows):
             after = max(steps, rows[-1].logged_step + 1)
             self._writer.write_point(after, {tag: float(curve[-1]) for tag, curve in running.items()})

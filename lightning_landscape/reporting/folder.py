@@ -5,17 +5,18 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Trainer
 
-from lightning_landscape.probes import Probe, ProbeTable, to_json_line, write_atomically
+from lightning_landscape.probes import Probe, ProbeTable, secants_to_csv, to_json_line, write_atomically
 
 CSV_SECONDS = 30.0
 """While training, ``probes.csv`` is rewritten no more often than this"""
 
-PROBES_CSV, PROBES_JSONL, SUMMARY = "probes.csv", "probes.jsonl", "summary.json"
+PROBES_CSV, PROBES_JSONL, SUMMARY, SECANT_CSV = "probes.csv", "probes.jsonl", "summary.json", "secant.csv"
 
 
 def parent_folder(trainer: Trainer, dirpath: str | os.PathLike[str] | None) -> Path:
@@ -69,6 +70,10 @@ class RunFolder:
         """Write ``probes.csv`` atomically."""
         write_atomically(self.path / PROBES_CSV, table.to_csv())
         self._written = time.monotonic()
+
+    def write_secants(self, secants: Mapping[int, float]) -> None:
+        """Write ``secant.csv`` atomically."""
+        write_atomically(self.path / SECANT_CSV, secants_to_csv(secants))
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Write ``summary.json`` atomically, as strict JSON."""

@@ -3,26 +3,32 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from lightning_landscape import functional as F
+from lightning_landscape.bounds import THEOREMS, Evidence
 from lightning_landscape.probes import Probe, ProbeTable
+from lightning_landscape.reporting.conditions import columns_of, metrics
 
 Curves = dict[str, Tensor]
 """Values by tag (without prefix), one for each row of a table; ``nan`` is no point"""
 
 
+WHILE_TRAINING = ("polyak_lojasiewicz", "smoothness")
+"""The conditions that need no reference"""
+
+
 def known_while_training(table: ProbeTable) -> Curves:
     """Return the curves that need no reference."""
-    loss, infimum, squares = (table.column(name) for name in ("loss", "loss_infimum", "grad_sq_norm"))
     return {
-        "loss": loss,
-        "grad_norm": squares.sqrt(),
+        "loss": table.column("loss"),
+        "grad_norm": table.column("grad_sq_norm").sqrt(),
         "step_size": table.column("step_size"),
-        "polyak_lojasiewicz/mu": F.polyak_lojasiewicz_ratio(grad_sq_norm=squares, loss=loss, loss_infimum=infimum),
-        "smoothness/L": F.smoothness_ratio(grad_sq_norm=squares, loss=loss, loss_infimum=infimum),
+        **condition_curves(table, [key for key in metrics() if key in WHILE_TRAINING]),
     }
 
 
@@ -34,8 +40,37 @@ def known_with_reference(table: ProbeTable) -> Curves:
         "gap": table.column("loss") - table.column("reference_loss"),
         "inner_product": product,
         "distance": distance.sqrt(),
-        "cosine": F.cosine(inner_product=product, grad_sq_norm=squares, sq_distance=distance),
+        "cosine": product.new_zeros(0)
+        if not len(table)
+        else F.cosine(inner_product=product, grad_sq_norm=squares, sq_distance=distance),
+        **condition_curves(table, [key for key in metrics() if key not in WHILE_TRAINING]),
     }
+
+
+def condition_curves(table: ProbeTable, keys: Sequence[str]) -> Curves:
+    """Return each probe's own constant of some conditions, by tag; mini-batch versions throughout."""
+    if not len(table):
+        return {}
+    chosen = {key: metric for key, metric in metrics().items() if key in keys}
+    return {f"{key}/{m.constant}": m.ratio(**columns_of(m, table, full_batch=False)) for key, m in chosen.items()}
+
+
+def bound_curves(table: ProbeTable, run: Mapping[str, Any]) -> Curves:
+    """Return each applying theorem's bound after as many steps as each probe had before it, with the final pair and constants.
+
+    ``nan`` at the first probe, before any step. ``bound/lower`` is 0, for a chart of loss gap and bound as a margin.
+    """
+    evidence = Evidence(table, run)
+    curves: Curves = {}
+    for theorem in THEOREMS:
+        certificate = theorem.certify(evidence)
+        if certificate.value is not None:
+            curves[f"bound/{theorem.name}"] = theorem.curve(evidence, certificate)
+    if curves:
+        lower = torch.zeros(len(evidence.table), dtype=torch.float64)
+        lower[:1] = math.nan
+        curves["bound/lower"] = lower
+    return curves
 
 
 class RunningAlphaBeta:

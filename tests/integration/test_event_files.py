@@ -16,6 +16,19 @@ from tests.helpers.modules import Plain, loader
 WHILE_TRAINING = {"loss", "grad_norm", "step_size", "polyak_lojasiewicz/mu", "smoothness/L", "overhead"}
 WITH_REFERENCE = {"reference_loss", "gap", "inner_product", "cosine", "distance", "alpha_beta/margin"}
 RUNNING = {f"alpha_beta/{name}" for name in ("alpha", "beta", "rate", "neighbourhood", "informativeness")}
+CONDITIONS = {
+    "quasar_convexity/theta",
+    "star_convexity/share",
+    "aiming/theta",
+    "relaxed_polyak_lojasiewicz/mu",
+    "restricted_secant/mu",
+    "error_bound/mu",
+    "upper_error_bound/L",
+    "quadratic_growth/mu",
+    "weak_strong_convexity/mu",
+    "gradient_angle/cosine",
+}
+BOUNDS = {"bound/lower", "bound/sgd_schedule", "bound/trajectory"}  # the step size of `Plain` changes once
 
 
 def fit(folder, monitor, loggers=None, epochs=2, **kwargs):
@@ -42,7 +55,18 @@ def expected_values(table):
     """Return what each tag must show, from the table alone."""
     c = {name: table.column(name).numpy() for name in ("loss", "reference_loss", "inner_product", "grad_sq_norm")}
     distance, gap = table.column("sq_distance").sqrt().numpy(), c["loss"] - c["reference_loss"]
+    grad_norm, product = np.sqrt(c["grad_sq_norm"]), c["inner_product"]
     return {
+        "quasar_convexity/theta": np.where(gap > 0, product / gap, np.nan),
+        "star_convexity/share": (product >= gap).astype(float),
+        "aiming/theta": product / c["loss"],
+        "relaxed_polyak_lojasiewicz/mu": np.where(gap > 0, c["grad_sq_norm"] / (2 * gap**2), np.nan),
+        "restricted_secant/mu": product / distance**2,
+        "error_bound/mu": grad_norm / distance,
+        "upper_error_bound/L": grad_norm / distance,
+        "quadratic_growth/mu": 2 * gap / distance**2,
+        "weak_strong_convexity/mu": 2 * (product - gap) / distance**2,
+        "gradient_angle/cosine": product / (grad_norm * distance),
         "loss": c["loss"],
         "grad_norm": np.sqrt(c["grad_sq_norm"]),
         "step_size": table.column("step_size").numpy(),
@@ -71,7 +95,7 @@ def run(request, tmp_path):
 
 def test_tags_are_those_of_the_contract(run):
     _, _, ours, _ = run
-    assert set(ours) == WHILE_TRAINING | WITH_REFERENCE | RUNNING
+    assert set(ours) == WHILE_TRAINING | WITH_REFERENCE | RUNNING | CONDITIONS | BOUNDS
 
 
 def test_every_tag_ascends_and_is_written_once_a_step(run):
@@ -89,6 +113,24 @@ def test_values_are_those_of_the_table_to_float32_rounding(run):
         assert [step for step, _ in ours[tag]] == [step for step, _ in finite], tag
         for (_, seen), (_, value) in zip(ours[tag], finite, strict=True):
             assert seen == pytest.approx(value, rel=2**-23, abs=1e-12), tag
+
+
+def test_the_bound_of_the_trajectory_is_that_of_so_many_steps_with_the_final_pair(run):
+    _, loaded, ours, _ = run
+    table, entry = loaded.table, loaded.summary["bounds"]["trajectory"]
+    ends = [*(probe.step for probe in table[1:]), loaded.summary["run"]["steps"]]
+    expected = []
+    for k in range(1, len(table)):
+        rows = list(zip(table[:k], ends, strict=False))
+        total = sum((end - p.step) * p.step_size for p, end in rows)
+        squares = sum((end - p.step) * p.step_size**2 * p.grad_sq_norm for p, end in rows)
+        rest = sum((end - p.step) * (p.step_residual**2 / 2 + p.step_residual * p.sq_distance**0.5) for p, end in rows)
+        excess = sum((end - p.step) * p.step_size * p.reference_loss for p, end in rows)
+        above = (table[0].sq_distance - table[k].sq_distance) / 2 + squares / 2 + rest + entry["beta"] * excess
+        expected.append((table[k].logged_step, above / ((entry["alpha"] - entry["beta"]) * total)))
+    assert [step for step, _ in ours["bound/trajectory"]] == [step for step, _ in expected]
+    assert [value for _, value in ours["bound/trajectory"]] == pytest.approx([value for _, value in expected], rel=1e-5)
+    assert [value for _, value in ours["bound/lower"]] == [0.0] * len(expected)
 
 
 def test_the_loss_lies_on_lightnings_own_curve(run):

@@ -8,9 +8,13 @@ from lightning_landscape.probes import ProbeTable
 from lightning_landscape.reporting.summary import summarise
 from tests.test_probes import row
 
-FINAL = {"kind": "final"}
+FINAL = {"kind": "final", "final_sq_distance": 0.0}
 RUN = {
-    "reference": {"kind": "file"},
+    "reference": {"kind": "file", "final_sq_distance": 0.5},
+    "optimizer": {"class": "SGD", "defaults": {"lr": 0.1, "momentum": 0, "weight_decay": 0}},
+    "sampling": "with_replacement",
+    "accumulate_grad_batches": 1,
+    "precision": "32-true",
     "steps": 8,
     "probes": 0,
     "fidelity": {"exact": True, "max_abs": 0.0, "steps": [0]},

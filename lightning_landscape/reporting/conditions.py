@@ -1,0 +1,145 @@
+"""The conditions in ``summary.json``: constants, where they are attained, what violates them, over training and its windows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from lightning_landscape import conditions as C
+from lightning_landscape.bounds import Evidence
+from lightning_landscape.functional.constants import QUANTILES
+from lightning_landscape.functional.relaxed_polyak_lojasiewicz import EXPONENTS
+from lightning_landscape.probes import ProbeTable
+from lightning_landscape.reporting.numbers import number
+
+NO_PROBE = "no probe was evaluated at the reference"
+
+
+def metrics() -> dict[str, C.WorstCase]:
+    """Return a fresh metric for each condition with one constant, by its key in files and tags."""
+    return {
+        "quasar_convexity": C.QuasarConvexity(),
+        "star_convexity": C.StarConvexity(),
+        "aiming": C.Aiming(),
+        "polyak_lojasiewicz": C.PolyakLojasiewicz(),
+        "relaxed_polyak_lojasiewicz": C.RelaxedPolyakLojasiewicz(exponent=EXPONENTS[0]),
+        "restricted_secant": C.RestrictedSecant(),
+        "error_bound": C.ErrorBound(),
+        "upper_error_bound": C.UpperErrorBound(),
+        "quadratic_growth": C.QuadraticGrowth(),
+        "weak_strong_convexity": C.WeakStrongConvexity(),
+        "gradient_angle": C.GradientAngle(),
+        "smoothness": C.Smoothness(),
+    }
+
+
+def other_conditions(evidence: Evidence, windows: int, secants: Mapping[int, float]) -> dict[str, Any]:
+    """Return the entries of all conditions but the α-β-condition.
+
+    Args:
+        evidence: the measured run.
+        windows: number of equal slices of training.
+        secants: ‖∇f(x_{k+1}) − ∇f(x_k)‖² of a probe's mini-batch by step, where it was measured.
+    """
+    found = {key: _entry(metric, evidence, windows) for key, metric in metrics().items()}
+    found["relaxed_polyak_lojasiewicz"] |= {
+        "exponent": EXPONENTS[0],
+        "exponents": {f"{e:g}": _entry(C.RelaxedPolyakLojasiewicz(exponent=e), evidence, windows) for e in EXPONENTS},
+    }
+    mu, upper = found["restricted_secant"]["value"], found["upper_error_bound"]["value"]
+    found["upper_error_bound"]["restricted_secant_over_it"] = mu / upper if mu is not None and upper else None
+    found["smoothness"]["secant"] = _secant(evidence.table, secants)
+    return found
+
+
+def reason_against_infimum(table: ProbeTable, *names: str) -> str | None:
+    """Return why l is no lower bound of these columns; None where it is."""
+    for probe in table:
+        for name in names:
+            if getattr(probe, name) < probe.loss_infimum:
+                return (
+                    f"{name} {getattr(probe, name):.6g} at step {probe.step} is below loss_infimum {probe.loss_infimum:g}: "
+                    "pass loss_infimum= a lower bound of every mini-batch loss"
+                )
+    return None
+
+
+def columns_of(metric: C.WorstCase, table: ProbeTable, full_batch: bool) -> dict[str, Tensor]:
+    """Return the columns that a metric takes; PL of the full batch is against f(x_p), as it is stated."""
+    columns = table.columns(*metric.columns)
+    if full_batch and isinstance(metric, C.PolyakLojasiewicz):
+        columns["loss_infimum"] = table.column("reference_loss")
+    return columns
+
+
+def _entry(metric: C.WorstCase, evidence: Evidence, windows: int) -> dict[str, Any]:
+    table, full = evidence.table, evidence.full_batch
+    slices = table.windows(windows, int(evidence.run["steps"]))
+    return {
+        "constant": metric.constant,
+        **_found(metric, table, full),
+        "measured_on": "full batch" if full else "mini-batch",
+        "windows": [
+            {"from": start, "to": end, "probes": len(rows), **_in_window(_found(metric, rows, full))}
+            for start, end, rows in slices
+        ],
+    }
+
+
+def _found(metric: C.WorstCase, table: ProbeTable, full_batch: bool) -> dict[str, Any]:
+    reason = NO_PROBE if not len(table) else None
+    if reason is None and "loss_infimum" in metric.columns:
+        reason = reason_against_infimum(table, "loss")
+    if reason is not None:
+        return {"value": None, "step": None, "violated": None, "reason": reason}
+    metric.reset()
+    metric.update(**columns_of(metric, table, full_batch))
+    result = metric.compute()
+    steps = [int(table[int(row)].step) for row in result["violated"].reshape(-1).nonzero().flatten()]
+    step = None if result["row"] is None else int(table[result["row"]].step)
+    value = float(result["value"])
+    extra = {"lower": number(result["lower"])} if "lower" in result else {}
+    return {
+        "value": number(value),
+        "step": step if math.isfinite(value) else None,
+        **extra,
+        "violated": len(steps),
+        "violated_share": float(result["violated_share"]),
+        "violated_between": [steps[0], steps[-1]] if steps else None,
+        "quantiles": {f"{share:g}": number(q) for share, q in zip(QUANTILES, result["quantiles"], strict=True)},
+        "reason": _reason(value, step, "lower" in result),
+    }
+
+
+def _in_window(found: dict[str, Any]) -> dict[str, Any]:
+    return {key: found[key] for key in ("value", "step", "violated", "reason")}
+
+
+def _reason(value: float, step: int | None, interval: bool) -> str | None:
+    """Return why there is no finite constant; None where there is one."""
+    if math.isfinite(value):
+        return None
+    if interval:
+        return "no probe is above the reference: every θ holds" if value > 0 else "no θ > 0 holds at every probe"
+    return "no probe asks anything of it" if math.isnan(value) else f"no constant holds at step {step}"
+
+
+def _secant(table: ProbeTable, secants: Mapping[int, float]) -> dict[str, Any] | None:
+    """Return the smoothness between consecutive iterates, where it was measured."""
+    rows = [probe for probe in table if probe.step in secants]
+    if not rows:
+        return None
+    metric = C.SecantSmoothness()
+    for probe in rows:  # x_k − x_{k+1} = η_k g_k + e_k, and these are orthogonal
+        sq_step = probe.step_size**2 * probe.grad_sq_norm + probe.step_residual**2
+        metric.update(grad_sq_change=secants[probe.step], sq_step=sq_step)
+    result = metric.compute()
+    return {
+        "value": number(result["value"]),
+        "step": rows[result["row"]].step if result["row"] is not None else None,
+        "probes": len(rows),
+        "quantiles": {f"{share:g}": number(q) for share, q in zip(QUANTILES, result["quantiles"], strict=True)},
+    }

@@ -1,0 +1,373 @@
+"""Real runs: the certificate of the trajectory as an inequality, which theorem applies and why not, sums over every step."""
+
+import math
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from lightning.pytorch.plugins import MixedPrecision
+from torch.utils.data import DataLoader, RandomSampler, TensorDataset
+
+from lightning_landscape import LandscapeMonitor, load
+from lightning_landscape.optim import NGN, AdaGradNormMax, DecSPS, SPSMax
+from tests.helpers.modules import FEATURES, loader
+from tests.helpers.settings import SETTINGS, train
+from tests.integration.test_brute_force import record
+
+
+class NormalisedSGD(torch.optim.Optimizer):
+    """x ← x − γ g/‖g‖."""
+
+    def __init__(self, params, lr):
+        super().__init__(params, {"lr": lr})
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        with torch.enable_grad():
+            loss = closure()
+        parameters = [p for group in self.param_groups for p in group["params"]]
+        norm = math.sqrt(sum(float(p.grad.double().square().sum()) for p in parameters))
+        for p in parameters:
+            p.add_(p.grad, alpha=-self.param_groups[0]["lr"] / norm)
+        return loss
+
+
+class Regression(pl.LightningModule):
+    """A small network on data with noise, trained by any optimiser."""
+
+    def __init__(self, optimizer, schedule=None):
+        super().__init__()
+        self.net = torch.nn.Sequential(torch.nn.Linear(FEATURES, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1))
+        self.optimizer, self.schedule = optimizer, schedule
+
+    def training_step(self, batch, batch_idx):
+        x, y = batch
+        return (self.net(x).squeeze(1) - y).square().mean()
+
+    def configure_optimizers(self):
+        optimizer = self.optimizer(self.parameters())
+        if self.schedule is None:
+            return optimizer
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": self.schedule(optimizer), "interval": "step"},
+        }
+
+
+def data(sampling="with_replacement", batches=15, batch_size=6):
+    generator = torch.Generator().manual_seed(7)
+    x = torch.randn(batches * batch_size, FEATURES, generator=generator)
+    y = x[:, 0] - 0.5 * x[:, 1] + 0.3 * torch.randn(len(x), generator=generator)
+    dataset = TensorDataset(x, y)
+    if sampling == "with_replacement":
+        return DataLoader(dataset, batch_size, sampler=RandomSampler(dataset, replacement=True))
+    if sampling == "full":
+        return DataLoader(dataset, len(dataset), shuffle=True)
+    return DataLoader(dataset, batch_size, shuffle=sampling == "reshuffled")
+
+
+def fit(optimizer, folder, schedule=None, sampling="with_replacement", epochs=4, dtype=None, **settings):
+    """Train with every step probed, unless said otherwise, and return the monitor."""
+    pl.seed_everything(5, verbose=False)
+    ours = {name: settings.pop(name) for name in ("every_n_steps", "exact_sums", "secant", "reference") if name in settings}
+    monitor = LandscapeMonitor(**{"every_n_steps": 1, "max_probes": 1000, "dirpath": folder, **ours})
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        max_epochs=epochs,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[monitor],
+        **settings,
+    )
+    trainer.fit(Regression(optimizer, schedule), data(sampling))
+    return monitor
+
+
+def sgd(lr=0.05, **options):
+    return lambda params: torch.optim.SGD(params, lr=lr, **options)
+
+
+def cosine(optimizer):
+    return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 60)
+
+
+def one_cycle(optimizer):
+    return torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=60, cycle_momentum=False)
+
+
+def falling(optimizer):
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda k: (k + 1) ** -0.5)
+
+
+ALONG_THE_GRADIENT = {
+    "sgd": (sgd(), None, {}),
+    "cosine": (sgd(), cosine, {}),
+    "one_cycle": (sgd(), one_cycle, {}),
+    "clipped": (sgd(0.2), None, {"gradient_clip_val": 0.3}),
+    "normalised": (lambda p: NormalisedSGD(p, 0.05), None, {}),
+    "sps_max": (lambda p: SPSMax(p, lr=0.5, c=1.0), None, {}),
+    "dec_sps": (lambda p: DecSPS(p, lr=0.5), None, {}),
+    "ngn": (lambda p: NGN(p, lr=0.5), None, {}),
+    "adagrad_norm_max": (lambda p: AdaGradNormMax(p, lr=1.0, b_init=1.0), None, {}),
+    "accumulated": (sgd(), None, {"accumulate_grad_batches": 4}),
+}
+
+
+@pytest.mark.parametrize("reference", ["final", "another"])
+@pytest.mark.parametrize("name", ALONG_THE_GRADIENT)
+def test_the_certificate_of_the_trajectory_holds_to_rounding(name, reference, tmp_path):
+    optimizer, schedule, settings = ALONG_THE_GRADIENT[name]
+    if reference == "another":
+        torch.manual_seed(0)
+        there = {n: torch.randn_like(p) for n, p in Regression(None).named_parameters()}
+        torch.save(there, tmp_path / "there.pt")
+        settings = {**settings, "reference": str(tmp_path / "there.pt")}
+    monitor = fit(optimizer, tmp_path, schedule, **settings)
+    bound, table, run = monitor.summary["bounds"]["trajectory"], monitor.table, monitor.summary["run"]
+    if reference == "another" and not bound["applies"]:  # D_K may be larger than D_0, and nothing left to certify
+        pytest.fail(bound["reason"])
+    assert bound["status"] == "proved"
+    assert len(table) == run["steps"]
+    eta = [p.step_size for p in table]
+    mean_gap = sum(e * (p.loss - p.reference_loss) for e, p in zip(eta, table, strict=True)) / sum(eta)
+    assert bound["measured"] == pytest.approx(mean_gap, rel=1e-9)
+    # every sum, spelled out
+    squares = sum(e * e * p.grad_sq_norm for e, p in zip(eta, table, strict=True))
+    rest = sum(p.step_residual**2 / 2 + p.step_residual * math.sqrt(p.sq_distance) for p in table)
+    moved = (table[0].sq_distance - run["reference"]["final_sq_distance"]) / 2
+    # the identity behind it: Σ η p = (D_0² − D_K²)/2 + ½ Σ η² G², up to R
+    along = sum(e * p.inner_product for e, p in zip(eta, table, strict=True))
+    assert abs(along - moved - squares / 2) <= rest + 1e-5 * (abs(moved) + squares)
+    if bound["alpha"] is not None:
+        excess = sum(e * p.reference_loss for e, p in zip(eta, table, strict=True))
+        delta = bound["alpha"] - bound["beta"]
+        value = (moved + squares / 2 + rest + bound["beta"] * excess) / (delta * sum(eta))
+        assert bound["value"] == pytest.approx(value, rel=1e-6)
+    assert mean_gap <= bound["value"] * (1 + 1e-6) + 1e-9
+    assert sum(bound["terms"].values()) == pytest.approx(bound["value"])
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "said"),
+    [
+        (sgd(momentum=0.9), "SGD"),
+        (sgd(weight_decay=0.3), "SGD"),
+        (lambda p: torch.optim.Adam(p, lr=0.01), "Adam"),
+        (lambda p: torch.optim.AdamW(p, lr=0.01), "AdamW"),
+    ],
+)
+def test_the_certificate_is_refused_with_the_residual(optimizer, said, tmp_path):
+    bounds = fit(optimizer, tmp_path).summary["bounds"]
+    entry = bounds["trajectory"]
+    assert (entry["value"], entry["status"], entry["applies"]) == (None, "does_not_apply", False)
+    assert said in entry["reason"]
+    share = float(entry["reason"].split(" is ")[-1].split()[0].rstrip(","))
+    assert share > 0.01
+    assert not any(bound["applies"] for bound in bounds.values())
+    assert all(bound["reason"] for bound in bounds.values())
+    summary = load(tmp_path).summary
+    assert summary["bound_in_force"] is None
+    assert "No theorem applies" in summary["verdict"]
+    assert bounds["sgd"]["reason"] in summary["verdict"]
+
+
+APPLIES = {
+    "sgd": (sgd(), None, {"sgd", "sgd_sharp", "sgd_schedule"}),
+    "falling": (sgd(), falling, {"sgd_decreasing", "sgd_schedule"}),
+    "cosine": (sgd(), cosine, {"sgd_schedule"}),
+    "sps_max": (lambda p: SPSMax(p, lr=0.1, c=1.0), None, {"sps_max", "sps_max_sharp"}),
+    "dec_sps": (lambda p: DecSPS(p, lr=0.3, c_init=1.5), None, {"dec_sps", "dec_sps_sharp"}),
+    "ngn": (lambda p: NGN(p, lr=0.3), None, {"ngn", "ngn_sharp"}),
+    "ngn_falling": (lambda p: NGN(p, lr=0.3), falling, {"ngn_decreasing"}),
+    "adagrad_norm_max": (lambda p: AdaGradNormMax(p, lr=1.0, b_init=2.0), None, {"adagrad_norm_max"}),
+    "normalised": (lambda p: NormalisedSGD(p, 0.05), None, set()),
+}
+
+
+@pytest.mark.parametrize("every", [1, 7])
+@pytest.mark.parametrize("name", APPLIES)
+def test_which_theorem_applies_is_measured(name, every, tmp_path):
+    optimizer, schedule, expected = APPLIES[name]
+    bounds = fit(optimizer, tmp_path, schedule, every_n_steps=every).summary["bounds"]
+    assert {key for key, bound in bounds.items() if bound["applies"]} == expected | {"trajectory"}
+    for key in expected:
+        bound = bounds[key]
+        assert bound["status"] == "estimate"
+        assert "this run's own end" in bound["reason"]
+        assert bound["value"] == pytest.approx(sum(bound["terms"].values()))
+        assert bound["informativeness"] > 0
+    assert bounds["trajectory"]["status"] == ("proved" if every == 1 else "estimate")
+
+
+def test_the_constants_are_those_of_the_optimiser_and_of_the_table(tmp_path):
+    monitor = fit(lambda p: SPSMax(p, lr=0.1, c=1.5), tmp_path)
+    constants, table = monitor.summary["bounds"]["sps_max"]["constants"], monitor.table
+    assert (constants["c"], constants["step_size_bound"]) == (1.5, 0.1)
+    assert constants["smoothness"] == pytest.approx(max(p.grad_sq_norm / (2 * p.loss) for p in table))
+    assert constants["sq_distance"] == table[0].sq_distance
+    assert constants["interpolation_error"] == pytest.approx(sum(p.reference_loss for p in table) / len(table))
+
+
+def test_full_batch_gradient_descent_is_told_by_its_losses(tmp_path):
+    monitor = fit(sgd(0.1), tmp_path, sampling="full", epochs=40)
+    bounds = monitor.summary["bounds"]
+    assert bounds["gradient_descent"]["status"] == "proved"
+    gap = min(p.loss - p.reference_loss for p in monitor.table)
+    assert gap <= bounds["gradient_descent"]["value"]
+    above = [p for p in monitor.table if p.loss > p.reference_loss]
+    expected = max(p.grad_sq_norm / (2 * (p.loss - p.reference_loss)) for p in above)
+    assert bounds["gradient_descent"]["constants"]["smoothness"] == pytest.approx(expected)
+    assert monitor.summary["conditions"]["polyak_lojasiewicz"]["measured_on"] == "full batch"
+    mu = min(p.grad_sq_norm / (2 * (p.loss - p.reference_loss)) for p in above)
+    assert monitor.summary["conditions"]["polyak_lojasiewicz"]["value"] == pytest.approx(mu)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "settings", "theorem", "said"),
+    [
+        (sgd(), {"sampling": "sequential"}, "sgd", "does not shuffle"),
+        (sgd(momentum=0.9), {}, "sgd", "momentum=0.9"),
+        (sgd(weight_decay=1e-5), {}, "sgd", "weight_decay=1e-05"),
+        (sgd(0.2), {"gradient_clip_val": 0.3}, "sgd", "gradients were clipped"),
+        (sgd(0.2), {"gradient_clip_val": 0.3}, "sgd_schedule", "may depend on the mini-batch"),
+        (sgd(), {"schedule": cosine}, "sgd", "was not constant"),
+        (sgd(), {}, "sps_max", "the optimizer is SGD; the theorem is about SPSMax"),
+        (lambda p: SPSMax(p, lr=0.5), {"gradient_clip_val": 0.3}, "sps_max", "gradients were clipped"),
+        (lambda p: SPSMax(p, lr=0.5), {"accumulate_grad_batches": 3}, "sps_max", "gradients were accumulated"),
+        (lambda p: NGN(p, lr=0.5), {"accumulate_grad_batches": 3}, "ngn", "gradients were accumulated"),
+        (lambda p: SPSMax(p, lr=0.5, loss_infimum=-0.5), {}, "sps_max", "pass the same"),
+        (lambda p: NGN(p, lr=0.5, loss_infimum=-0.5), {}, "ngn_decreasing", "was not that of NGN's definition"),
+        (lambda p: NGN(p, lr=0.5), {"schedule": cosine}, "ngn", "was not that of NGN's definition"),
+        (lambda p: AdaGradNormMax(p), {"gradient_clip_val": 0.3}, "adagrad_norm_max", "gradients were clipped"),
+        (lambda p: AdaGradNormMax(p), {"schedule": cosine}, "adagrad_norm_max", "was not that of AdaGradNormMax's"),
+        (lambda p: DecSPS(p), {"schedule": cosine}, "sps_max", "the optimizer is DecSPS"),
+    ],
+)
+def test_every_reason_is_said(optimizer, settings, theorem, said, tmp_path):
+    bound = fit(optimizer, tmp_path, **settings).summary["bounds"][theorem]
+    assert (bound["value"], bound["status"]) == (None, "does_not_apply")
+    assert said in bound["reason"]
+
+
+def test_a_grad_scaler_is_outside_the_theorem(tmp_path):
+    scaler = torch.amp.GradScaler("cpu", init_scale=256.0)
+    settings = {"plugins": [MixedPrecision("16-mixed", "cpu", scaler)]}
+    monitor = fit(lambda p: AdaGradNormMax(p, lr=0.5, b_init=2.0), tmp_path, **settings)
+    assert monitor.summary["run"]["precision"] == "16-mixed"
+    assert monitor.summary["bounds"]["sps_max"]["value"] is None
+    with pytest.raises(RuntimeError, match="GradScaler"):
+        fit(lambda p: SPSMax(p), tmp_path, **settings)
+
+
+SUMMED = ["plain", "accumulation", "none_micro_batch", "bf16_accumulation", "scaler", "scaler_fused_adam", "clipping"]
+SUMMED += ["overflowing", "unfreezing", "partly_unused", "momentum_encoder", "tied"]
+
+
+@pytest.mark.parametrize("name", SUMMED)
+def test_exact_sums_are_those_over_every_step(name, tmp_path):
+    setting = SETTINGS[name]
+    few = LandscapeMonitor(every_n_steps=7, exact_sums=True)
+    train(setting, tmp_path / "few", [few])
+    sums = few.summary["run"]["exact_sums"]
+    recording = record(setting, tmp_path)
+    first = few.table[0].step
+    steps = [s for s in recording.steps if s.step >= first]
+    assert (sums["first_step"], sums["steps"]) == (first, len(steps))
+    every = LandscapeMonitor(every_n_steps=1, max_probes=1000)
+    train(setting, tmp_path / "every", [every])
+    rows = {probe.step: probe for probe in every.table}
+    missing = [s for s in steps if s.step not in rows]  # overflows, and windows without a loss, that are no probes
+    for step in missing:
+        assert all(torch.equal(step.before[n], step.after[n]) for n in recording.names) or not step.micro_batches
+    assert sums["step_size"] == pytest.approx(sum(p.step_size for p in rows.values()), rel=1e-9)
+    assert sums["sq_step"] == pytest.approx(sum(p.step_size**2 * p.grad_sq_norm for p in rows.values()), rel=1e-9)
+    assert sums["sq_residual"] == pytest.approx(sum(p.step_residual**2 for p in rows.values()), rel=1e-9, abs=1e-15)
+    assert sums["residual"] == pytest.approx(sum(p.step_residual for p in rows.values()), rel=1e-9, abs=1e-12)
+    assert sums["negative_steps"] == sum(p.step_size < 0 for p in rows.values())
+
+
+def test_exact_sums_enter_the_certificate_and_it_says_so(tmp_path):
+    estimated = fit(sgd(), tmp_path / "a", cosine, every_n_steps=7).summary["bounds"]["trajectory"]
+    exact = fit(sgd(), tmp_path / "b", cosine, every_n_steps=7, exact_sums=True).summary["bounds"]["trajectory"]
+    everything = fit(sgd(), tmp_path / "c", cosine).summary["bounds"]["trajectory"]
+    assert exact["constants"]["step_size_sum"] == pytest.approx(everything["constants"]["step_size_sum"], rel=1e-9)
+    assert exact["constants"]["sq_step_sum"] == pytest.approx(everything["constants"]["sq_step_sum"], rel=1e-9)
+    assert estimated["constants"]["sq_step_sum"] != pytest.approx(everything["constants"]["sq_step_sum"], rel=1e-9)
+    assert "the sums over steps are taken from 9 probes of 60 steps" in estimated["reason"]
+    assert "the sums of η(b − l) and ‖e‖D are taken from 9 probes" in exact["reason"]
+
+
+@pytest.mark.parametrize("name", ["plain", "accumulation", "bf16_mixed", "scaler", "annealed", "momentum_encoder", "recurrent"])
+def test_the_secant_is_the_change_of_the_same_batch_gradient(name, tmp_path):
+    from tests.helpers.brute_force import BruteForce
+
+    setting = SETTINGS[name]
+    recording = record(setting, tmp_path)
+    brute = BruteForce(recording, setting.module, setting.autocast)
+    monitor = LandscapeMonitor(every_n_steps=3, secant=True)
+    train(setting, tmp_path / "run", [monitor])
+    found = load(tmp_path / "run" / "lightning_logs" / "version_0").secants
+    assert sorted(found) == [probe.step for probe in monitor.table]
+    steps = {step.step: step for step in recording.steps}
+    ratios = []
+    for k, change in found.items():
+        step = steps[k]
+        here = brute.window(step, {n: step.before[n] for n in recording.names}, gradient=True)[1]
+        there = brute.window(step, {n: step.after[n] for n in recording.names}, gradient=True)[1]
+        expected = sum(float((there[n] - here[n]).square().sum()) for n in recording.names if n in here)
+        size = sum(float(g.square().sum()) for g in here.values())
+        assert change == pytest.approx(expected, rel=0.02 if setting.scaler else 1e-3, abs=1e-9 * size)
+        length = sum(float((step.before[n].double() - step.after[n].double()).square().sum()) for n in recording.names)
+        ratios.append(math.sqrt(change / length))
+    entry = monitor.summary["conditions"]["smoothness"]["secant"]
+    assert entry["value"] == pytest.approx(max(ratios), rel=1e-4)
+    assert entry["probes"] == len(ratios)
+
+
+def test_sums_and_secants_go_on_after_a_checkpoint(tmp_path):
+    def run(folder, epochs, checkpoint=None):
+        pl.seed_everything(5, verbose=False)
+        monitor = LandscapeMonitor(every_n_steps=4, dirpath=folder, exact_sums=True, secant=True, keep_store=True)
+        saver = pl.callbacks.ModelCheckpoint(folder, save_last=True)
+        trainer = pl.Trainer(
+            accelerator="cpu",
+            max_epochs=epochs,
+            logger=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            callbacks=[monitor, saver],
+        )
+        trainer.fit(Regression(sgd()), data("sequential"), ckpt_path=checkpoint)
+        return monitor
+
+    whole = run(tmp_path / "whole", 4)
+    run(tmp_path / "half", 2)
+    rest = run(tmp_path / "half", 4, str(tmp_path / "half" / "last.ckpt"))
+    assert rest.summary["run"]["exact_sums"] == pytest.approx(whole.summary["run"]["exact_sums"])
+    secants = [m.summary["conditions"]["smoothness"]["secant"] for m in (rest, whole)]
+    assert secants[0]["probes"] == secants[1]["probes"] == 15
+    assert secants[0]["value"] == pytest.approx(secants[1]["value"])
+
+
+def test_training_is_bit_identical_with_everything_measured(tmp_path):
+    def weights(monitors):
+        pl.seed_everything(5, verbose=False)
+        module = SETTINGS["plain"].module()
+        trainer = pl.Trainer(
+            accelerator="cpu",
+            max_epochs=2,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            callbacks=monitors,
+        )
+        trainer.fit(module, loader())
+        return {name: tensor.clone() for name, tensor in module.state_dict().items()}, torch.get_rng_state()
+
+    plain, rng = weights([])
+    monitored, rng_with = weights([LandscapeMonitor(every_n_steps=3, dirpath=tmp_path, exact_sums=True, secant=True)])
+    assert all(torch.equal(plain[name], monitored[name]) for name in plain)
+    assert torch.equal(rng, rng_with)
