@@ -20,11 +20,21 @@ from torch.nn.functional import cross_entropy
 
 from lightning_landscape import LandscapeMonitor, ProbeTable
 from lightning_landscape.functional import cosine
+from lightning_landscape.optim import NGN, AdaGradNormMax, DecSPS, SPSMax
 
 if __package__:
     from demos.data import FEATURES, Images
 else:
     from data import FEATURES, Images
+
+OPTIMIZERS: dict[str, Any] = {
+    "SGD": torch.optim.SGD,
+    "Adam": torch.optim.Adam,
+    "SPSMax": SPSMax,
+    "DecSPS": DecSPS,
+    "NGN": NGN,
+    "AdaGradNormMax": AdaGradNormMax,
+}
 
 
 class MLP(pl.LightningModule):
@@ -33,10 +43,11 @@ class MLP(pl.LightningModule):
     Args:
         features: Size of an input.
         width: Size of the hidden layers.
-        lr: Step size of SGD.
+        lr: Step size of SGD, or the scale of another optimizer's.
+        optimizer: Name of the optimizer, of torch or of this package.
     """
 
-    def __init__(self, features: int = 64, width: int = 64, lr: float = 0.1) -> None:
+    def __init__(self, features: int = 64, width: int = 64, lr: float = 0.1, optimizer: str = "SGD") -> None:
         super().__init__()
         self.save_hyperparameters()
         self.net = nn.Sequential(
@@ -50,7 +61,8 @@ class MLP(pl.LightningModule):
         return loss
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.SGD(self.parameters(), lr=self.hparams["lr"])
+        optimizer: type[torch.optim.Optimizer] = OPTIMIZERS[self.hparams["optimizer"]]
+        return optimizer(self.parameters(), lr=self.hparams["lr"])  # type: ignore[call-arg]
 
 
 def findings(table: ProbeTable, summary: dict[str, Any]) -> list[tuple[str, str]]:
@@ -75,6 +87,33 @@ def findings(table: ProbeTable, summary: dict[str, Any]) -> list[tuple[str, str]
     ]
 
 
+def conditions(summary: dict[str, Any]) -> list[str]:
+    """Return a line for each other condition: its constant, where it is attained, how many probes violate it."""
+    lines = []
+    for name, found in summary["conditions"].items():
+        if name != "alpha_beta":
+            where = f"at step {found['step']}" if found["step"] is not None else found["reason"] or "at no probe"
+            lines.append(
+                f"{name:28s} {found['constant']:7s} {shown(found['value']):>10s}  {where}, violated {found['violated']}"
+            )
+    return lines
+
+
+def theorems(summary: dict[str, Any]) -> list[str]:
+    """Return a line for each theorem that applies, and one on the others."""
+    bounds, drop = summary["bounds"], summary["run"]["drop"]["value"]
+    lines = []
+    for name, bound in bounds.items():
+        if bound["applies"]:
+            terms = " + ".join(shown(term) for term in bound["terms"].values())
+            worth = (
+                f"{bound['informativeness']:.2g} of the drop" if bound["informativeness"] is not None else f"drop {shown(drop)}"
+            )
+            lines.append(f"{name:28s} {shown(bound['value']):>8s} = {terms}, {worth}, {bound['status'].replace('_', ' ')}")
+    others = [name for name, bound in bounds.items() if not bound["applies"]]
+    return [*lines, f"no value, with a reason in summary.json: {', '.join(others)}"]
+
+
 def shown(value: float | None) -> str:
     return "none" if value is None else f"{value:.4g}"
 
@@ -86,6 +125,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=40)
     parser.add_argument("--width", type=int, default=64)
     parser.add_argument("--lr", type=float, default=0.1)
+    parser.add_argument("--optimizer", choices=tuple(OPTIMIZERS), default="SGD")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--reference", default="final", help="'final', or the reference.safetensors of an earlier run")
     parser.add_argument("--out", default="runs", help="folder of the runs")
@@ -103,7 +143,7 @@ def main() -> None:
         log_every_n_steps=10,
         callbacks=[monitor],
     )
-    trainer.fit(MLP(FEATURES[options.data], options.width, options.lr), Images(options.data, options.root))
+    trainer.fit(MLP(FEATURES[options.data], options.width, options.lr, options.optimizer), Images(options.data, options.root))
     if monitor.table is None or monitor.summary is None:
         raise SystemExit("the run was not measured, see the messages above")
 
@@ -112,6 +152,12 @@ def main() -> None:
     print(f"\nThe loss landscape along this run ({options.data})\n")
     for name, value in rows:
         print(f"  {name:30s} {value}")
+    print("\n  Other conditions, with the constant that holds at every probe\n")
+    for line in conditions(monitor.summary):
+        print(f"  {line}")
+    print("\n  Theorems: bound = distance of the start + noise of the step size + neighbourhood\n")
+    for line in theorems(monitor.summary):
+        print(f"  {line}")
     print(f"\n{monitor.summary['verdict']}\n")
     print(f"  table and summary  {folder}/probes.csv, summary.json")
     picture = draw(monitor.table, monitor.summary, folder)

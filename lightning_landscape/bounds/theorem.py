@@ -64,8 +64,8 @@ class Certificate:
     """What the bound is a bound of, where the run shows it"""
     pair: tuple[Fraction, Fraction] | None = field(default=None, repr=False)
     """(δ, β), exactly"""
-    forced: bool = False
-    """Whether the step-size condition rules out the pair that minimises β/δ: a smaller step size would allow it"""
+    remedy: str = ""
+    """What would allow the pair that minimises β/δ, where the step-size condition rules it out"""
 
     def on(self, bound: LinearFractional, evidence: Evidence) -> Fraction:
         """Return another bound's value at the same pair, or where there is none its limit as δ → ∞."""
@@ -87,6 +87,8 @@ class Theorem(ABC):
     title: ClassVar[str]
     condition: ClassVar[str] = ""
     """The step-size condition, for the reason where no pair meets it"""
+    remedy: ClassVar[str] = ""
+    """What relaxes that condition, if anything does"""
 
     def certify(self, evidence: Evidence) -> Certificate:
         """Return the best certificate that the theorem gives of a run, or the reason why it gives none."""
@@ -153,7 +155,7 @@ class Theorem(ABC):
             terms=Terms(*map(as_float, parts)),
             measured=self.measured(evidence),
             pair=best.pair,
-            forced=(ideal := evidence.feasible.best().pair) is not None and not shape.allows(ideal[0]),
+            remedy=self.remedy if (ideal := evidence.feasible.best().pair) and not shape.allows(ideal[0]) else "",
         )
         return replace(certificate, limit=self._limit(evidence, certificate))
 
@@ -215,7 +217,7 @@ def check_moves_along_gradient(evidence: Evidence) -> None:
     share = evidence.residual_share
     if not share <= RESIDUAL_SHARE:
         raise DoesNotApply(
-            f"steps of {evidence.optimizer} were not along the mini-batch gradient: what of them was not is {share:.2g} of "
+            f"steps of {evidence.optimizer} were not along the mini-batch gradient: what of them was not is {share:.2g} times "
             f"what was, more than {RESIDUAL_SHARE:g}; momentum, weight decay and adaptive methods are outside"
         )
 

@@ -78,6 +78,7 @@ class SGDBound(_Stochastic):
     name = "sgd"
     title = "SGD with a constant step"
     condition = "step_size ≤ (α − β)/(2L)"
+    remedy = "a smaller step size"
 
     def check_steps(self, evidence: Evidence) -> None:
         """Check that the step size was constant."""
@@ -98,6 +99,7 @@ class SGDSharpBound(SGDBound):
     name = "sgd_sharp"
     title = "SGD with a constant step, sharper"
     condition = "step_size < (α − β)/L"
+    remedy = "a smaller step size"
 
     def shape(self, evidence: Evidence, constants: Constants, steps: float) -> LinearFractional:
         """Return `lightning_landscape.bounds.functional.sgd_sharp` as a function of the pair."""
@@ -110,6 +112,7 @@ class SGDDecreasingBound(_Stochastic):
     name = "sgd_decreasing"
     title = "SGD with a step that falls as 1/√(k + 1)"
     condition = "the first step_size ≤ (α − β)/(2L)"
+    remedy = "a smaller step size"
 
     def check_steps(self, evidence: Evidence) -> None:
         """Check that the step size fell as 1/√(k + 1)."""
@@ -141,6 +144,7 @@ class SGDScheduleBound(_Stochastic):
     name = "sgd_schedule"
     title = "SGD with a schedule"
     condition = "the largest step_size ≤ (α − β)/L"
+    remedy = "smaller step sizes"
 
     def check_steps(self, evidence: Evidence) -> None:
         """Check that step sizes come from a schedule: of torch's SGD, unclipped, or constant as measured."""
@@ -171,6 +175,7 @@ class GradientDescentBound(Theorem):
     name = "gradient_descent"
     title = "gradient descent on the full batch"
     condition = "step_size < (α − β)/L"
+    remedy = "a smaller step size"
 
     def check(self, evidence: Evidence) -> None:
         """Check that every probe is of the full batch, and that the step size was constant."""
@@ -251,6 +256,7 @@ class SPSMaxBound(_Adaptive):
     title = "SPS_max"
     optimizer = "SPSMax"
     condition = "c > 1/(2(α − β))"
+    remedy = "a larger c"
 
     def check_steps(self, evidence: Evidence) -> None:
         """Check γ_k = min{(a − l)/(c G²), γ_b}."""
@@ -287,6 +293,7 @@ class DecSPSBound(_Adaptive):
     title = "DecSPS"
     optimizer = "DecSPS"
     condition = "c_init ≥ 1/(α − β)"
+    remedy = "a larger c_init"
 
     def check_steps(self, evidence: Evidence) -> None:
         """Check that c_k γ_k is at most (a − l)/G² and does not increase; with every step probed, that it is as large."""
@@ -366,6 +373,7 @@ class NGNSharpBound(NGNBound):
     name = "ngn_sharp"
     title = "NGN, sharper"
     condition = "α − β > 2γL/(1 + 2γL)"
+    remedy = "a smaller step size"
 
     def shape(self, evidence: Evidence, constants: Constants, steps: float) -> LinearFractional:
         """Return `lightning_landscape.bounds.functional.ngn_sharp` as a function of the pair."""
@@ -398,6 +406,7 @@ class AdaGradNormMaxBound(_Adaptive):
     optimizer = "AdaGradNormMax"
     needs_loss = False
     condition = "b_init ≥ 2L step_size/(α − β)"
+    remedy = "a larger b_init or a smaller step size"
 
     def check_steps(self, evidence: Evidence) -> None:
         """Check that b_k = γ/γ_k is at least what the probed gradients demand; with every step probed, that it is that."""

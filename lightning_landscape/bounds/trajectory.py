@@ -27,13 +27,13 @@ class TrajectoryBound(Theorem):
             of = f"{len(evidence.table)} probes" if sums is None else f"{evidence.steps} steps"
             raise DoesNotApply(
                 f"{negative} of {of} went along +gradient ({evidence.optimizer}); what of the steps was not along the gradient "
-                f"is {evidence.residual_share:.2g} of what was"
+                f"is {evidence.residual_share:.2g} times what was"
             )
         share = self._residual_share(evidence)
         if share > RESIDUAL_SHARE:
             raise DoesNotApply(
                 f"steps of {evidence.optimizer} were not along the mini-batch gradient: what of them was not, R, is "
-                f"{share:.2g} of the rest of the certificate, more than {RESIDUAL_SHARE:g}"
+                f"{share:.2g} times the rest of the certificate, more than {RESIDUAL_SHARE:g}"
             )
 
     def _residual_share(self, evidence: Evidence) -> float:

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
-from lightning_landscape.bounds import Certificate, Terms
+from lightning_landscape.bounds import Certificate, Terms, in_force
 from lightning_landscape.reporting.numbers import number, shown
 
 TERMS = {
-    "initial_distance": ("the distance of the start", "more steps would shrink it"),
-    "step_size_noise": ("the noise of the step size", "a smaller or a decreasing step size would shrink it"),
-    "neighbourhood": ("β σ²", "no step size shrinks it; larger batches, or a model that fits every mini-batch better, would"),
+    "initial_distance": ("the distance of the start", "which more steps shrink"),
+    "step_size_noise": ("the noise of the step size", "which a smaller or a decreasing step size shrinks"),
+    "neighbourhood": ("β σ²", "which no step size shrinks; larger batches, or a model that fits every mini-batch better, do"),
 }
 """What each part of a bound is, and what can be done about it"""
-
-FORCED = "the step size rules out the pair with the smallest β/δ; a smaller one would allow it"
 
 
 def entries(certificates: Sequence[Certificate], drop: float | None) -> dict[str, Any]:
@@ -45,20 +44,21 @@ def _terms(terms: Terms | None) -> dict[str, float | None]:
     return {name: number(getattr(terms, name)) if terms else None for name in TERMS}
 
 
-def theory_sentence(
-    best: Certificate | None, certificates: Sequence[Certificate], run: dict[str, Any], drop: float | None
-) -> str:
-    """Return what theory promises of a run, in one sentence a practitioner can act on."""
-    own = next((c for c in certificates if c.theorem == own_theorem(run)), None)
-    if best is None or best.value is None or best.terms is None:
-        return f" No theorem applies: {own.reason}." if own else ""
-    if best.theorem == "trajectory":
-        why = f" No theorem on the optimizer applies ({own.reason})." if own else ""
-        said = f"{why} The certificate of this trajectory does: it bounds the mean gap over its steps by {best.value:.4g}"
-        said += f", and it was {shown(best.measured)}" if best.measured is not None else ""
+def theory_sentences(certificates: Sequence[Certificate], run: dict[str, Any], drop: float | None) -> str:
+    """Return what theory promises of a run, and what its own trajectory certifies, for a practitioner to act on."""
+    best = in_force(certificates)
+    by_key = {certificate.theorem: certificate for certificate in certificates}
+    trajectory = by_key["trajectory"]
+    if best is None or best is trajectory:
+        said = f" No theorem applies: {by_key[own_theorem(run)].reason}."
     else:
-        said = f" Theory ({best.title}) promises an iterate within {best.value:.4g} of f(x_p)"
-    return f"{said}: {_worth(best.value, drop)}; {_dominant(best.terms, best.forced)}."
+        said = f" Theory ({best.title}) promises an iterate within {shown(best.value)} of f(x_p), {_worth(best, drop)}."
+    if trajectory.applies:
+        said += (
+            f" The certificate of this trajectory bounds the mean gap over its steps, {shown(trajectory.measured)}, by "
+            f"{shown(trajectory.value)}, {_worth(trajectory, drop)}."
+        )
+    return said
 
 
 def own_theorem(run: dict[str, Any]) -> str:
@@ -67,18 +67,23 @@ def own_theorem(run: dict[str, Any]) -> str:
     return own.get(run["optimizer"]["class"], "sgd")
 
 
-def _worth(value: float, drop: float | None) -> str:
+def _worth(certificate: Certificate, drop: float | None) -> str:
+    """Say whether a bound is informative, which part of it is the largest, and what would make it smaller."""
+    assert certificate.value is not None
     if drop is None:
         return "what training achieved was not measured to compare it with"
     if drop <= 0:
         return "vacuous, because training achieved no drop"
-    return f"{value / drop:.2g} of the drop, {'which is informative' if value < drop else 'which is vacuous'}"
+    share = certificate.value / drop
+    return f"{share:.2g} of the drop: {'informative' if share < 1 else 'vacuous'}{_dominant(certificate)}"
 
 
-def _dominant(terms: Terms, forced: bool) -> str:
-    what, advice = TERMS[terms.dominant]
-    if forced and terms.dominant == "neighbourhood":
-        advice = FORCED
+def _dominant(certificate: Certificate) -> str:
+    terms = certificate.terms
     total = sum(max(getattr(terms, name), 0.0) for name in TERMS)
-    share = f"{getattr(terms, terms.dominant) / total:.0%} of it is " if total > 0 else "most of it is "
-    return f"{share}{what}: {advice}"
+    if terms is None or not 0 < total < math.inf:
+        return ""
+    what, advice = TERMS[terms.dominant]
+    if certificate.remedy and terms.dominant == "neighbourhood":
+        advice = f"because the step rules out the pair with the smallest β/δ, which {certificate.remedy} would allow"
+    return f"; {getattr(terms, terms.dominant) / total:.0%} of it is {what}, {advice}"

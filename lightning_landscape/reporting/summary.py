@@ -9,7 +9,7 @@ from lightning_landscape.bounds import Evidence, certify, in_force
 from lightning_landscape.functional.alpha_beta import mean_and_error
 from lightning_landscape.probes import SCHEMA, ProbeTable
 from lightning_landscape.reporting.alpha_beta import alpha_beta_condition
-from lightning_landscape.reporting.certificates import entries, theory_sentence
+from lightning_landscape.reporting.certificates import entries, theory_sentences
 from lightning_landscape.reporting.conditions import other_conditions
 from lightning_landscape.reporting.numbers import number
 from lightning_landscape.reporting.verdict import caveats, verdict
@@ -38,7 +38,7 @@ def summarise(
         "bounds": entries(certificates, drop["value"]),
         "bound_in_force": best.theorem if best else None,
         "verdict": verdict(alpha_beta, drop, run, len(rows))
-        + theory_sentence(best, certificates, run, drop["value"])
+        + theory_sentences(certificates, run, drop["value"])
         + caveats(rows, drop, windows, run),
     }
 

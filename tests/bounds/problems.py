@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import torch
 from torch.func import grad, vmap
 
-from tests.functional.test_closed_forms import EXAMPLES, INFIMA, minimisers
+from demos.closed_forms import EXAMPLES
 
 D = torch.float64
 
@@ -94,27 +94,22 @@ def logistic_regression():
     return Problem(losses, gradients, 10, smoothness, torch.stack(infima) - 1e-12, solution.expand_as, [(1.0, 0.0)], start)
 
 
-def example(name, smoothness, pairs, start):
-    functions, ends = EXAMPLES[name], minimisers(name)
+def example(name, pairs):
+    known = EXAMPLES[name]
 
     def pick(each, x, i):
         both = torch.stack([vmap(f)(x) for f in each])
         return both[i, torch.arange(len(x))]
 
-    def nearest(points):
-        if name == "1":  # the minimisers are the line x + y = −1/2
-            return points - (points.sum(1, keepdim=True) + 0.5) / 2
-        return ends[torch.cdist(points, ends).argmin(1)]
-
     return Problem(
-        losses=lambda x, i: pick(functions, x, i),
-        gradients=lambda x, i: pick([grad(f) for f in functions], x, i),
+        losses=lambda x, i: pick(known.losses, x, i),
+        gradients=lambda x, i: pick([grad(f) for f in known.losses], x, i),
         count=2,
-        smoothness=smoothness,
-        infima=torch.tensor(INFIMA[name], dtype=D),
-        nearest=nearest,
+        smoothness=known.smoothness,
+        infima=torch.tensor(known.infima, dtype=D),
+        nearest=known.nearest,
         pairs=pairs,
-        start=torch.tensor(start, dtype=D),
+        start=torch.tensor(known.start, dtype=D),
     )
 
 
@@ -122,8 +117,8 @@ def example(name, smoothness, pairs, start):
 PROBLEMS = {
     "least_squares": least_squares,
     "logistic_regression": logistic_regression,
-    "example_1": lambda: example("1", 4.0, [(0.25 + 1.0, 1.0), (0.5 + 2.0, 2.0), (1.0 + 4.0, 4.0)], [2.0, 1.0]),
-    "example_2": lambda: example("2", 2.0, [(8 + 8.8e6, 8.8e6)], [0.6, -0.4]),
-    "example_3": lambda: example("3", 2.0, [(1 + 625.3, 625.3)], [1.0, 0.5]),
-    "example_6": lambda: example("6", 2.0, [(1 + 19.686, 19.686)], [1.5, -0.5]),
+    "example_1": lambda: example("1", [(0.25 + 1.0, 1.0), (0.5 + 2.0, 2.0), (1.0 + 4.0, 4.0)]),
+    "example_2": lambda: example("2", [(8 + 8.8e6, 8.8e6)]),
+    "example_3": lambda: example("3", [(1 + 625.3, 625.3)]),
+    "example_6": lambda: example("6", [(1 + 19.686, 19.686)]),
 }

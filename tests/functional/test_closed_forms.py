@@ -2,66 +2,14 @@
 
 import pytest
 import torch
-from torch.func import grad, vmap
 
-from lightning_landscape.functional import best_alpha_beta, beta_min
-
-
-def quotient(u):
-    return u.square() / (u.square() + 1)
-
-
-def sq(p, x, y):
-    return (p[0] - x).square() + (p[1] - y).square()
-
-
-EXAMPLES = {
-    "1": (lambda p: quotient(p[0] + p[1]), lambda p: quotient(p[0] + p[1] + 1)),
-    "2": (lambda p: 1 - torch.exp(-sq(p, 0, 0)), lambda p: 1 - torch.exp(-sq(p, 2, 2))),
-    "3": (lambda p: (1 + sq(p, 0, 0)) / (4 + sq(p, 0, 0)), lambda p: sq(p, 2.5, 2.5) / (1 + sq(p, 2.5, 2.5))),
-    "6": (lambda p: sq(p, 0, 0) / (1 + sq(p, 0, 0)), lambda p: sq(p, 1, 1) / (1 + sq(p, 1, 1))),
-}
-INFIMA = {"1": (0.0, 0.0), "2": (0.0, 0.0), "3": (0.25, 0.0), "6": (0.0, 0.0)}
-
-
-def minimisers(name):
-    """Return the minimisers on the diagonal to full precision, by Newton's method in float64."""
-    f1, f2 = EXAMPLES[name]
-
-    def f(t):
-        point = torch.stack([t, t])
-        return (f1(point) + f2(point)) / 2
-
-    slope, starts = grad(f), {"1": [-0.25], "2": [0.0, 2.0], "3": [2.47], "6": [0.159, 0.841]}[name]
-    roots = []
-    for start in starts:
-        t = torch.tensor(start, dtype=torch.float64)
-        for _ in range(50):
-            t = t - slope(t) / grad(slope)(t)
-        roots.append(torch.stack([t, t]))
-    return torch.stack(roots)
-
-
-def table(name, points):
-    """Return the columns of all points for both f_i, each point against its own projection onto the minimisers."""
-    ends = minimisers(name)
-    if name == "1":  # the minimisers are the line x + y = −1/2
-        away = (points.sum(1, keepdim=True) + 0.5) / 2
-        reference = points - away
-    else:
-        reference = ends[torch.cdist(points, ends).argmin(1)]
-    columns = {"loss": [], "reference_loss": [], "inner_product": [], "loss_infimum": []}
-    for f, low in zip(EXAMPLES[name], INFIMA[name], strict=True):
-        columns["loss"].append(vmap(f)(points))
-        columns["reference_loss"].append(vmap(f)(reference))
-        columns["inner_product"].append((vmap(grad(f))(points) * (points - reference)).sum(1))
-        columns["loss_infimum"].append(torch.full((len(points),), low, dtype=torch.float64))
-    return {key: torch.cat(parts) for key, parts in columns.items()}
+from demos.closed_forms import EXAMPLES, square
+from lightning_landscape.functional import alpha_beta_violations, best_alpha_beta, beta_min
 
 
 def worst(name, points, keep=400):
     """Return the rows that matter for β_min: the package's envelope is exact, and so slow on a million rows."""
-    full = table(name, points)
+    full = EXAMPLES[name].table(points)
     columns, chosen = dict(full.items()), set()
     excess = columns["reference_loss"] - columns["loss_infimum"]
     for rate in (0.25, 0.5, 1.0, 8.0):
@@ -71,20 +19,15 @@ def worst(name, points, keep=400):
     return {key: column[rows] for key, column in columns.items()}
 
 
-def square(half_width, count, centre=0.0):
-    line = torch.linspace(centre - half_width, centre + half_width, count, dtype=torch.float64)
-    return torch.cartesian_prod(line, line)
-
-
 @pytest.mark.parametrize(
     ("name", "rate", "supremum", "points"),
     [
-        ("1", 0.25, 1.0, square(400, 801)),
-        ("1", 0.5, 2.0, square(400, 801)),
-        ("1", 1.0, 4.0, square(400, 801)),
-        ("2", 8.0, 8.797e6, square(6, 801, 1.0)),
-        ("3", 1.0, 625.2, square(60, 1201)),
-        ("6", 1.0, 19.685, square(60, 1201)),
+        ("1", 0.25, 1.0, square((-400, 400), 801)),
+        ("1", 0.5, 2.0, square((-400, 400), 801)),
+        ("1", 1.0, 4.0, square((-400, 400), 801)),
+        ("2", 8.0, 8.797e6, square((-5, 7), 801)),
+        ("3", 1.0, 625.2, square((-60, 60), 1201)),
+        ("6", 1.0, 19.685, square((-60, 60), 1201)),
     ],
 )
 def test_closed_forms_stay_below_their_supremum_and_come_near(name, rate, supremum, points):
@@ -94,10 +37,10 @@ def test_closed_forms_stay_below_their_supremum_and_come_near(name, rate, suprem
 
 
 def test_minimisers_are_those_stated():
-    assert minimisers("2")[0, 0].item() == pytest.approx(0.000674, abs=1e-6)
-    assert minimisers("2")[1, 0].item() == pytest.approx(1.999326, abs=1e-6)
-    assert minimisers("3")[0, 0].item() == pytest.approx(2.4717, abs=1e-4)
-    assert minimisers("6")[:, 0].tolist() == pytest.approx([0.159375, 0.840625], abs=1e-6)
+    assert EXAMPLES["2"].minimisers[0, 0].item() == pytest.approx(0.000674, abs=1e-6)
+    assert EXAMPLES["2"].minimisers[1, 0].item() == pytest.approx(1.999326, abs=1e-6)
+    assert EXAMPLES["3"].minimisers[0, 0].item() == pytest.approx(2.4717, abs=1e-4)
+    assert EXAMPLES["6"].minimisers[:, 0].tolist() == pytest.approx([0.159375, 0.840625], abs=1e-6)
 
 
 def test_least_squares_has_alpha_one_and_beta_zero():
@@ -119,3 +62,15 @@ def test_least_squares_has_alpha_one_and_beta_zero():
     assert bool((values <= bound + 1e-9).all())
     assert bool((values >= 0.9 * bound - 1e-3).all())  # 2,000 random rows come near the supremum over the whole space
     assert best_alpha_beta(**columns).ratio.item() <= 1e-12
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_the_pairs_that_are_drawn_hold_on_random_points_near_and_far(name):
+    example, generator = EXAMPLES[name], torch.Generator().manual_seed(0)
+    spread = 10 ** (3 * torch.rand(20_000, 1, generator=generator, dtype=torch.float64) - 1)
+    points = torch.randn(20_000, 2, generator=generator, dtype=torch.float64) * spread
+    columns = example.table(points)
+    pair = example.rate + example.beta, example.beta
+    assert not bool(alpha_beta_violations(*pair, **columns).any())
+    smaller = example.rate + 0.97 * example.beta, 0.97 * example.beta
+    assert bool(alpha_beta_violations(*smaller, **example.table(square((-60, 60), 601))).any()) or name == "1"

@@ -41,7 +41,24 @@ def test_the_demo_prints_what_was_found_and_where(tmp_path):
         assert name in said
     assert f"{run.summary['conditions']['alpha_beta']['alpha']:.4g}" in said
     assert (run.path / "overview.png").stat().st_size > 10_000
-    assert run.summary["run"]["hparams"] == {"features": 64, "width": 64, "lr": 0.1}
+    assert run.summary["run"]["hparams"] == {"features": 64, "width": 64, "lr": 0.1, "optimizer": "SGD"}
+    assert "restricted_secant" in said
+    assert f"{run.summary['bounds']['sgd']['value']:.4g}" in said
+
+
+@pytest.mark.parametrize("optimizer", ["SPSMax", "DecSPS", "NGN", "AdaGradNormMax", "Adam"])
+def test_the_demo_with_another_optimizer_names_its_theorem(optimizer, tmp_path):
+    python(ROOT / "demos" / "mlp.py", "--epochs", 2, "--optimizer", optimizer, "--lr", 0.05, folder=tmp_path)
+    bounds = load(tmp_path / "runs" / "mlp-digits" / "version_0").summary["bounds"]
+    keys = {"SPSMax": "sps_max", "DecSPS": "dec_sps", "NGN": "ngn", "AdaGradNormMax": "adagrad_norm_max"}
+    assert optimizer == "Adam" or bounds[keys[optimizer]]["applies"], bounds[keys[optimizer]]["reason"]
+    assert bounds["trajectory"]["applies"] is (optimizer != "Adam")
+
+
+def test_the_examples_of_the_paper_are_drawn(tmp_path):
+    said = python(ROOT / "demos" / "closed_forms.py", folder=tmp_path)
+    assert said.count("Example") == 4
+    assert (tmp_path / "runs" / "closed_forms.png").stat().st_size > 50_000
 
 
 def test_the_demo_on_idx_files(tmp_path):

@@ -177,3 +177,105 @@ def test_pictures_of_runs_that_have_little_to_show(rows):
     said = left.texts[0].get_text() if left.texts else None
     reason = summary_of(*rows)["conditions"]["alpha_beta"]["reason"]
     assert said == (reason if summary_of(*rows)["conditions"]["alpha_beta"]["neighbourhood"] is None else None)
+
+
+CONDITIONS = {
+    "quasar_convexity": "theta",
+    "star_convexity": "share",
+    "aiming": "theta",
+    "polyak_lojasiewicz": "mu",
+    "relaxed_polyak_lojasiewicz": "mu",
+    "restricted_secant": "mu",
+    "error_bound": "mu",
+    "upper_error_bound": "L",
+    "quadratic_growth": "mu",
+    "weak_strong_convexity": "mu",
+    "gradient_angle": "cosine",
+    "smoothness": "L",
+}
+BOUNDS = {"sgd", "sgd_sharp", "sgd_decreasing", "sps_max", "dec_sps", "ngn", "ngn_decreasing", "adagrad_norm_max"}
+BOUNDS |= {"gradient_descent", "trajectory"}
+
+
+@pytest.mark.parametrize(
+    "rows", [informative(), vacuous(), [], [row(0)], [row(0, reference_loss=-1.0), row(2, sq_distance=0.0)]]
+)
+def test_every_key_of_the_contract_is_there_with_a_value_or_a_reason(rows):
+    summary = summary_of(*rows)
+    for key, constant in CONDITIONS.items():
+        found = summary["conditions"][key]
+        assert found["constant"] == constant
+        assert {"value", "step", "measured_on", "violated", "windows", "reason"} <= set(found)
+        assert (found["value"] is None) == (found["reason"] is not None), key
+        assert len(found["windows"]) == 2
+    assert set(summary["bounds"]) >= BOUNDS
+    for key, bound in summary["bounds"].items():
+        assert {"value", "status", "applies", "reason", "alpha", "beta", "constants", "terms", "informativeness"} <= set(bound)
+        assert set(bound["terms"]) == {"initial_distance", "step_size_noise", "neighbourhood"}
+        assert bound["applies"] is (bound["value"] is not None), key
+        assert (bound["status"] == "does_not_apply") is (bound["value"] is None), key
+        assert bound["reason"], key
+
+
+def test_an_infimum_that_is_none_costs_only_what_uses_it():
+    found = summary_of(row(0, loss=-0.5), row(2))["conditions"]
+    for key in ("aiming", "polyak_lojasiewicz", "smoothness"):
+        assert "loss -0.5 at step 0 is below loss_infimum 0" in found[key]["reason"]
+    assert found["restricted_secant"]["value"] == 0.5
+
+
+def test_violations_have_a_place():
+    rows = [row(k, inner_product=-1.0 if k in (2, 4) else 1.0) for k in range(8)]
+    found = summary_of(*rows)["conditions"]["restricted_secant"]
+    assert (found["violated"], found["violated_share"], found["violated_between"]) == (2, 0.25, [2, 4])
+    assert (found["value"], found["step"]) == (-1.0, 2)
+    assert [(w["value"], w["violated"]) for w in found["windows"]] == [(-1.0, 1), (-1.0, 1)]
+    alone = summary_of(row(0, inner_product=-1.0))["conditions"]["restricted_secant"]
+    assert (alone["violated"], alone["violated_between"]) == (1, [0, 0])
+
+
+def test_conditions_without_a_constant_say_why():
+    below = summary_of(row(0, loss=0.5, inner_product=1.0), row(2, loss=0.5))["conditions"]
+    assert below["quasar_convexity"]["reason"] == "no probe is above the reference: every θ holds"
+    there = summary_of(row(0, sq_distance=0.0, inner_product=0.0, loss=1.0))["conditions"]
+    assert there["restricted_secant"]["reason"] == "no probe asks anything of it"
+    assert there["upper_error_bound"]["reason"] == "no constant holds at step 0"
+    away = summary_of(row(0, inner_product=-1.0))["conditions"]
+    assert away["quasar_convexity"]["reason"] == "no θ > 0 holds at every probe"
+
+
+def steady(**values):
+    """Return a run of plain SGD, every step probed, whose steps were η = 0.1 along g with G = 2."""
+    return [row(k, step_size=0.1, initial_loss=3.0, reference_loss=1 + 1e-3 * (k % 2), **values) for k in range(8)]
+
+
+def test_the_verdict_names_what_dominates_and_what_would_help():
+    summary = summary_of(*steady(loss=3.0, inner_product=2.0, grad_sq_norm=1.0, sq_distance=2.0))
+    assert summary["bound_in_force"] == "sgd_sharp"
+    best = summary["bounds"]["sgd_sharp"]
+    assert f"promises an iterate within {best['value']:.4g} of f(x_p)" in summary["verdict"]
+    assert "is the distance of the start, which more steps shrink" in summary["verdict"]
+    near = summary_of(*steady(loss=3.0, inner_product=2.0, grad_sq_norm=1.0, sq_distance=1e-6))
+    assert "is the noise of the step size, which a smaller or a decreasing step size shrinks" in near["verdict"]
+    # δ ≤ 2Lγ = 0.4 asks for more than the pair with β = 0 has, δ = 0.05
+    forced = summary_of(*steady(loss=3.0, inner_product=0.1, grad_sq_norm=12.0, sq_distance=1e-6))
+    assert "rules out the pair with the smallest β/δ, which a smaller step size would allow" in forced["verdict"]
+
+
+def test_the_verdict_without_a_theorem_gives_the_reason():
+    summary = summary_of(*steady(), sampling="sequential")
+    assert summary["bound_in_force"] == "trajectory"
+    assert "No theorem applies: the training loader does not shuffle" in summary["verdict"]
+    assert "The certificate of this trajectory bounds the mean gap over its steps" in summary["verdict"]
+    adam = {"class": "Adam", "defaults": {"lr": 0.1, "betas": [0.9, 0.999], "weight_decay": 0}}
+    off = summary_of(*(row(k, step_residual=1.0) for k in range(8)), optimizer=adam)
+    assert off["bound_in_force"] is None
+    assert "No theorem applies: steps of Adam were not along the mini-batch gradient" in off["verdict"]
+    assert "trajectory bounds" not in off["verdict"]
+
+
+def test_a_bound_beside_no_drop_is_vacuous():
+    rows = [row(k, step_size=0.1, step_residual=0.0, initial_loss=0.5) for k in range(8)]
+    assert "vacuous, because training achieved no drop" in summary_of(*rows)["verdict"]
+    unknown = [row(k, step_size=0.1, step_residual=0.0) for k in range(8)]
+    assert "was not measured to compare it with" in summary_of(*unknown)["verdict"]
