@@ -24,6 +24,7 @@ from lightning_landscape.probing.parameters import (
     copied,
     inner_product_and_distance,
     measure_step,
+    named_parameters,
     optimized_parameters,
     sq_change,
 )
@@ -203,10 +204,21 @@ class Measurement:
         """Return ‖∇f_{i_k}(x_{k+1}) − ∇f_{i_k}(x_k)‖²: the same mini-batch once more, where the step has led to."""
         parameters = optimized_parameters(self._module, self._optimizer)
         scale = loss_scale(self._trainer)
-        with self.replayer.silence(), self._swap.to(window.others or {}):
+        with self.replayer.silence(), self._swap.to(self._others_of(window)):
             _, there = self.replayer.mean_loss_and_gradient(window.moments, parameters, scale)
         here = window.gradient
         return sq_change(there, 1 / (scale * len(window.moments)), here.raw, here.factor)
+
+    def _others_of(self, window: Window) -> Mapping[str, Tensor]:
+        """Return the parameters that the optimiser does not hold as the loss saw them, where they are not so any more.
+
+        What the window did not copy was as it was stored last; since then a hook may have moved it (a teacher, an average).
+        """
+        if window.others:
+            return window.others
+        trained = optimized_parameters(self._module, self._optimizer)
+        now = {n: p.detach() for n, p in named_parameters(self._module).items() if n not in trained}
+        return self.store.newest_others() if self.store.others_changed(now) else {}
 
     def count_step(self, step: int) -> None:
         """Add the step that was just made to the sums over all steps, if these are asked for."""
@@ -235,7 +247,7 @@ class Measurement:
 
     def _check_replay(self, window: Window) -> None:
         """Replay the first probe at x_k, at once."""
-        with self.replayer.silence(), self._swap.to(window.others or {}, window.before):
+        with self.replayer.silence(), self._swap.to(self._others_of(window), window.before):
             self._compare(window.step, window.loss, lambda: self.replayer.mean_loss(window.moments))
 
     def _compare(self, step: int, recorded: float, replayed: Callable[[], float]) -> None:
@@ -255,7 +267,7 @@ class Measurement:
         """Fill the columns that need x_p, while x_k and g_k are at hand."""
         there, gradient = reference.parameters, window.gradient
         product, distance = inner_product_and_distance(window.before, there, gradient.raw, gradient.factor)
-        with self.replayer.silence(), self._swap.to(window.others or {}, there):
+        with self.replayer.silence(), self._swap.to(self._others_of(window), there):
             loss = self.replayer.mean_loss(window.moments)
         if not is_finite(product, distance, loss):
             return None

@@ -196,6 +196,10 @@ class ProbeStore:
         """Return the stored values of parameters that the optimiser did not hold."""
         return self._load(step, _OTHERS, missing_is_empty=True)
 
+    def newest_others(self) -> dict[str, Tensor]:
+        """Return the values of these parameters that were stored last."""
+        return load_file(self._newest_others)
+
     def gradient(self, step: int) -> Gradient:
         """Return g_k."""
         raw = self._load(step, _GRADIENT)

@@ -18,8 +18,10 @@ Curves = dict[str, Tensor]
 """Values by tag (without prefix), one for each row of a table; ``nan`` is no point"""
 
 
+_CONDITIONS = metrics()  # for the constants of single probes, which need no state
 WHILE_TRAINING = ("polyak_lojasiewicz", "smoothness")
 """The conditions that need no reference"""
+WITH_REFERENCE = tuple(key for key in _CONDITIONS if key not in WHILE_TRAINING)
 
 
 def known_while_training(table: ProbeTable) -> Curves:
@@ -28,7 +30,7 @@ def known_while_training(table: ProbeTable) -> Curves:
         "loss": table.column("loss"),
         "grad_norm": table.column("grad_sq_norm").sqrt(),
         "step_size": table.column("step_size"),
-        **condition_curves(table, [key for key in metrics() if key in WHILE_TRAINING]),
+        **condition_curves(table, WHILE_TRAINING),
     }
 
 
@@ -43,7 +45,7 @@ def known_with_reference(table: ProbeTable) -> Curves:
         "cosine": product.new_zeros(0)
         if not len(table)
         else F.cosine(inner_product=product, grad_sq_norm=squares, sq_distance=distance),
-        **condition_curves(table, [key for key in metrics() if key not in WHILE_TRAINING]),
+        **condition_curves(table, WITH_REFERENCE),
     }
 
 
@@ -51,7 +53,7 @@ def condition_curves(table: ProbeTable, keys: Sequence[str]) -> Curves:
     """Return each probe's own constant of some conditions, by tag; mini-batch versions throughout."""
     if not len(table):
         return {}
-    chosen = {key: metric for key, metric in metrics().items() if key in keys}
+    chosen = {key: _CONDITIONS[key] for key in keys}
     return {f"{key}/{m.constant}": m.ratio(**columns_of(m, table, full_batch=False)) for key, m in chosen.items()}
 
 

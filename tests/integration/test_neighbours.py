@@ -11,7 +11,7 @@ from lightning.pytorch.tuner import Tuner
 from safetensors.torch import load_file
 
 from lightning_landscape import LandscapeMonitor, load
-from tests.helpers.modules import Plain, loader
+from tests.helpers.modules import CLASSES, FEATURES, Plain, loader
 
 
 class WithoutScheduler(Plain):
@@ -165,3 +165,49 @@ def test_early_stopping_is_a_good_end(tmp_path):
     assert [probe.step for probe in monitor.table] == [0, 3, 6]
     assert monitor.summary["run"]["complete"] is True
     assert monitor.summary["run"]["stopped_by"] == "should_stop"
+
+
+def test_a_callback_that_moves_a_teacher_now_and_then_does_not_mislead_live_evaluations(tmp_path):
+    """The teacher moves after the step of a probe and before our turn: the probe is of the teacher that the loss saw."""
+
+    class Distilled(Plain):
+        def __init__(self):
+            super().__init__()
+            self.teacher = torch.nn.Linear(FEATURES, CLASSES)
+
+        def compute_loss(self, batch):
+            x, _ = batch
+            return super().compute_loss(batch) + (self.net(x) - self.teacher(x)).square().mean()
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.net.parameters(), lr=0.05)
+
+    class MovesTeacher(pl.Callback):
+        def on_train_batch_end(self, trainer, pl_module, *args):
+            if trainer.global_step % 4 == 1:  # after the step of every second probe
+                with torch.no_grad():
+                    pl_module.teacher.weight.add_(1.0)
+
+    def fit(folder, **arguments):
+        pl.seed_everything(1, verbose=False)
+        monitor = LandscapeMonitor(every_n_steps=2, dirpath=folder, secant=True, **arguments)
+        trainer = pl.Trainer(
+            accelerator="cpu",
+            max_epochs=2,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            callbacks=[MovesTeacher(), monitor],
+        )
+        trainer.fit(Distilled(), loader(12))
+        assert monitor.summary["run"]["fidelity"]["exact"] is True
+        return monitor, load(folder).secants
+
+    (first, secants), reference = fit(tmp_path / "one"), tmp_path / "one" / "landscape" / "reference.safetensors"
+    second, again = fit(tmp_path / "two", reference=str(reference))
+    assert [p.reference_loss for p in second.table] == [p.reference_loss for p in first.table]
+    assert again == secants
+    # a teacher that moved by 1 would make the gradient change by far more than a step of 0.05 does
+    lengths = [(0.05**2 * p.grad_sq_norm) for p in first.table]
+    assert max(secants[p.step] / length for p, length in zip(first.table, lengths, strict=True)) < 1e3
