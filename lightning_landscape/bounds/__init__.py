@@ -9,23 +9,25 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from lightning_landscape.bounds import functional
-from lightning_landscape.bounds.evidence import Evidence
-from lightning_landscape.bounds.theorem import Certificate, DoesNotApply, Terms, Theorem
-from lightning_landscape.bounds.theorems import (
+from lightning_landscape.bounds.adaptive import (
     AdaGradNormMaxBound,
     DecSPSBound,
     DecSPSSharpBound,
-    GradientDescentBound,
     NGNBound,
     NGNDecreasingBound,
     NGNSharpBound,
+    SPSMaxBound,
+    SPSMaxSharpBound,
+)
+from lightning_landscape.bounds.evidence import Evidence
+from lightning_landscape.bounds.sgd import (
+    GradientDescentBound,
     SGDBound,
     SGDDecreasingBound,
     SGDScheduleBound,
     SGDSharpBound,
-    SPSMaxBound,
-    SPSMaxSharpBound,
 )
+from lightning_landscape.bounds.theorem import Certificate, DoesNotApply, Terms, Theorem
 from lightning_landscape.bounds.trajectory import TrajectoryBound
 
 THEOREMS: tuple[Theorem, ...] = (

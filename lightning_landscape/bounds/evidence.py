@@ -168,5 +168,10 @@ class Evidence:
     @property
     def declared(self) -> list[str]:
         """Options of the optimiser that add to its steps what is not along the gradient."""
-        names = ("momentum", "weight_decay")
-        return [f"{name}={self.option(name)}" for name in names if self.option(name) not in (None, 0, False)]
+        groups = self.run["optimizer"].get("groups") or [{}]
+        options = [{**self.run["optimizer"]["defaults"], **group} for group in groups]
+        return [
+            f"{name}={value}"
+            for name in ("momentum", "weight_decay")
+            for value in sorted({str(option[name]) for option in options if option.get(name) not in (None, 0, False)})
+        ]

@@ -12,7 +12,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from lightning_landscape.bounds.evidence import RESIDUAL_SHARE, Evidence
+from lightning_landscape.bounds.evidence import Evidence
 from lightning_landscape.functional._envelope import Best, as_float
 from lightning_landscape.functional._fractional import LinearFractional
 
@@ -198,34 +198,6 @@ class Theorem(ABC):
                 f"and probes with reference_loss = loss_infimum bound α − β by {as_float(region.rate_max):.4g}"
             )
         raise DoesNotApply("its value is beyond the range of float64, or the probes' sums contradict each other")
-
-
-def check_sampling(evidence: Evidence) -> None:
-    """Raise `DoesNotApply` where the order of the mini-batches is fixed."""
-    if evidence.run.get("sampling") == "sequential" and not evidence.full_batch:
-        raise DoesNotApply(
-            "the training loader does not shuffle, and the order of the batches can break every bound: use shuffle=True"
-        )
-
-
-def check_moves_along_gradient(evidence: Evidence) -> None:
-    """Raise `DoesNotApply` where steps were not a number times the mini-batch gradient."""
-    if evidence.declared:
-        raise DoesNotApply(
-            f"{evidence.optimizer} has {', '.join(evidence.declared)}; the theorem is about steps along the mini-batch gradient"
-        )
-    share = evidence.residual_share
-    if not share <= RESIDUAL_SHARE:
-        raise DoesNotApply(
-            f"steps of {evidence.optimizer} were not along the mini-batch gradient: what of them was not is {share:.2g} times "
-            f"what was, more than {RESIDUAL_SHARE:g}; momentum, weight decay and adaptive methods are outside"
-        )
-
-
-def check_infimum(evidence: Evidence) -> None:
-    """Raise `DoesNotApply` where a loss is at the infimum while its gradient is not zero, or below it."""
-    if math.isinf(evidence.smoothness):
-        raise DoesNotApply("a loss is at loss_infimum while its gradient is not zero: pass a smaller loss_infimum=")
 
 
 def _finite(value: float) -> float | None:

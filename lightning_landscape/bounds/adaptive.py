@@ -1,9 +1,8 @@
-"""The theorems: which runs each is about, and which measured numbers enter it."""
+"""The theorems about this package's optimisers, whose step sizes follow from the mini-batch."""
 
 from __future__ import annotations
 
 import math
-from abc import abstractmethod
 from collections.abc import Mapping
 from typing import ClassVar
 
@@ -11,203 +10,15 @@ import torch
 from torch import Tensor
 
 from lightning_landscape.bounds import functional as B
+from lightning_landscape.bounds.assumptions import Stochastic, root_of_step
 from lightning_landscape.bounds.evidence import Evidence
-from lightning_landscape.bounds.theorem import (
-    DoesNotApply,
-    Status,
-    Theorem,
-    check_infimum,
-    check_moves_along_gradient,
-    check_sampling,
-)
+from lightning_landscape.bounds.theorem import DoesNotApply
 from lightning_landscape.functional._fractional import LinearFractional
 
 Constants = Mapping[str, float]
 
 
-class _Stochastic(Theorem):
-    """A theorem about steps along mini-batch gradients, the mini-batches drawn at random."""
-
-    def check(self, evidence: Evidence) -> None:
-        """Check sampling, steps and infimum; then the rule for the step sizes."""
-        check_sampling(evidence)
-        check_moves_along_gradient(evidence)
-        check_infimum(evidence)
-        self.check_steps(evidence)
-
-    @abstractmethod
-    def check_steps(self, evidence: Evidence) -> None:
-        """Raise `DoesNotApply` where the step sizes do not follow the theorem's rule."""
-
-    def constants(self, evidence: Evidence) -> dict[str, float]:
-        """Return L, D_0² and σ²."""
-        return {
-            "smoothness": evidence.smoothness,
-            "sq_distance": evidence.sq_distance,
-            "interpolation_error": evidence.interpolation_error,
-        }
-
-
-# ------------------------------------------------------------------------------------------------------------------- SGD
-
-
-def constant_step(evidence: Evidence) -> float:
-    """Return the step size if it was the same at every probe.
-
-    Raises:
-        DoesNotApply: if it was not.
-    """
-    found = evidence.column("step_size")[evidence.moving]
-    if not len(found):
-        raise DoesNotApply("every probed gradient is zero: there is no step size")
-    step_size = float(found.median())
-    if step_size <= 0:
-        raise DoesNotApply(f"the step size was {step_size:.4g}; steps along −gradient have a positive one")
-    step = evidence.departure(torch.full((len(evidence.table),), step_size, dtype=torch.float64))
-    if step is not None:
-        raise DoesNotApply(
-            f"the step size was not constant: {float(found.min()):.4g} to {float(found.max()):.4g}, {step_size:.4g} in the "
-            f"middle, another one at step {step}{_clipping(evidence)}"
-        )
-    return step_size
-
-
-class SGDBound(_Stochastic):
-    """SGD with a constant step (Islamov et al. 2024, Theorem 1)."""
-
-    name = "sgd"
-    title = "SGD with a constant step"
-    condition = "step_size ≤ (α − β)/(2L)"
-    remedy = "a smaller step size"
-
-    def check_steps(self, evidence: Evidence) -> None:
-        """Check that the step size was constant."""
-        constant_step(evidence)
-
-    def constants(self, evidence: Evidence) -> dict[str, float]:
-        """Return γ, L, D_0² and σ²."""
-        return {"step_size": constant_step(evidence), **super().constants(evidence)}
-
-    def shape(self, evidence: Evidence, constants: Constants, steps: float) -> LinearFractional:
-        """Return `lightning_landscape.bounds.functional.sgd` as a function of the pair."""
-        return B.sgd_shape(steps=steps, **constants)
-
-
-class SGDSharpBound(SGDBound):
-    """SGD with a constant step, without the last estimate of Theorem 1."""
-
-    name = "sgd_sharp"
-    title = "SGD with a constant step, sharper"
-    condition = "step_size < (α − β)/L"
-    remedy = "a smaller step size"
-
-    def shape(self, evidence: Evidence, constants: Constants, steps: float) -> LinearFractional:
-        """Return `lightning_landscape.bounds.functional.sgd_sharp` as a function of the pair."""
-        return B.sgd_sharp_shape(steps=steps, **constants)
-
-
-class SGDDecreasingBound(_Stochastic):
-    """SGD with γ_0/√(k+1) (Islamov et al. 2024, Theorem 4)."""
-
-    name = "sgd_decreasing"
-    title = "SGD with a step that falls as 1/√(k + 1)"
-    condition = "the first step_size ≤ (α − β)/(2L)"
-    remedy = "a smaller step size"
-
-    def check_steps(self, evidence: Evidence) -> None:
-        """Check that the step size fell as 1/√(k + 1)."""
-        self._first(evidence)
-
-    def constants(self, evidence: Evidence) -> dict[str, float]:
-        """Return γ_0, L, D_0² and σ²."""
-        return {"step_size": self._first(evidence), **super().constants(evidence)}
-
-    def shape(self, evidence: Evidence, constants: Constants, steps: float) -> LinearFractional:
-        """Return `lightning_landscape.bounds.functional.sgd_decreasing` as a function of the pair."""
-        return B.sgd_decreasing_shape(steps=steps, **constants)
-
-    def _first(self, evidence: Evidence) -> float:
-        growth = _root_of_step(evidence)
-        found = (evidence.column("step_size") * growth)[evidence.moving]
-        if len(found) < 2:
-            raise DoesNotApply("fewer than two probes have a step size: a decreasing one cannot be told from them")
-        first = float(found.median())
-        step = evidence.departure(first / growth)
-        if first <= 0 or step is not None:
-            raise DoesNotApply(f"the step size did not fall as 1/√(k + 1): another one at step {step}{_clipping(evidence)}")
-        return first
-
-
-class SGDScheduleBound(_Stochastic):
-    """SGD with any schedule that does not depend on the mini-batches."""
-
-    name = "sgd_schedule"
-    title = "SGD with a schedule"
-    condition = "the largest step_size ≤ (α − β)/L"
-    remedy = "smaller step sizes"
-
-    def check_steps(self, evidence: Evidence) -> None:
-        """Check that step sizes come from a schedule: of torch's SGD, unclipped, or constant as measured."""
-        try:
-            constant_step(evidence)
-        except DoesNotApply:
-            if evidence.optimizer != "SGD" or evidence.run.get("gradient_clipping") is not None:
-                raise DoesNotApply(
-                    f"step sizes may depend on the mini-batch ({evidence.optimizer}{_clipping(evidence)}); the proof needs a "
-                    "schedule that was fixed before"
-                ) from None
-        if bool((evidence.column("step_size") < 0).any()):
-            raise DoesNotApply("a step went along +gradient")
-
-    def shape(self, evidence: Evidence, constants: Constants, steps: float) -> LinearFractional:
-        """Return `lightning_landscape.bounds.functional.sgd_schedule` as a function of the pair."""
-        if math.isinf(steps):
-            raise DoesNotApply("a schedule says nothing of steps beyond its end")
-        counts = evidence.weights.long()
-        return B.sgd_schedule_shape(
-            step_sizes=evidence.column("step_size").repeat_interleave(counts)[: int(steps)], **constants
-        )
-
-
-class GradientDescentBound(Theorem):
-    """Gradient descent on the full batch with a constant step."""
-
-    name = "gradient_descent"
-    title = "gradient descent on the full batch"
-    condition = "step_size < (α − β)/L"
-    remedy = "a smaller step size"
-
-    def check(self, evidence: Evidence) -> None:
-        """Check that every probe is of the full batch, and that the step size was constant."""
-        if not evidence.full_batch:
-            raise DoesNotApply("the probes are of different mini-batches: reference_loss or initial_loss differs among them")
-        check_moves_along_gradient(evidence)
-        constant_step(evidence)
-
-    def constants(self, evidence: Evidence) -> dict[str, float]:
-        """Return γ, L with respect to f(x_p), D_0² and σ²."""
-        return {
-            "step_size": constant_step(evidence),
-            "smoothness": evidence.full_batch_smoothness,
-            "sq_distance": evidence.sq_distance,
-            "interpolation_error": evidence.interpolation_error,
-        }
-
-    def shape(self, evidence: Evidence, constants: Constants, steps: float) -> LinearFractional:
-        """Return `lightning_landscape.bounds.functional.gradient_descent` as a function of the pair."""
-        return B.gradient_descent_shape(steps=steps, **constants)
-
-    def status(self, evidence: Evidence) -> tuple[Status, str]:
-        """Return "proved" where every step was a probe: the proof is path by path."""
-        if evidence.every_step:
-            return "proved", "proved for this run: every step was a probe, of the same function to rounding"
-        return super().status(evidence)
-
-
-# -------------------------------------------------------------------------------------- the optimisers of this package
-
-
-class _Adaptive(_Stochastic):
+class _Adaptive(Stochastic):
     """A theorem about one of this package's optimisers, whose constants are read off it and whose steps are checked."""
 
     optimizer: ClassVar[str]
@@ -299,7 +110,7 @@ class DecSPSBound(_Adaptive):
         """Check that c_k γ_k is at most (a − l)/G² and does not increase; with every step probed, that it is as large."""
         self.check_loss_infimum(evidence)
         self.check_from_start(evidence)
-        found, c = evidence.column("step_size"), float(evidence.option("c_init")) * _root_of_step(evidence)
+        found, c = evidence.column("step_size"), float(evidence.option("c_init")) * root_of_step(evidence)
         scaled = torch.where(evidence.moving, found * c, torch.inf)
         start = scaled.new_tensor([float(evidence.option("c_init")) * evidence.learning_rate])
         previous = torch.cat([start, scaled[:-1]]).cummin(0).values
@@ -391,7 +202,7 @@ class NGNDecreasingBound(NGNBound):
         self.check_from_start(evidence)
         if evidence.steps > 1 and len(evidence.table) < 2:
             raise DoesNotApply("one probe does not show how γ fell")
-        return _root_of_step(evidence)
+        return root_of_step(evidence)
 
     def shape(self, evidence: Evidence, constants: Constants, steps: float) -> LinearFractional:
         """Return `lightning_landscape.bounds.functional.ngn_decreasing` as a function of the pair."""
@@ -427,18 +238,9 @@ class AdaGradNormMaxBound(_Adaptive):
         return B.adagrad_norm_max_shape(steps=steps, **constants)
 
 
-def _root_of_step(evidence: Evidence) -> Tensor:
-    """Return √(k + 1) at each probe, k counted from x_0."""
-    return (evidence.column("step") - evidence.first_step + 1).sqrt()
-
-
 def _root_schedule(c_init: float, steps: float) -> dict[str, float]:
     """Return c_{K−1} and Σ 1/c_k of c_k = c_0 √(k + 1)."""
     if math.isinf(steps):
         return {"c_last": math.inf, "inverse_c_sum": math.inf}
     inverse = torch.arange(1, int(steps) + 1, dtype=torch.float64).rsqrt().sum()
     return {"c_last": c_init * math.sqrt(steps), "inverse_c_sum": float(inverse) / c_init}
-
-
-def _clipping(evidence: Evidence) -> str:
-    return ", gradients were clipped" if evidence.run.get("gradient_clipping") is not None else ""

@@ -1,0 +1,73 @@
+"""What the theorems about random mini-batches assume, each with the reason that is said where it is not met."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+
+from torch import Tensor
+
+from lightning_landscape.bounds.evidence import RESIDUAL_SHARE, Evidence
+from lightning_landscape.bounds.theorem import DoesNotApply, Theorem
+
+
+class Stochastic(Theorem):
+    """A theorem about steps along mini-batch gradients, the mini-batches drawn at random."""
+
+    def check(self, evidence: Evidence) -> None:
+        """Check sampling, steps and infimum; then the rule for the step sizes."""
+        check_sampling(evidence)
+        check_moves_along_gradient(evidence)
+        check_infimum(evidence)
+        self.check_steps(evidence)
+
+    @abstractmethod
+    def check_steps(self, evidence: Evidence) -> None:
+        """Raise `DoesNotApply` where the step sizes do not follow the theorem's rule."""
+
+    def constants(self, evidence: Evidence) -> dict[str, float]:
+        """Return L, D_0² and σ²."""
+        return {
+            "smoothness": evidence.smoothness,
+            "sq_distance": evidence.sq_distance,
+            "interpolation_error": evidence.interpolation_error,
+        }
+
+
+def check_sampling(evidence: Evidence) -> None:
+    """Raise `DoesNotApply` where the order of the mini-batches is fixed."""
+    if evidence.run.get("sampling") == "sequential" and not evidence.full_batch:
+        raise DoesNotApply(
+            "the training loader does not shuffle, and the order of the batches can break every bound: use shuffle=True"
+        )
+
+
+def check_moves_along_gradient(evidence: Evidence) -> None:
+    """Raise `DoesNotApply` where steps were not a number times the mini-batch gradient."""
+    if evidence.declared:
+        raise DoesNotApply(
+            f"{evidence.optimizer} has {', '.join(evidence.declared)}; the theorem is about steps along the mini-batch gradient"
+        )
+    share = evidence.residual_share
+    if not share <= RESIDUAL_SHARE:
+        raise DoesNotApply(
+            f"steps of {evidence.optimizer} were not along the mini-batch gradient: what of them was not is {share:.2g} times "
+            f"what was, more than {RESIDUAL_SHARE:g}; momentum, weight decay and adaptive methods are outside, and steps so "
+            "small that the parameters' precision rounds them"
+        )
+
+
+def check_infimum(evidence: Evidence) -> None:
+    """Raise `DoesNotApply` where a loss is at the infimum while its gradient is not zero, or below it."""
+    if math.isinf(evidence.smoothness):
+        raise DoesNotApply("a loss is at loss_infimum while its gradient is not zero: pass a smaller loss_infimum=")
+
+
+def root_of_step(evidence: Evidence) -> Tensor:
+    """Return √(k + 1) at each probe, k counted from x_0."""
+    return (evidence.column("step") - evidence.first_step + 1).sqrt()
+
+
+def said_clipping(evidence: Evidence) -> str:
+    """Say that gradients were clipped, if they were."""
+    return ", gradients were clipped" if evidence.run.get("gradient_clipping") is not None else ""
