@@ -94,7 +94,7 @@ def conditions(summary: dict[str, Any]) -> list[str]:
         if name != "alpha_beta":
             where = f"at step {found['step']}" if found["step"] is not None else found["reason"] or "at no probe"
             lines.append(
-                f"{name:28s} {found['constant']:7s} {shown(found['value']):>10s}  {where}, violated {found['violated']}"
+                f"{name:28s} {found['constant']:7s} {shown(found['value']):>10s}  {where}, violated {found['violated']} times"
             )
     return lines
 
