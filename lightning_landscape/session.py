@@ -220,7 +220,8 @@ class Session:
                 "autograd": measurement.replayer.gradients_enabled,
             },
             "store": {"dtype": self._settings.store_dtype, "bytes": measurement.store.nbytes},
-            "exact_sums": measurement.sums.state() if measurement.sums is not None else None,
+            "off_schedule": measurement.off_schedule,
+            "exact_sums": _finite_or_null(measurement.sums.state()) if measurement.sums is not None else None,
         }
 
     def _report(self, run: dict[str, Any], evaluated: bool) -> tuple[ProbeTable, dict[str, Any]]:
@@ -289,6 +290,11 @@ class Session:
 
     def _reference_identity(self) -> str:
         return FINAL if self.measurement.reference is None else str(self.measurement.reference.sha256)
+
+
+def _finite_or_null(sums: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Return sums as JSON holds them: a run that diverged has some that are not finite."""
+    return None if sums is None else {name: v if isinstance(v, int) else number(v) for name, v in sums.items()}
 
 
 def _writes_nothing(trainer: Trainer) -> bool:

@@ -26,8 +26,8 @@ class _Adaptive(Stochastic):
 
     def check(self, evidence: Evidence) -> None:
         """Check the optimiser and how it was used, before what was measured."""
-        if evidence.optimizer != self.optimizer:
-            raise DoesNotApply(f"the optimizer is {evidence.optimizer}; the theorem is about {self.optimizer}")
+        if evidence.optimizer != self.optimizer or not evidence.is_from("lightning_landscape.optim"):
+            raise DoesNotApply(f"the optimizer is {evidence.optimizer}; the theorem is about {self.optimizer} of this package")
         if evidence.run.get("gradient_clipping") is not None:
             raise DoesNotApply("gradients were clipped; the theorem is about the gradient's own norm")
         if self.needs_loss and evidence.run["accumulate_grad_batches"] != 1:
@@ -38,7 +38,7 @@ class _Adaptive(Stochastic):
 
     def check_loss_infimum(self, evidence: Evidence) -> None:
         """Check that the optimiser and the probes use the same l."""
-        ours, theirs = float(evidence.option("loss_infimum")), evidence.column("loss_infimum")
+        ours, theirs = evidence.number("loss_infimum"), evidence.column("loss_infimum")
         if bool((theirs != ours).any()):
             raise DoesNotApply(
                 f"the optimizer has loss_infimum={ours:g}, the monitor {float(theirs[0]):g}; the proof needs one: pass the "
@@ -73,12 +73,12 @@ class SPSMaxBound(_Adaptive):
         """Check γ_k = min{(a − l)/(c G²), γ_b}."""
         self.check_loss_infimum(evidence)
         gap = evidence.column("loss") - evidence.column("loss_infimum")
-        polyak = gap / (float(evidence.option("c")) * evidence.column("grad_sq_norm"))
+        polyak = gap / (evidence.number("c") * evidence.column("grad_sq_norm"))
         self.check_follows(evidence, polyak.clamp(max=evidence.learning_rate))
 
     def constants(self, evidence: Evidence) -> dict[str, float]:
         """Return c, γ_b, L, D_0² and σ²."""
-        own = {"c": float(evidence.option("c")), "step_size_bound": evidence.learning_rate}
+        own = {"c": evidence.number("c"), "step_size_bound": evidence.learning_rate}
         return {**own, **super().constants(evidence)}
 
     def shape(self, evidence: Evidence, constants: Constants, steps: float) -> LinearFractional:
@@ -110,9 +110,9 @@ class DecSPSBound(_Adaptive):
         """Check that c_k γ_k is at most (a − l)/G² and does not increase; with every step probed, that it is as large."""
         self.check_loss_infimum(evidence)
         self.check_from_start(evidence)
-        found, c = evidence.column("step_size"), float(evidence.option("c_init")) * root_of_step(evidence)
+        found, c = evidence.column("step_size"), evidence.number("c_init") * root_of_step(evidence)
         scaled = torch.where(evidence.moving, found * c, torch.inf)
-        start = scaled.new_tensor([float(evidence.option("c_init")) * evidence.learning_rate])
+        start = scaled.new_tensor([evidence.number("c_init") * evidence.learning_rate])
         previous = torch.cat([start, scaled[:-1]]).cummin(0).values
         gap = evidence.column("loss") - evidence.column("loss_infimum")
         largest = torch.minimum(gap / evidence.column("grad_sq_norm"), previous) / c
@@ -121,9 +121,9 @@ class DecSPSBound(_Adaptive):
     def constants(self, evidence: Evidence) -> dict[str, float]:
         """Return c_0, γ_b, L, the largest D_k² and σ²."""
         return {
-            "c_init": float(evidence.option("c_init")),
+            "c_init": evidence.number("c_init"),
             "step_size_bound": evidence.learning_rate,
-            "smoothness": evidence.smoothness,
+            "smoothness": max(evidence.smoothness, self._shortest(evidence)),
             "max_sq_distance": evidence.max_sq_distance,
             "interpolation_error": evidence.interpolation_error,
         }
@@ -131,6 +131,12 @@ class DecSPSBound(_Adaptive):
     def shape(self, evidence: Evidence, constants: Constants, steps: float) -> LinearFractional:
         """Return `lightning_landscape.bounds.functional.dec_sps` as a function of the pair."""
         return B.dec_sps_shape(steps=steps, **constants, **_root_schedule(constants["c_init"], steps))
+
+    def _shortest(self, evidence: Evidence) -> float:
+        """Return the largest 1/(2 c_k γ_k): what the proof takes from L is that no c_k γ_k is below 1/(2L)."""
+        scaled = (evidence.column("step_size") * evidence.number("c_init") * root_of_step(evidence))[evidence.moving]
+        scaled = scaled[scaled > 0]
+        return float((1 / (2 * scaled)).max()) if len(scaled) else 0.0
 
 
 class DecSPSSharpBound(DecSPSBound):
@@ -155,7 +161,7 @@ class NGNBound(_Adaptive):
 
     def check_steps(self, evidence: Evidence) -> None:
         """Check γ_k = γ/(1 + γ G²/(2a))."""
-        low = float(evidence.option("loss_infimum"))
+        low = evidence.number("loss_infimum")
         if bool((evidence.column("loss_infimum") < low).any()):
             raise DoesNotApply(
                 f"the optimizer takes losses above loss_infimum={low:g}, the monitor's is smaller; the proof needs f_i^* ≥ that"
@@ -170,7 +176,7 @@ class NGNBound(_Adaptive):
 
     def constants(self, evidence: Evidence) -> dict[str, float]:
         """Return γ, L, D_0², σ² and σ_pos²."""
-        positivity = float(evidence.column("loss_infimum").mean()) - float(evidence.option("loss_infimum"))
+        positivity = float(evidence.column("loss_infimum").mean()) - evidence.number("loss_infimum")
         return {"step_size": evidence.learning_rate, **super().constants(evidence), "positivity_error": positivity}
 
     def shape(self, evidence: Evidence, constants: Constants, steps: float) -> LinearFractional:
@@ -225,13 +231,20 @@ class AdaGradNormMaxBound(_Adaptive):
         found, steps = evidence.column("step_size"), evidence.column("step")
         largest = evidence.column("grad_sq_norm").cummax(0).values  # c_k² up to the next probe is at least this
         before = torch.cat([largest.new_zeros(1), (largest[:-1] * steps.diff()).cumsum(0)])
-        longest = evidence.learning_rate / (float(evidence.option("b_init")) ** 2 + before + largest).sqrt()
+        longest = evidence.learning_rate / (evidence.number("b_init") ** 2 + before + largest).sqrt()
         self.check_follows(evidence, longest if evidence.every_step else torch.minimum(found, longest))
 
     def constants(self, evidence: Evidence) -> dict[str, float]:
         """Return γ, b_{−1}, L, D_0², σ², G and D = 0, which is always right."""
-        own = {"step_size": evidence.learning_rate, "b_init": float(evidence.option("b_init"))}
-        return {**own, **super().constants(evidence), "grad_bound": evidence.grad_bound, "grad_min": 0.0}
+        own = {"step_size": evidence.learning_rate, "b_init": evidence.number("b_init")}
+        return {**own, **super().constants(evidence), "grad_bound": self._largest(evidence), "grad_min": 0.0}
+
+    def _largest(self, evidence: Evidence) -> float:
+        """Return the largest ‖g_k‖, or what the growth of b_k shows of gradients between probes: b_k² ≤ b_{−1}² + G²(k+1)."""
+        sizes, steps = evidence.column("step_size"), evidence.column("step") + 1
+        between = ((evidence.learning_rate / sizes).square() - evidence.number("b_init") ** 2) / steps
+        between = between[evidence.moving & (sizes > 0)]
+        return max(evidence.grad_bound, math.sqrt(max(float(between.max()), 0.0)) if len(between) else 0.0)
 
     def shape(self, evidence: Evidence, constants: Constants, steps: float) -> LinearFractional:
         """Return `lightning_landscape.bounds.functional.adagrad_norm_max` as a function of the pair."""

@@ -44,6 +44,7 @@ def check_sampling(evidence: Evidence) -> None:
 
 def check_moves_along_gradient(evidence: Evidence) -> None:
     """Raise `DoesNotApply` where steps were not a number times the mini-batch gradient."""
+    check_measured_throughout(evidence)
     if evidence.declared:
         raise DoesNotApply(
             f"{evidence.optimizer} has {', '.join(evidence.declared)}; the theorem is about steps along the mini-batch gradient"
@@ -54,6 +55,20 @@ def check_moves_along_gradient(evidence: Evidence) -> None:
             f"steps of {evidence.optimizer} were not along the mini-batch gradient: what of them was not is {share:.2g} times "
             f"what was, more than {RESIDUAL_SHARE:g}; momentum, weight decay and adaptive methods are outside, and steps so "
             "small that the parameters' precision rounds them"
+        )
+
+
+def check_measured_throughout(evidence: Evidence) -> None:
+    """Raise `DoesNotApply` where the probes do not reach to the end, or parameters moved between the optimiser's steps."""
+    if not math.isfinite(evidence.final_sq_distance):
+        raise DoesNotApply("the distance of the last iterate to the reference is not a finite number")
+    stride, last = evidence.run.get("stride"), int(evidence.weights[-1])
+    if stride is not None and last > 2 * int(stride):
+        raise DoesNotApply(f"the last probe is {last} steps before the end, what came after it was not measured")
+    if evidence.jump is not None:
+        raise DoesNotApply(
+            f"after step {evidence.jump} the parameters were not where the step had left them: a hook moved them, and the "
+            "proof is about the optimizer's steps alone"
         )
 
 

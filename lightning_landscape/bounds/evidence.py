@@ -47,7 +47,13 @@ class Evidence:
 
     @cached_property
     def full_batch(self) -> bool:
-        """Whether every probe is of one and the same function, as measured: equal losses at x_p, and at x_0, to rounding."""
+        """Whether every probe is of one and the same function: equal losses at x_p, and at x_0, to rounding.
+
+        Where an epoch is known to have more batches than a step takes, equal losses are a coincidence (all zero, say).
+        """
+        batches = self.run.get("batches_per_epoch")
+        if isinstance(batches, int) and batches > int(self.run["accumulate_grad_batches"]):
+            return False
         starts = self.column("initial_loss")
         starts = starts[~starts.isnan()]
         return len(starts) > 1 and all(
@@ -136,6 +142,21 @@ class Evidence:
         value = self.run["reference"]["final_sq_distance"]
         return math.nan if value is None else float(value)
 
+    @cached_property
+    def jump(self) -> int | None:
+        """Step after which the parameters were not where the step had left them: a hook moved them. None if seen nowhere.
+
+        ``D_{k+1}² = D_k² − 2 η_k p_k + η_k² G_k²`` up to ``2 ‖e_k‖ D_k + ‖e_k‖²``, where consecutive steps are probes.
+        """
+        before, rest = self.column("sq_distance"), self.column("step_residual")
+        along = 2 * self.column("step_size") * self.column("inner_product")
+        squares = self.column("step_size").square() * self.column("grad_sq_norm")
+        after = torch.cat([before[1:], before.new_tensor([self.final_sq_distance])])
+        size = before + after + along.abs() + squares
+        off = (before - along + squares - after).abs() > 2 * rest * before.sqrt() + rest.square() + 1e-4 * size
+        rows = (off & (self.weights == 1)).nonzero().flatten()
+        return int(self.table[int(rows[0])].step) if len(rows) else None
+
     def departure(self, expected: Tensor) -> int | None:
         """Return the step of the first probe whose step size is not the expected one up to its rounding; None if all are.
 
@@ -154,6 +175,11 @@ class Evidence:
         """Class of the optimiser."""
         return str(self.run["optimizer"]["class"])
 
+    def is_from(self, package: str) -> bool:
+        """Return whether the optimiser's class is of a package, as far as the run says."""
+        module = str(self.run["optimizer"].get("module", package))
+        return module == package or module.startswith(f"{package}.")
+
     def option(self, name: str) -> Any:
         """Return an option of the optimiser's first parameter group, its default where groups were not recorded, or None."""
         groups = self.run["optimizer"].get("groups") or [{}]
@@ -163,7 +189,18 @@ class Evidence:
     def learning_rate(self) -> float:
         """The optimiser's learning rate before any scheduler changed it."""
         initial = self.option("initial_lr")
-        return float(self.option("lr") if initial is None else initial)
+        return self.number("lr") if initial is None else float(initial)
+
+    def number(self, name: str) -> float:
+        """Return an option of the optimiser that is a number.
+
+        Raises:
+            ValueError: if there is none.
+        """
+        value = self.option(name)
+        if not isinstance(value, (int, float)):
+            raise ValueError(f"{self.optimizer} has no option `{name}` that is a number, but {value!r}")
+        return float(value)
 
     @property
     def declared(self) -> list[str]:

@@ -116,11 +116,21 @@ class SGDScheduleBound(Stochastic):
         try:
             constant_step(evidence)
         except DoesNotApply:
-            if evidence.optimizer != "SGD" or evidence.run.get("gradient_clipping") is not None:
+            if (
+                evidence.optimizer != "SGD"
+                or not evidence.is_from("torch.optim")
+                or evidence.run.get("gradient_clipping") is not None
+            ):
                 raise DoesNotApply(
                     f"step sizes may depend on the mini-batch ({evidence.optimizer}{said_clipping(evidence)}); the proof needs "
                     "a schedule that was fixed before"
                 ) from None
+        off = evidence.run.get("off_schedule")
+        if off:
+            raise DoesNotApply(
+                f"the step was not the optimizer's lr times the gradient at {off} probes: gradients were clipped or changed, "
+                "so that the step sizes depend on the mini-batch"
+            )
         if bool((evidence.column("step_size") < 0).any()):
             raise DoesNotApply("a step went along +gradient")
 
@@ -145,7 +155,9 @@ class GradientDescentBound(Theorem):
     def check(self, evidence: Evidence) -> None:
         """Check that every probe is of the full batch, and that the step size was constant."""
         if not evidence.full_batch:
-            raise DoesNotApply("the probes are of different mini-batches: reference_loss or initial_loss differs among them")
+            raise DoesNotApply(
+                "the probes are not seen to be of one function: reference_loss or initial_loss differs, or is unknown"
+            )
         check_moves_along_gradient(evidence)
         constant_step(evidence)
 

@@ -100,9 +100,11 @@ class Theorem(ABC):
             shape = self.shape(evidence, constants, evidence.steps)
             best = evidence.feasible.minimise(shape)
             self._check_found(best, shape, evidence)
-        except (DoesNotApply, ValueError, OverflowError) as reason:
+            certificate = self._certificate(evidence, constants, shape, best)
+            self._check_measured(certificate)
+        except (DoesNotApply, ValueError, ArithmeticError) as reason:
             return Certificate(self.name, self.title, "does_not_apply", str(reason))
-        return self._certificate(evidence, constants, shape, best)
+        return certificate
 
     @abstractmethod
     def check(self, evidence: Evidence) -> None:
@@ -185,6 +187,14 @@ class Theorem(ABC):
         except (DoesNotApply, ValueError, OverflowError):
             return None
         return _finite(as_float(certificate.on(shape, evidence)))
+
+    def _check_measured(self, certificate: Certificate) -> None:
+        value, measured = certificate.value, certificate.measured
+        if value is not None and measured is not None and measured > value + 1e-6 * abs(value):
+            raise DoesNotApply(
+                f"its estimate, {value:.4g}, is below what it bounds, {measured:.4g}, as estimated from the same probes: they "
+                "are too few"
+            )
 
     def _check_found(self, best: Best, shape: LinearFractional, evidence: Evidence) -> None:
         if best.value is not None and math.isfinite(as_float(best.value)):

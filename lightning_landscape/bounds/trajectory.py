@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 
 from lightning_landscape.bounds import functional as B
+from lightning_landscape.bounds.assumptions import check_measured_throughout
 from lightning_landscape.bounds.evidence import RESIDUAL_SHARE, Evidence
 from lightning_landscape.bounds.theorem import DoesNotApply, Status, Theorem
 from lightning_landscape.functional._envelope import as_float
@@ -21,6 +22,7 @@ class TrajectoryBound(Theorem):
 
     def check(self, evidence: Evidence) -> None:
         """Check that no step went along +gradient, and that what was not along the gradient hardly matters."""
+        check_measured_throughout(evidence)
         sums = exact_sums(evidence)
         negative = int((evidence.column("step_size") < 0).sum()) if sums is None else int(sums["negative_steps"])
         if negative:
@@ -98,4 +100,6 @@ class TrajectoryBound(Theorem):
 def exact_sums(evidence: Evidence) -> Mapping[str, float] | None:
     """Return the sums that were kept at every step from x_0 on; None where they were not."""
     sums: Mapping[str, float] | None = evidence.run.get("exact_sums")
-    return sums if sums is not None and sums["first_step"] == evidence.first_step and sums["steps"] == evidence.steps else None
+    if sums is None or None in sums.values():  # not kept, or not finite
+        return None
+    return sums if sums["first_step"] == evidence.first_step and sums["steps"] == evidence.steps else None

@@ -27,11 +27,13 @@ def describe_run(trainer: Trainer, module: LightningModule, optimizer: Optimizer
         "parameters": sum(parameter.numel() for parameter in held.values()),
         "optimizer": {
             "class": type(optimizer).__name__,
+            "module": type(optimizer).__module__,
             "defaults": plain(optimizer.defaults),
             "groups": [plain({k: v for k, v in group.items() if k != "params"}) for group in optimizer.param_groups[:8]],
         },
         "gradient_clipping": _clipping(trainer),
         "sampling": sampling(trainer.train_dataloader),
+        "batches_per_epoch": plain(trainer.num_training_batches),
         "hparams": plain(module.hparams),
         "precision": str(trainer.precision),
         "world_size": trainer.world_size,

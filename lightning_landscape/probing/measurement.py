@@ -107,6 +107,8 @@ class Measurement:
         self._disk_full = False
         self.secants: dict[int, float] | None = {} if secant else None
         """‖∇f_{i_k}(x_{k+1}) − ∇f_{i_k}(x_k)‖² by step; None where it was not asked for"""
+        self.off_schedule = 0
+        """Probes whose step was not lr times the gradient: something clipped or changed it, or the optimiser is no SGD"""
         self.sums = StepSums(trainer, module, optimizer) if exact_sums else None
 
     # ------------------------------------------------------------------------------------------------ while training
@@ -230,6 +232,9 @@ class Measurement:
         measures = measure_step(window.before, window.after(), window.gradient.raw, window.gradient.factor)
         if not is_finite(window.loss, *measures):
             return None
+        rounding = measures.residual / math.sqrt(measures.grad_sq_norm) if measures.grad_sq_norm else math.inf
+        if window.lr is None or abs(measures.step_size - window.lr) > 1e-3 * abs(window.lr) + rounding:
+            self.off_schedule += 1
         return Probe(
             step=window.step,
             epoch=window.epoch,
@@ -408,6 +413,7 @@ class Measurement:
             "fidelity": {"steps": list(self.fidelity.steps), "max_abs": self.fidelity.max_abs},
             "gradients_enabled": self.replayer.gradients_enabled,
             "seconds": self.seconds,
+            "off_schedule": self.off_schedule,
             "secants": None if self.secants is None else {str(step): change for step, change in self.secants.items()},
             "exact_sums": self.sums.state() if self.sums is not None else None,
         }
@@ -430,6 +436,7 @@ class Measurement:
         self.fidelity = Fidelity(list(state["fidelity"]["steps"]), state["fidelity"]["max_abs"])
         self.replayer.gradients_enabled = state["gradients_enabled"]
         self.seconds = state["seconds"]
+        self.off_schedule = state.get("off_schedule", 0)
         if self.secants is not None and state.get("secants") is not None:
             self.secants = {int(k): change for k, change in state["secants"].items() if int(k) in self.schedule.kept}
         if self.sums is not None and state.get("exact_sums") is not None:

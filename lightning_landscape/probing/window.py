@@ -61,6 +61,8 @@ class Window:
         self.gradient = Gradient({}, 1.0)
         """g_k"""
         self.moments: list[Frozen] = []
+        self.lr: float | None = None
+        """The optimiser's learning rate for this step; None where its groups have several"""
         self.stepping = False
         """Whether the window has come to the optimiser's step"""
         self._trainer, self._module, self._optimizer, self._store = trainer, module, optimizer, store
@@ -132,6 +134,8 @@ class Window:
         """Take loss, x_k and g_k: everything is accumulated and nothing has moved yet."""
         self.look_away()
         self.stepping = True
+        rates = {float(group["lr"]) for group in self._optimizer.param_groups if "lr" in group}
+        self.lr = rates.pop() if len(rates) == 1 else None
         if self._arriving is not None:  # manual optimisation steps inside training_step
             self.moments.append(self._arriving)
             self._arriving = None

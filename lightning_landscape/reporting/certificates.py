@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from lightning_landscape.bounds import Certificate, Terms, in_force
+from lightning_landscape.reporting.fidelity import infidelity, is_faithful
 from lightning_landscape.reporting.numbers import number, shown
 
 TERMS = {
@@ -17,9 +18,14 @@ TERMS = {
 """What each part of a bound is, and what can be done about it"""
 
 
-def entries(certificates: Sequence[Certificate], drop: float | None) -> dict[str, Any]:
-    """Return ``bounds``: one entry a theorem, by its key."""
-    return {certificate.theorem: _entry(certificate, drop) for certificate in certificates}
+def entries(certificates: Sequence[Certificate], drop: float | None, run: dict[str, Any]) -> dict[str, Any]:
+    """Return ``bounds``: one entry a theorem, by its key; none is proved of a run whose replays are off."""
+    found = {certificate.theorem: _entry(certificate, drop) for certificate in certificates}
+    if not is_faithful(run, drop):
+        for entry in found.values():
+            entry["reason"] = f"{infidelity(run)}; {entry['reason']}"
+            entry["status"] = "estimate" if entry["status"] == "proved" else entry["status"]
+    return found
 
 
 def _entry(certificate: Certificate, drop: float | None) -> dict[str, Any]:
@@ -46,6 +52,8 @@ def _terms(terms: Terms | None) -> dict[str, float | None]:
 
 def theory_sentences(certificates: Sequence[Certificate], run: dict[str, Any], drop: float | None) -> str:
     """Return what theory promises of a run, and what its own trajectory certifies, for a practitioner to act on."""
+    if not is_faithful(run, drop):
+        return ""  # nothing that follows from these replays is to be acted on
     best = in_force(certificates)
     by_key = {certificate.theorem: certificate for certificate in certificates}
     trajectory = by_key["trajectory"]

@@ -18,6 +18,9 @@ from lightning_landscape.reporting.numbers import number
 NO_PROBE = "no probe was evaluated at the reference"
 
 
+_NOTHING: dict[str, Any] = {"violated": None, "violated_share": None, "violated_between": None, "quantiles": {}}
+
+
 def metrics() -> dict[str, C.WorstCase]:
     """Return a fresh metric for each condition with one constant, by its key in files and tags."""
     return {
@@ -50,7 +53,7 @@ def other_conditions(evidence: Evidence, windows: int, secants: Mapping[int, flo
         "exponents": {f"{e:g}": _entry(C.RelaxedPolyakLojasiewicz(exponent=e), evidence, windows) for e in EXPONENTS},
     }
     mu, upper = found["restricted_secant"]["value"], found["upper_error_bound"]["value"]
-    found["upper_error_bound"]["restricted_secant_over_it"] = mu / upper if mu is not None and upper else None
+    found["upper_error_bound"]["restricted_secant_over_it"] = number(mu / upper) if mu is not None and upper else None
     found["smoothness"]["secant"] = _secant(evidence.table, secants)
     return found
 
@@ -94,7 +97,7 @@ def _found(metric: C.WorstCase, table: ProbeTable, full_batch: bool) -> dict[str
     if reason is None and "loss_infimum" in metric.columns:
         reason = reason_against_infimum(table, "loss")
     if reason is not None:
-        return {"value": None, "step": None, "violated": None, "reason": reason}
+        return {"value": None, "step": None, **_NOTHING, "reason": reason}
     metric.reset()
     metric.update(**columns_of(metric, table, full_batch))
     result = metric.compute()
@@ -129,13 +132,13 @@ def _reason(value: float, step: int | None, interval: bool) -> str | None:
 
 def _secant(table: ProbeTable, secants: Mapping[int, float]) -> dict[str, Any] | None:
     """Return the smoothness between consecutive iterates, where it was measured."""
-    rows = [probe for probe in table if probe.step in secants]
+    lengths = {p.step: p.step_size * p.step_size * p.grad_sq_norm + p.step_residual * p.step_residual for p in table}
+    rows = [probe for probe in table if probe.step in secants and math.isfinite(lengths[probe.step])]
     if not rows:
         return None
     metric = C.SecantSmoothness()
     for probe in rows:  # x_k − x_{k+1} = η_k g_k + e_k, and these are orthogonal
-        sq_step = probe.step_size**2 * probe.grad_sq_norm + probe.step_residual**2
-        metric.update(grad_sq_change=secants[probe.step], sq_step=sq_step)
+        metric.update(grad_sq_change=secants[probe.step], sq_step=lengths[probe.step])
     result = metric.compute()
     return {
         "value": number(result["value"]),

@@ -35,7 +35,7 @@ def summarise(
         "schema": SCHEMA,
         "run": {**run, "drop": drop},
         "conditions": {"alpha_beta": alpha_beta, **other_conditions(evidence, windows, secants or {})},
-        "bounds": entries(certificates, drop["value"]),
+        "bounds": entries(certificates, drop["value"], run),
         "bound_in_force": best.theorem if best else None,
         "verdict": verdict(alpha_beta, drop, run, len(rows))
         + theory_sentences(certificates, run, drop["value"])

@@ -245,37 +245,37 @@ def test_conditions_without_a_constant_say_why():
 
 
 def steady(**values):
-    """Return a run of plain SGD, every step probed, whose steps were η = 0.1 along g with G = 2."""
-    return [row(k, step_size=0.1, initial_loss=3.0, reference_loss=1 + 1e-3 * (k % 2), **values) for k in range(8)]
+    """Return a run of plain SGD with steps of 0.1, every second one probed."""
+    return [row(2 * k, step_size=0.1, initial_loss=3.0, reference_loss=1 + 1e-3 * (k % 2), **values) for k in range(8)]
 
 
 def test_the_verdict_names_what_dominates_and_what_would_help():
-    summary = summary_of(*steady(loss=3.0, inner_product=2.0, grad_sq_norm=1.0, sq_distance=2.0))
+    summary = summary_of(*steady(loss=3.0, inner_product=2.0, grad_sq_norm=1.0, sq_distance=2.0), steps=16)
     assert summary["bound_in_force"] == "sgd_sharp"
     best = summary["bounds"]["sgd_sharp"]
     assert f"promises an iterate within {best['value']:.4g} of f(x_p)" in summary["verdict"]
     assert "is the distance of the start, which more steps shrink" in summary["verdict"]
-    near = summary_of(*steady(loss=3.0, inner_product=2.0, grad_sq_norm=1.0, sq_distance=1e-6))
+    near = summary_of(*steady(loss=3.0, inner_product=2.0, grad_sq_norm=1.0, sq_distance=1e-6), steps=16)
     assert "is the noise of the step size, which a smaller or a decreasing step size shrinks" in near["verdict"]
     # δ ≤ 2Lγ = 0.4 asks for more than the pair with β = 0 has, δ = 0.05
-    forced = summary_of(*steady(loss=3.0, inner_product=0.1, grad_sq_norm=12.0, sq_distance=1e-6))
+    forced = summary_of(*steady(loss=3.0, inner_product=0.1, grad_sq_norm=12.0, sq_distance=1e-6), steps=16)
     assert "rules out the pair with the smallest β/δ, which a smaller step size would allow" in forced["verdict"]
 
 
 def test_the_verdict_without_a_theorem_gives_the_reason():
-    summary = summary_of(*steady(), sampling="sequential")
+    summary = summary_of(*steady(sq_distance=2.0), sampling="sequential", steps=16)
     assert summary["bound_in_force"] == "trajectory"
     assert "No theorem applies: the training loader does not shuffle" in summary["verdict"]
     assert "The certificate of this trajectory bounds the mean gap over its steps" in summary["verdict"]
     adam = {"class": "Adam", "defaults": {"lr": 0.1, "betas": [0.9, 0.999], "weight_decay": 0}}
-    off = summary_of(*(row(k, step_residual=1.0) for k in range(8)), optimizer=adam)
+    off = summary_of(*(row(2 * k, step_residual=1.0) for k in range(8)), optimizer=adam, steps=16)
     assert off["bound_in_force"] is None
     assert "No theorem applies: steps of Adam were not along the mini-batch gradient" in off["verdict"]
     assert "trajectory bounds" not in off["verdict"]
 
 
 def test_a_bound_beside_no_drop_is_vacuous():
-    rows = [row(k, step_size=0.1, step_residual=0.0, initial_loss=0.5) for k in range(8)]
-    assert "vacuous, because training achieved no drop" in summary_of(*rows)["verdict"]
-    unknown = [row(k, step_size=0.1, step_residual=0.0) for k in range(8)]
-    assert "was not measured to compare it with" in summary_of(*unknown)["verdict"]
+    rows = [row(2 * k, initial_loss=0.5) for k in range(8)]
+    assert "vacuous, because training achieved no drop" in summary_of(*rows, steps=16)["verdict"]
+    unknown = [row(2 * k) for k in range(8)]
+    assert "was not measured to compare it with" in summary_of(*unknown, steps=16)["verdict"]
