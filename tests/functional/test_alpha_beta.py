@@ -184,6 +184,8 @@ def test_coverage_is_the_best_over_all_subsets(table, share):
 
 @given(tables(st.floats(-1e3, 1e3)), st.sampled_from([0.5, 0.75]))
 def test_coverage_by_subsets_one_by_one(table, share):
+    # shares are found by bisection over floats, to which 1/δ of a denormal δ is infinite: ordinary magnitudes only
+    assume(all(v == 0 or 1e-100 < abs(v) < 1e100 for column in table.values() for v in column.tolist()))
     n = len(table["loss"])
     count = ceil(Fraction(share) * n)
     subsets = (list(rows) for rows in combinations(range(n), count))
