@@ -109,9 +109,14 @@ class LandscapeMonitor(Callback):
         self._step = 0
         self._next_step = _NEVER
         self._watching = False
+        self._just_probed = False
         self._sums: StepSums | None = None
         """Where every step is measured"""
         self._moved = False
+        self._backward = False
+        """Whether there was a backward pass since the last step"""
+        self._idle_steps = 0
+        """Steps without a gradient: training_step returned None"""
         self._first_step = 0
         self._may_refuse = True
 
@@ -154,7 +159,8 @@ class LandscapeMonitor(Callback):
             may_be_overwritten=any(map(_may_overwrite_parameters, trainer.callbacks)),  # type: ignore[attr-defined]
         )
         self._step = self._first_step = trainer.global_step
-        self._moved, self._may_refuse = False, True
+        self._idle_steps, self._backward = 0, False
+        self._moved, self._may_refuse, self._just_probed = False, True, False
         if self._resumed and self._step > 0:
             self._session.resume(self._resumed)
         self._resumed = {}
@@ -165,6 +171,9 @@ class LandscapeMonitor(Callback):
 
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        if self._just_probed:
+            self._just_probed = False
+            self._guarded(self._require_session().measurement.check_nothing_moved)()
         if self._step >= self._next_step:
             self._guarded(self._watch)()
 
@@ -177,7 +186,7 @@ class LandscapeMonitor(Callback):
 
     @override
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._moved = True
+        self._moved = self._backward = True
         if self._sums is not None:
             self._sums.count_backward()
 
@@ -188,6 +197,10 @@ class LandscapeMonitor(Callback):
         if self._sums is not None:
             self._guarded(self._sums.take)()
         self._step += 1
+        if self._backward:
+            self._backward = False
+        else:
+            self._idle_steps += 1
 
     @override
     def on_train_batch_end(
@@ -228,6 +241,7 @@ class LandscapeMonitor(Callback):
         session.measurement.look_away()
         if session.measurement.gradient_taken:
             session.finish_probe()
+            self._just_probed = True
             self._watching, self._next_step = False, session.measurement.schedule.next_step
 
     # ------------------------------------------------------------------------------------------------------- at the end
@@ -271,7 +285,12 @@ class LandscapeMonitor(Callback):
         self._ended = session.state()
         try:
             self.table, self.summary = session.end(
-                stopped_by, steps=self._step, complete=complete, evaluate=evaluate, moved=self._moved
+                stopped_by,
+                steps=self._step,
+                idle_steps=self._idle_steps,
+                complete=complete,
+                evaluate=evaluate,
+                moved=self._moved,
             )
         except Exception as error:
             session.measurement.abandon()
@@ -306,7 +325,7 @@ class LandscapeMonitor(Callback):
             except Exception as error:
                 session = self._require_session()
                 session.measurement.abandon()
-                self._next_step, self._watching, self._sums = _NEVER, False, None
+                self._next_step, self._watching, self._just_probed, self._sums = _NEVER, False, False, None
                 if isinstance(error, MisconfigurationException) and self._may_refuse:
                     raise
                 session.failure = _said(error)

@@ -149,13 +149,14 @@ class Session:
     # ------------------------------------------------------------------------------------------------------- at the end
 
     def end(
-        self, stopped_by: str, *, steps: int, complete: bool, evaluate: bool, moved: bool
+        self, stopped_by: str, *, steps: int, idle_steps: int, complete: bool, evaluate: bool, moved: bool
     ) -> tuple[ProbeTable, dict[str, Any]]:
         """Evaluate what waits for x_p; write table, summary and the remaining curves.
 
         Args:
             stopped_by: what ended training.
             steps: K, updates made.
+            idle_steps: those of this fit that had no gradient.
             complete: whether training came to its end.
             evaluate: whether to evaluate at all; where other processes or time may be gone it only writes what there is.
             moved: whether the parameters moved since `note_epoch_end`.
@@ -175,6 +176,7 @@ class Session:
             "stopped_by": stopped_by if self.failure is None else f"{stopped_by}; the monitor: {self.failure}",
             "id": self._run_id,
             "steps": steps,
+            "idle_steps": idle_steps,
             "reference": {
                 "kind": reference.kind,
                 "path": reference.path,
@@ -200,6 +202,11 @@ class Session:
             self.measurement.abandon()
             rank_zero_info("LandscapeMonitor: interrupted again, the rest of the probes stays unevaluated")
             return False
+        except Exception as error:  # what is evaluated so far is reported
+            self.measurement.abandon()
+            self.failure = f"{type(error).__name__} while evaluating at the reference: {error}"
+            rank_zero_warn(f"LandscapeMonitor could not evaluate every probe: {self.failure}. The others are reported")
+            return False
         if exact:  # else it was said already
             self._warn_of_infidelity()
         return True
@@ -221,6 +228,7 @@ class Session:
             },
             "store": {"dtype": self._settings.store_dtype, "bytes": measurement.store.nbytes},
             "off_schedule": measurement.off_schedule,
+            "moved_between": measurement.moved_between,
             "exact_sums": _finite_or_null(measurement.sums.state()) if measurement.sums is not None else None,
         }
 

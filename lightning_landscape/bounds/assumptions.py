@@ -62,9 +62,17 @@ def check_measured_throughout(evidence: Evidence) -> None:
     """Raise `DoesNotApply` where the probes do not reach to the end, or parameters moved between the optimiser's steps."""
     if not math.isfinite(evidence.final_sq_distance):
         raise DoesNotApply("the distance of the last iterate to the reference is not a finite number")
+    idle, moved = evidence.run.get("idle_steps"), evidence.run.get("moved_between")
+    if idle:
+        raise DoesNotApply(f"{idle} of {evidence.run['steps']} steps had no gradient: training_step returned None")
     stride, last = evidence.run.get("stride"), int(evidence.weights[-1])
-    if stride is not None and last > 2 * int(stride):
+    if stride is not None and last > max(2 * int(stride), 0.05 * evidence.steps):
         raise DoesNotApply(f"the last probe is {last} steps before the end, what came after it was not measured")
+    if moved:
+        raise DoesNotApply(
+            f"after the step of {moved} probes something else moved the parameters (a hook, an averaging callback), and the "
+            "proof is about the optimizer's steps alone"
+        )
     if evidence.jump is not None:
         raise DoesNotApply(
             f"after step {evidence.jump} the parameters were not where the step had left them: a hook moved them, and the "

@@ -49,17 +49,21 @@ class Evidence:
     def full_batch(self) -> bool:
         """Whether every probe is of one and the same function: equal losses at x_p, and at x_0, to rounding.
 
-        Where an epoch is known to have more batches than a step takes, equal losses are a coincidence (all zero, say).
+        Equal to rounding of their own size, and beside the drop between the two. Losses that are all at the infimum say
+        nothing (a model that interpolates): then an epoch must also be known to have no more batches than a step takes.
         """
-        batches = self.run.get("batches_per_epoch")
-        if isinstance(batches, int) and batches > int(self.run["accumulate_grad_batches"]):
-            return False
-        starts = self.column("initial_loss")
+        starts, ends = self.column("initial_loss"), self.column("reference_loss")
         starts = starts[~starts.isnan()]
-        return len(starts) > 1 and all(
-            bool((values.max() - values.min()) <= 1e-5 * values.abs().max())
-            for values in (self.column("reference_loss"), starts)
-        )
+        if len(starts) < 2 or len(ends) < 2:
+            return False
+        drop = (starts.mean() - ends.mean()).abs()
+        for values in (starts, ends):
+            spread = values.max() - values.min()
+            if bool(spread > 1e-5 * values.abs().max()) or (bool(drop > 0) and bool(spread > 1e-3 * drop)):
+                return False
+        batches = self.run.get("batches_per_epoch")
+        one_step = isinstance(batches, int) and batches <= int(self.run["accumulate_grad_batches"])
+        return one_step or bool((ends > self.column("loss_infimum")).any())
 
     @property
     def smoothness(self) -> float:

@@ -128,8 +128,8 @@ class SGDScheduleBound(Stochastic):
         off = evidence.run.get("off_schedule")
         if off:
             raise DoesNotApply(
-                f"the step was not the optimizer's lr times the gradient at {off} probes: gradients were clipped or changed, "
-                "so that the step sizes depend on the mini-batch"
+                f"the step was not one lr times the gradient at {off} probes: gradients were clipped or changed, so that step "
+                "sizes depend on the mini-batch, or parameter groups have several lr"
             )
         if bool((evidence.column("step_size") < 0).any()):
             raise DoesNotApply("a step went along +gradient")

@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch.optim import Optimizer
 from torch.utils.data import (
+    BatchSampler,
     DataLoader,
     IterableDataset,
     RandomSampler,
@@ -29,7 +30,7 @@ def describe_run(trainer: Trainer, module: LightningModule, optimizer: Optimizer
             "class": type(optimizer).__name__,
             "module": type(optimizer).__module__,
             "defaults": plain(optimizer.defaults),
-            "groups": [plain({k: v for k, v in group.items() if k != "params"}) for group in optimizer.param_groups[:8]],
+            "groups": [plain({k: v for k, v in group.items() if k != "params"}) for group in optimizer.param_groups],
         },
         "gradient_clipping": _clipping(trainer),
         "sampling": sampling(trainer.train_dataloader),
@@ -62,7 +63,9 @@ def sampling(loader: Any) -> str:
     """
     if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
         return "unknown"
-    sampler = getattr(loader.batch_sampler, "sampler", loader.sampler)
+    if loader.batch_sampler is not None and type(loader.batch_sampler) is not BatchSampler:
+        return "unknown"  # the user's own, which may shuffle
+    sampler = loader.sampler
     if isinstance(sampler, (RandomSampler, WeightedRandomSampler)):
         return "with_replacement" if sampler.replacement else "reshuffled"
     if isinstance(sampler, SubsetRandomSampler) or getattr(sampler, "shuffle", False) is True:  # also torch's distributed one

@@ -11,8 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -22,6 +24,7 @@ from lightning_landscape.probing.gradients import is_finite, loss_scale
 from lightning_landscape.probing.parameters import (
     Swap,
     copied,
+    fingerprint,
     inner_product_and_distance,
     measure_step,
     named_parameters,
@@ -107,6 +110,10 @@ class Measurement:
         self._disk_full = False
         self.secants: dict[int, float] | None = {} if secant else None
         """‖∇f_{i_k}(x_{k+1}) − ∇f_{i_k}(x_k)‖² by step; None where it was not asked for"""
+        self._left: tuple[list[str], Tensor] | None = None
+        """The parameters as the newest probe's step left them: their names, and elements of them"""
+        self.moved_between = 0
+        """Probes after whose step something else moved the parameters"""
         self.off_schedule = 0
         """Probes whose step was not lr times the gradient: something clipped or changed it, or the optimiser is no SGD"""
         self.sums = StepSums(trainer, module, optimizer) if exact_sums else None
@@ -141,6 +148,17 @@ class Measurement:
             if self._window is not None:
                 self._window.watch()
         return dropped
+
+    def check_nothing_moved(self) -> None:
+        """Note whether the parameters are still where the newest probe's step left them, when the next batch starts."""
+        if self._left is None:
+            return
+        with self._timed():
+            (names, left), self._left = self._left, None
+            parameters = named_parameters(self._module)
+            here = all(name in parameters for name in names)  # pruning renames them
+            now = fingerprint({name: parameters[name] for name in names}) if here else left.new_zeros(0)
+            self.moved_between += not (here and torch.allclose(now, left, rtol=0, atol=0, equal_nan=True))
 
     def look_away(self) -> None:
         """Stop watching ``training_step`` until the next batch."""
@@ -188,10 +206,11 @@ class Measurement:
             if not window.measurable:
                 self._miss(window.step, "no_loss")
                 return None
+            self._left = (list(window.before), fingerprint(window.after()))
             probe = self._measure(window)
             if probe is not None and not self.schedule.kept:
                 self._check_replay(window)
-            change = self._gradient_change(window) if probe is not None and self.secants is not None else math.nan
+            change = self._change_or_nan(window) if probe is not None and self.secants is not None else math.nan
             if probe is not None and self.reference is not None:
                 probe = self._at_reference(probe, window, self.reference)
             if probe is None:
@@ -201,6 +220,18 @@ class Measurement:
                 if self.secants is not None and is_finite(change):
                     self.secants[probe.step] = change
             return probe
+
+    def _change_or_nan(self, window: Window) -> float:
+        """Return the change of the gradient; where it cannot be had, the secants are given up and nothing else."""
+        try:
+            return self._gradient_change(window)
+        except Exception as error:
+            self.secants = None
+            rank_zero_warn(
+                f"LandscapeMonitor(secant=True) could not take the gradient again, {type(error).__name__}: {error}. Supported "
+                "are modules that torch.autograd.grad goes through (checkpointing with use_reentrant=False); all else goes on"
+            )
+            return math.nan
 
     def _gradient_change(self, window: Window) -> float:
         """Return ‖∇f_{i_k}(x_{k+1}) − ∇f_{i_k}(x_k)‖²: the same mini-batch once more, where the step has led to."""
@@ -233,7 +264,8 @@ class Measurement:
         if not is_finite(window.loss, *measures):
             return None
         rounding = measures.residual / math.sqrt(measures.grad_sq_norm) if measures.grad_sq_norm else math.inf
-        if window.lr is None or abs(measures.step_size - window.lr) > 1e-3 * abs(window.lr) + rounding:
+        lr = window.lr * window.share if window.lr is not None else math.nan
+        if not abs(measures.step_size - lr) <= 1e-3 * abs(lr) + rounding:
             self.off_schedule += 1
         return Probe(
             step=window.step,
@@ -414,6 +446,7 @@ class Measurement:
             "gradients_enabled": self.replayer.gradients_enabled,
             "seconds": self.seconds,
             "off_schedule": self.off_schedule,
+            "moved_between": self.moved_between,
             "secants": None if self.secants is None else {str(step): change for step, change in self.secants.items()},
             "exact_sums": self.sums.state() if self.sums is not None else None,
         }
@@ -436,7 +469,7 @@ class Measurement:
         self.fidelity = Fidelity(list(state["fidelity"]["steps"]), state["fidelity"]["max_abs"])
         self.replayer.gradients_enabled = state["gradients_enabled"]
         self.seconds = state["seconds"]
-        self.off_schedule = state.get("off_schedule", 0)
+        self.off_schedule, self.moved_between = state.get("off_schedule", 0), state.get("moved_between", 0)
         if self.secants is not None and state.get("secants") is not None:
             self.secants = {int(k): change for k, change in state["secants"].items() if int(k) in self.schedule.kept}
         if self.sums is not None and state.get("exact_sums") is not None:

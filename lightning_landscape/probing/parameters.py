@@ -52,6 +52,13 @@ def copied(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
+def fingerprint(parameters: Mapping[str, Tensor]) -> Tensor:
+    """Return up to 1,024 elements of each parameter, as one tensor: enough to see that something moved them."""
+    flat = [parameter.detach().reshape(-1) for parameter in parameters.values()]
+    return torch.cat([values[:: max(1, values.numel() // 1024)].to(flat[0].device, torch.float64) for values in flat])
+
+
+@torch.no_grad()
 def assign(parameters: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
     """Write values into parameters in place: the same tensors, so that nothing that holds them is misled."""
     for name, value in values.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import pickle
 from collections.abc import Mapping
@@ -43,7 +44,9 @@ def last_iterate(parameters: Mapping[str, Tensor], folder: Path | None) -> Refer
 
 
 def sq_distance(here: Mapping[str, Tensor], reference: Reference) -> float:
-    """Return ‖x − x_p‖² for parameters x by name."""
+    """Return ‖x − x_p‖² for parameters x by name; ``nan`` where the reference does not have them all."""
+    if any(name not in reference.parameters for name in here):
+        return math.nan  # parameters that joined the optimiser late
     return inner_product_and_distance(here, reference.parameters, {}, 1.0)[1]
 
 

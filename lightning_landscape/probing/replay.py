@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -166,7 +166,7 @@ class Replayer:
         losses, gradient = [], dict[str, Tensor]()
         trained = {name: parameter for name, parameter in parameters.items() if parameter.requires_grad}
         for moment in moments:
-            with torch.enable_grad():
+            with without_hooks(trained.values()), torch.enable_grad():
                 loss = self._forward(moment)
                 parts = torch.autograd.grad(loss * scale, list(trained.values()), allow_unused=True)
             losses.append(float(loss.detach()))
@@ -202,6 +202,19 @@ class Replayer:
             raise NotMeasurable("training_step returned None in the replay")
         scalar_loss(loss)
         return torch.as_tensor(loss).reshape(())
+
+
+@contextmanager
+def without_hooks(parameters: Iterable[Tensor]) -> Iterator[None]:
+    """Set the gradient hooks of parameters aside: they may keep a state that this backward pass is not to change."""
+    aside = [(parameter, parameter._backward_hooks) for parameter in parameters if parameter._backward_hooks]
+    for parameter, _ in aside:
+        parameter._backward_hooks = None
+    try:
+        yield
+    finally:
+        for parameter, hooks in aside:
+            parameter._backward_hooks = hooks
 
 
 def _nothing(*args: Any, **kwargs: Any) -> None:

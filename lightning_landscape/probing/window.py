@@ -63,6 +63,8 @@ class Window:
         self.moments: list[Frozen] = []
         self.lr: float | None = None
         """The optimiser's learning rate for this step; None where its groups have several"""
+        self.share = 1.0
+        """The part of a whole window that this one is: Lightning divides a short last one by the whole number"""
         self.stepping = False
         """Whether the window has come to the optimiser's step"""
         self._trainer, self._module, self._optimizer, self._store = trainer, module, optimizer, store
@@ -157,6 +159,7 @@ class Window:
             self.gradient = Gradient(raw, 1 / (scale * len(self.moments)))
         else:
             self.loss = sum(self._losses) / len(self._losses)
+            self.share = 1 / accumulation_factor(self._trainer, len(self._losses))
             factor = unscaling_factor(self._trainer, self._optimizer) * accumulation_factor(self._trainer, len(self._losses))
             self.gradient = read_gradient(parameters, factor)
         if self.measurable:

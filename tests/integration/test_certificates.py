@@ -1,5 +1,6 @@
 """Real runs: the certificate of the trajectory as an inequality, which theorem applies and why not, sums over every step."""
 
+import copy
 import math
 
 import lightning.pytorch as pl
@@ -9,6 +10,7 @@ from lightning.pytorch.plugins import MixedPrecision
 from torch.utils.data import DataLoader, RandomSampler, TensorDataset
 
 from lightning_landscape import LandscapeMonitor, load
+from lightning_landscape.bounds import Evidence
 from lightning_landscape.optim import NGN, AdaGradNormMax, DecSPS, SPSMax
 from tests.helpers.modules import FEATURES, loader
 from tests.helpers.settings import SETTINGS, train
@@ -398,8 +400,10 @@ def test_parameters_that_a_hook_moves_after_the_step_are_seen(tmp_path):
     trainer.fit(Undone(sgd()), data())
     for bound in monitor.summary["bounds"].values():
         assert not bound["applies"]
-    assert "a hook moved them" in monitor.summary["bounds"]["trajectory"]["reason"]
-    assert "a hook moved them" in monitor.summary["bounds"]["sgd"]["reason"]
+    assert "something else moved the parameters" in monitor.summary["bounds"]["trajectory"]["reason"]
+    assert "something else moved the parameters" in monitor.summary["bounds"]["sgd"]["reason"]
+    # seen in the table alone, too, where consecutive steps are probes
+    assert Evidence(monitor.table, monitor.summary["run"]).jump is not None
 
 
 def test_another_optimiser_of_the_same_name_is_no_reason_to_lose_the_report(tmp_path):
@@ -489,3 +493,143 @@ def test_equal_losses_of_different_batches_are_no_full_batch(tmp_path):
     assert monitor.summary["conditions"]["aiming"]["measured_on"] == "mini-batch"
     assert not monitor.summary["bounds"]["gradient_descent"]["applies"]
     assert "does not shuffle" in monitor.summary["bounds"]["sgd"]["reason"]
+
+
+def plain_fit(module, loader, folder, epochs=4, every=10, callbacks=(), **ours):
+    """Train any module with few probes and return its monitor."""
+    pl.seed_everything(5, verbose=False)
+    monitor = LandscapeMonitor(**{"every_n_steps": every, "max_probes": 1000, "dirpath": folder, **ours})
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        max_epochs=epochs,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[monitor, *callbacks],
+    )
+    trainer.fit(module, loader)
+    return monitor
+
+
+@pytest.mark.parametrize("every", [1, 10])
+def test_a_hook_that_undoes_steps_is_seen_at_any_stride(every, tmp_path):
+    class Undone(Regression):
+        def on_train_batch_end(self, *args):
+            with torch.no_grad():
+                for p in self.parameters():
+                    p.mul_(1 + 1e-6)  # so little that no distance shows it
+
+    monitor = plain_fit(Undone(sgd()), data(), tmp_path, every=every)
+    assert monitor.summary["run"]["moved_between"] >= len(monitor.table) - 1
+    assert not any(bound["applies"] for bound in monitor.summary["bounds"].values())
+    assert "something else moved the parameters" in monitor.summary["bounds"]["sgd"]["reason"]
+    assert fit(sgd(), tmp_path / "plain").summary["run"]["moved_between"] == 0
+
+
+def test_steps_without_a_gradient_are_counted(tmp_path):
+    class Skips(Regression):
+        def training_step(self, batch, batch_idx):
+            return None if batch_idx % 3 else super().training_step(batch, batch_idx)
+
+    monitor = plain_fit(Skips(sgd()), data(), tmp_path)
+    assert monitor.summary["run"]["idle_steps"] == 40
+    assert "40 of 60 steps had no gradient" in monitor.summary["bounds"]["sgd"]["reason"]
+    assert fit(sgd(), tmp_path / "plain", accumulate_grad_batches=2).summary["run"]["idle_steps"] == 0
+
+
+def test_a_short_last_window_is_no_clipping(tmp_path):
+    monitor = fit(sgd(), tmp_path, accumulate_grad_batches=2)  # 15 batches an epoch
+    assert monitor.summary["run"]["off_schedule"] == 0
+    assert monitor.summary["bounds"]["sgd_schedule"]["applies"]
+
+
+def test_the_full_batch_several_times_an_epoch_is_the_full_batch(tmp_path):
+    whole = data().dataset[:]
+    loader = DataLoader([whole] * 20, batch_size=None)
+    monitor = plain_fit(Regression(sgd()), loader, tmp_path, epochs=2, every=1)
+    assert monitor.summary["conditions"]["aiming"]["measured_on"] == "full batch"
+    assert monitor.summary["bounds"]["gradient_descent"]["status"] == "proved"
+
+
+def test_a_batch_sampler_of_the_users_own_is_not_called_sequential(tmp_path):
+    class Shuffled:
+        def __iter__(self):
+            return iter(torch.randperm(90).view(15, 6).tolist())
+
+        def __len__(self):
+            return 15
+
+    monitor = plain_fit(Regression(sgd()), DataLoader(data().dataset, batch_sampler=Shuffled()), tmp_path)
+    assert monitor.summary["run"]["sampling"] == "unknown"
+    assert "the order of the data is not known" in monitor.summary["bounds"]["sgd"]["reason"]
+
+
+class Hooked(Regression):
+    """A gradient hook with a state of its own, which every backward pass through it changes."""
+
+    def on_fit_start(self):
+        self.scale, self.calls = 0.0, 0
+        for p in self.parameters():
+            p.register_hook(self.hook)
+
+    def hook(self, gradient):
+        self.calls += 1
+        self.scale = 0.9 * self.scale + 0.1 * float(gradient.norm())
+        return gradient / (1 + self.scale)
+
+
+def squared_error(module, batch):
+    x, y = batch
+    return (module.net(x).squeeze(1) - y).square().mean()
+
+
+@pytest.mark.parametrize("ours", [{"secant": True}, {"loss": squared_error}])
+def test_hooks_of_parameters_do_not_see_our_backward_passes(ours, tmp_path):
+    plain = Hooked(sgd())
+    monitored = copy.deepcopy(plain)
+    plain_fit(plain, data(), tmp_path / "a")
+    plain_fit(monitored, data(), tmp_path / "b", **ours)
+    assert monitored.calls == plain.calls == 60 * 4
+    assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), monitored.parameters(), strict=True))
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
+def test_a_secant_that_cannot_be_had_costs_nothing_else(tmp_path):
+    from torch.utils.checkpoint import checkpoint
+
+    class Reentrant(Regression):
+        def training_step(self, batch, batch_idx):
+            x, y = batch
+            hidden = checkpoint(self.net[1], self.net[0](x), use_reentrant=True)
+            return (self.net[2](hidden).squeeze(1) - y).square().mean()
+
+    with pytest.warns(UserWarning, match="secant=True.*could not take the gradient again"):
+        monitor = plain_fit(Reentrant(sgd()), data(), tmp_path, secant=True)
+    assert len(monitor.table) == 6
+    assert monitor.summary["conditions"]["smoothness"]["secant"] is None
+    assert monitor.summary["conditions"]["smoothness"]["value"] is not None
+
+
+def test_a_file_reference_without_the_parameters_that_join_late_still_gives_a_report(tmp_path):
+    class Late(pl.callbacks.BaseFinetuning):
+        def freeze_before_training(self, pl_module):
+            self.freeze(pl_module.net[0])
+
+        def finetune_function(self, pl_module, epoch, optimizer):
+            if epoch == 2:
+                self.unfreeze_and_add_param_group(pl_module.net[0], optimizer, lr=0.05, initial_denom_lr=1.0)
+
+    class Tuned(Regression):
+        def configure_optimizers(self):
+            return torch.optim.SGD([p for p in self.parameters() if p.requires_grad], lr=0.05)
+
+    module = Tuned(None)
+    there = copy.deepcopy(module.state_dict())
+    there["net.2.weight"] += 0.1
+    torch.save(there, tmp_path / "there.pt")
+    with pytest.warns(UserWarning, match="LandscapeMonitor"):
+        monitor = plain_fit(module, data(), tmp_path, callbacks=[Late()], reference=str(tmp_path / "there.pt"))
+    assert len(monitor.table) == 3
+    assert monitor.summary["run"]["complete"] is False
+    assert monitor.summary["conditions"]["alpha_beta"]["interpolation_error"] is not None
