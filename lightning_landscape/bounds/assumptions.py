@@ -65,7 +65,7 @@ def check_measured_throughout(evidence: Evidence) -> None:
     idle, moved = evidence.run.get("idle_steps"), evidence.run.get("moved_between")
     if idle:
         raise DoesNotApply(f"{idle} of {evidence.run['steps']} steps had no gradient: training_step returned None")
-    stride, last = evidence.run.get("stride"), int(evidence.weights[-1])
+    stride, last = evidence.run.get("stride"), int(evidence.spans[-1])
     if stride is not None and last > max(2 * int(stride), 0.05 * evidence.steps):
         raise DoesNotApply(f"the last probe is {last} steps before the end, what came after it was not measured")
     if moved:

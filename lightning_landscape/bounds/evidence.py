@@ -112,10 +112,19 @@ class Evidence:
         return int(self.run["steps"]) - self.first_step
 
     @cached_property
+    def spans(self) -> Tensor:
+        """Steps from each probe to the next, and from the last one to the end, shape ``(n,)``."""
+        return self.spans_until(self.steps)
+
+    def spans_until(self, steps: int) -> Tensor:
+        """Return the spans within the first steps from x_0 on; 0 for later probes."""
+        offsets = (self.column("step") - self.first_step).clamp(max=steps)
+        return torch.cat([offsets, offsets.new_tensor([steps])]).diff().clamp(min=0)
+
+    @cached_property
     def weights(self) -> Tensor:
-        """For how many steps each probe stands: up to the next one, shape ``(n,)``."""
-        ends = [*(probe.step for probe in self.table[1:]), int(self.run["steps"])]
-        return torch.tensor([max(end - p.step, 0) for p, end in zip(self.table, ends, strict=True)], dtype=torch.float64)
+        """How much each probe counts in an estimate of a sum over steps, shape ``(n,)``; 1 where every step is a probe."""
+        return interpolation_weights(self.spans)
 
     @property
     def every_step(self) -> bool:
@@ -158,7 +167,7 @@ class Evidence:
         after = torch.cat([before[1:], before.new_tensor([self.final_sq_distance])])
         size = before + after + along.abs() + squares
         off = (before - along + squares - after).abs() > 2 * rest * before.sqrt() + rest.square() + 1e-4 * size
-        rows = (off & (self.weights == 1)).nonzero().flatten()
+        rows = (off & (self.spans == 1)).nonzero().flatten()
         return int(self.table[int(rows[0])].step) if len(rows) else None
 
     def departure(self, expected: Tensor) -> int | None:
@@ -216,3 +225,23 @@ class Evidence:
             for name in ("momentum", "weight_decay")
             for value in sorted({str(option[name]) for option in options if option.get(name) not in (None, 0, False)})
         ]
+
+
+def interpolation_weights(spans: Tensor) -> Tensor:
+    """Return the weights with which values at probes, straight lines between them, sum up over every step.
+
+    Args:
+        spans: h_k, steps from each probe to the next, shape ``(n,)``; after the last one its value stays. A span of 0 is of
+            a probe that does not count.
+
+    Example:
+        >>> import torch
+        >>> interpolation_weights(torch.tensor([3.0, 1.0, 2.0]))  # a, (2a + b)/3, (a + 2b)/3, b, c, c
+        tensor([2., 2., 2.])
+    """
+    left, right = (spans + 1) / 2, (spans - 1).clamp(min=0) / 2
+    weights = torch.where(spans > 0, left, 0.0)
+    last = int((spans > 0).nonzero().max()) if bool((spans > 0).any()) else 0
+    weights[last] = spans[last]
+    weights[1 : last + 1] += right[:last]
+    return weights

@@ -138,7 +138,7 @@ class SGDScheduleBound(Stochastic):
         """Return `lightning_landscape.bounds.functional.sgd_schedule` as a function of the pair."""
         if math.isinf(steps):
             raise DoesNotApply("a schedule says nothing of steps beyond its end")
-        counts = evidence.weights.long()
+        counts = evidence.spans.long()
         return B.sgd_schedule_shape(
             step_sizes=evidence.column("step_size").repeat_interleave(counts)[: int(steps)], **constants
         )

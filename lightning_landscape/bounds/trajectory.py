@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
+from fractions import Fraction
 
 from lightning_landscape.bounds import functional as B
 from lightning_landscape.bounds.assumptions import check_measured_throughout
-from lightning_landscape.bounds.evidence import RESIDUAL_SHARE, Evidence
+from lightning_landscape.bounds.evidence import RESIDUAL_SHARE, Evidence, interpolation_weights
 from lightning_landscape.bounds.theorem import DoesNotApply, Status, Theorem
 from lightning_landscape.functional._envelope import as_float
 from lightning_landscape.functional._fractional import LinearFractional
@@ -58,7 +60,12 @@ class TrajectoryBound(Theorem):
         """Return `lightning_landscape.bounds.functional.trajectory` as a function of the pair."""
         if math.isinf(steps):
             raise DoesNotApply("the certificate is of the steps that were made")
-        return B.trajectory_shape(**(constants if steps == evidence.steps else self._sums(evidence, int(steps))))
+        sums = dict(constants) if steps == evidence.steps else self._sums(evidence, int(steps))
+        along = sums.pop("inner_product_sum", None)
+        shape = B.trajectory_shape(**sums)
+        # what the probes say of Σ η p stands for (D_0² − D_K²)/2 + ½ Σ η²G², which it is over every step: sums with the same
+        # weights on both sides of an inequality that holds at each probe cannot contradict it
+        return shape if along is None else replace(shape, distance=Fraction(along) - Fraction(sums["sq_step_sum"]) / 2)
 
     def status(self, evidence: Evidence) -> tuple[Status, str]:
         """Return "proved" where every step was a probe."""
@@ -78,9 +85,8 @@ class TrajectoryBound(Theorem):
         sizes, squares = evidence.column("step_size"), evidence.column("grad_sq_norm")
         rest, distance = evidence.column("step_residual"), evidence.column("sq_distance").sqrt()
         excess = evidence.column("reference_loss") - evidence.column("loss_infimum")
-        offset = evidence.column("step") - evidence.first_step
-        weights = evidence.weights.minimum((steps - offset).clamp(min=0))
-        later = (offset >= steps).nonzero().flatten()
+        weights = interpolation_weights(evidence.spans_until(steps))
+        later = (evidence.column("step") - evidence.first_step >= steps).nonzero().flatten()
         final = evidence.final_sq_distance if not len(later) else float(evidence.column("sq_distance")[int(later[0])])
         sums = {
             "step_size_sum": float((weights * sizes).sum()),
@@ -94,6 +100,8 @@ class TrajectoryBound(Theorem):
         if kept is not None and steps == evidence.steps:
             sums["step_size_sum"], sums["sq_step_sum"] = kept["step_size"], kept["sq_step"]
             sums["residual"] = kept["sq_residual"] / 2 + float((weights * rest * distance).sum())
+        elif not evidence.every_step:
+            sums["inner_product_sum"] = float((weights * sizes * evidence.column("inner_product")).sum())
         return sums
 
 
