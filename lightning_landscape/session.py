@@ -224,9 +224,11 @@ class Session:
                 "steps": fidelity.steps,
                 "max_abs": number(fidelity.max_abs) if fidelity.steps else None,
                 "exact": fidelity.exact if fidelity.steps else None,
+                "gradient": None if fidelity.gradient is None else number(fidelity.gradient),
                 "autograd": measurement.replayer.gradients_enabled,
             },
             "store": {"dtype": self._settings.store_dtype, "bytes": measurement.store.nbytes},
+            "learning_rates": _learning_rates(measurement.learning_rates),
             "off_schedule": measurement.off_schedule,
             "moved_between": measurement.moved_between,
             "exact_sums": _finite_or_null(measurement.sums.state()) if measurement.sums is not None else None,
@@ -303,6 +305,11 @@ class Session:
 def _finite_or_null(sums: dict[str, Any] | None) -> dict[str, Any] | None:
     """Return sums as JSON holds them: a run that diverged has some that are not finite."""
     return None if sums is None else {name: v if isinstance(v, int) else number(v) for name, v in sums.items()}
+
+
+def _learning_rates(seen: tuple[float, float] | None) -> dict[str, float | None] | None:
+    """Return the range of learning rates over the probes; null values where parameter groups had several."""
+    return None if seen is None else {"min": number(seen[0]), "max": number(seen[1])}
 
 
 def _writes_nothing(trainer: Trainer) -> bool:

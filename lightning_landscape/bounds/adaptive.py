@@ -23,6 +23,9 @@ class _Adaptive(Stochastic):
 
     optimizer: ClassVar[str]
     needs_loss: ClassVar[bool] = True
+    constant_rate: ClassVar[bool] = True
+    """Whether the theorem is about a learning rate that no scheduler changes"""
+    noise_remedy = "which a smaller lr shrinks"
 
     def check(self, evidence: Evidence) -> None:
         """Check the optimiser and how it was used, before what was measured."""
@@ -34,6 +37,9 @@ class _Adaptive(Stochastic):
             raise DoesNotApply("gradients were accumulated; the step size was made of the last micro-batch's loss alone")
         if self.needs_loss and evidence.run["precision"] == "16-mixed":
             raise DoesNotApply("a GradScaler calls the optimizer without its loss")
+        seen, start = evidence.learning_rates, evidence.learning_rate
+        if self.constant_rate and seen is not None and seen != (start, start):
+            raise DoesNotApply(f"lr started at {start:g} and was {seen[0]:g} to {seen[1]:g} at the probes; the theorem has one")
         super().check(evidence)
 
     def check_loss_infimum(self, evidence: Evidence) -> None:
@@ -62,6 +68,8 @@ class _Adaptive(Stochastic):
 
 class SPSMaxBound(_Adaptive):
     """SPS_max (Islamov et al. 2024, Theorem 2)."""
+
+    noise_remedy = "which a smaller lr shrinks, down to 1/(2cL)"
 
     name = "sps_max"
     title = "SPS_max"
@@ -103,6 +111,7 @@ class DecSPSBound(_Adaptive):
     name = "dec_sps"
     title = "DecSPS"
     optimizer = "DecSPS"
+    noise_remedy = "which more steps or a larger c_init shrink"
     condition = "c_init ≥ 1/(α − β)"
     remedy = "a larger c_init"
 
@@ -202,6 +211,8 @@ class NGNDecreasingBound(NGNBound):
 
     name = "ngn_decreasing"
     title = "NGN with γ falling as 1/√(k + 1)"
+    constant_rate = False
+    noise_remedy = "which more steps shrink"
 
     def growth(self, evidence: Evidence) -> Tensor:
         """Return √(k + 1) at each probe."""
@@ -221,6 +232,7 @@ class AdaGradNormMaxBound(_Adaptive):
     name = "adagrad_norm_max"
     title = "AdaGrad-norm-max"
     optimizer = "AdaGradNormMax"
+    noise_remedy = "which a larger b_init or larger batches shrink"
     needs_loss = False
     condition = "b_init ≥ 2L step_size/(α − β)"
     remedy = "a larger b_init or a smaller step size"
@@ -255,5 +267,18 @@ def _root_schedule(c_init: float, steps: float) -> dict[str, float]:
     """Return c_{K−1} and Σ 1/c_k of c_k = c_0 √(k + 1)."""
     if math.isinf(steps):
         return {"c_last": math.inf, "inverse_c_sum": math.inf}
-    inverse = torch.arange(1, int(steps) + 1, dtype=torch.float64).rsqrt().sum()
-    return {"c_last": c_init * math.sqrt(steps), "inverse_c_sum": float(inverse) / c_init}
+    return {"c_last": c_init * math.sqrt(steps), "inverse_c_sum": sum_of_inverse_roots(int(steps)) / c_init}
+
+
+def sum_of_inverse_roots(steps: int) -> float:
+    """Return ``Σ_{k=1}^K 1/√k``; from 64 steps on by Euler and Maclaurin's formula, whose rest is below float64's rounding.
+
+    Example:
+        >>> sum_of_inverse_roots(2)
+        1.7071067811865475
+    """
+    if steps < 64:
+        return math.fsum(1 / math.sqrt(k) for k in range(1, steps + 1))
+    zeta_of_half = -1.4603545088095868
+    root = math.sqrt(steps)
+    return 2 * root + zeta_of_half + 1 / (2 * root) - 1 / (24 * root**3) + 1 / (384 * root**7)

@@ -10,6 +10,9 @@ from torch import Tensor
 from lightning_landscape.bounds.evidence import RESIDUAL_SHARE, Evidence
 from lightning_landscape.bounds.theorem import DoesNotApply, Theorem
 
+SAME_GRADIENT = 0.01
+"""Largest relative difference of a gradient from the same one evaluated again; by rounding it is less"""
+
 
 class Stochastic(Theorem):
     """A theorem about steps along mini-batch gradients, the mini-batches drawn at random."""
@@ -62,6 +65,12 @@ def check_measured_throughout(evidence: Evidence) -> None:
     """Raise `DoesNotApply` where the probes do not reach to the end, or parameters moved between the optimiser's steps."""
     if not math.isfinite(evidence.final_sq_distance):
         raise DoesNotApply("the distance of the last iterate to the reference is not a finite number")
+    off = evidence.gradient_difference
+    if off is not None and off > SAME_GRADIENT:
+        raise DoesNotApply(
+            f"the gradient that the optimizer got differs from that of the measured loss by {off:.2g} of its length: a "
+            "callback or a hook changed it (noise, clipping, centring), or loss= is not what was trained"
+        )
     idle, moved = evidence.run.get("idle_steps"), evidence.run.get("moved_between")
     if idle:
         raise DoesNotApply(f"{idle} of {evidence.run['steps']} steps had no gradient: training_step returned None")
@@ -83,7 +92,7 @@ def check_measured_throughout(evidence: Evidence) -> None:
 def check_infimum(evidence: Evidence) -> None:
     """Raise `DoesNotApply` where a loss is at the infimum while its gradient is not zero, or below it."""
     if math.isinf(evidence.smoothness):
-        raise DoesNotApply("a loss is at loss_infimum while its gradient is not zero: pass a smaller loss_infimum=")
+        raise DoesNotApply("a loss is at loss_infimum, or below, while its gradient is not zero: pass a smaller loss_infimum=")
 
 
 def root_of_step(evidence: Evidence) -> Tensor:

@@ -18,6 +18,9 @@ from lightning_landscape.probes import ProbeTable
 RESIDUAL_SHARE = 0.01
 """A run moves along its mini-batch gradients if what of its steps did not is at most this share of what did"""
 
+FLOAT32_ROUNDING = float(torch.finfo(torch.float32).eps)
+"""Losses of this size beside the largest one are rounding"""
+
 STEP_TOLERANCE = 1e-3
 """Relative difference from a rule up to which measured step sizes follow it, beside their own rounding"""
 
@@ -65,11 +68,30 @@ class Evidence:
         one_step = isinstance(batches, int) and batches <= int(self.run["accumulate_grad_batches"])
         return one_step or bool((ends > self.column("loss_infimum")).any())
 
+    @cached_property
+    def rounded_away(self) -> Tensor:
+        """Which probes' losses are at the infimum to float32 rounding of the largest loss, bool, shape ``(n,)``.
+
+        Cross-entropy in float32 is 0 where the loss is tiny and its gradient is not.
+        """
+        gap = self.column("loss") - self.column("loss_infimum")
+        return (gap >= 0) & (gap <= self._rounding)
+
     @property
     def smoothness(self) -> float:
-        """L: the largest over the probes of ‖g‖²/(2(a − l)), a lower estimate."""
+        """L: the largest over the probes of ‖g‖²/(2(a − l)), a lower estimate; a − l as large as rounding may have made it 0.
+
+        Infinite where a loss is below the infimum, or so near to it that only rounding can make its gradient possible.
+        """
         columns = self.table.columns("grad_sq_norm", "loss", "loss_infimum")
-        return float(F.smoothness_ratio(**columns).max())
+        own = F.smoothness_ratio(**columns)
+        known = float(own[~self.rounded_away].max()) if not bool(self.rounded_away.all()) else 0.0
+        least = own[self.rounded_away].minimum(self.column("grad_sq_norm")[self.rounded_away] / (2 * self._rounding))
+        return known if bool((least <= known).all()) else math.inf
+
+    @property
+    def _rounding(self) -> float:
+        return FLOAT32_ROUNDING * float((self.column("loss") - self.column("loss_infimum")).max())
 
     @property
     def full_batch_smoothness(self) -> float:
@@ -214,6 +236,18 @@ class Evidence:
         if not isinstance(value, (int, float)):
             raise ValueError(f"{self.optimizer} has no option `{name}` that is a number, but {value!r}")
         return float(value)
+
+    @property
+    def learning_rates(self) -> tuple[float, float] | None:
+        """The smallest and the largest learning rate over the probes; None where parameter groups had several, or unknown."""
+        seen = self.run.get("learning_rates")
+        return None if seen is None or seen["min"] is None else (float(seen["min"]), float(seen["max"]))
+
+    @property
+    def gradient_difference(self) -> float | None:
+        """How far gradients that the optimiser got were from those of the loss, relatively; None if not compared."""
+        difference = self.run.get("fidelity", {}).get("gradient")
+        return None if difference is None else float(difference)
 
     @property
     def declared(self) -> list[str]:

@@ -44,6 +44,7 @@ class SGDBound(Stochastic):
     title = "SGD with a constant step"
     condition = "step_size ≤ (α − β)/(2L)"
     remedy = "a smaller step size"
+    noise_remedy = "which a smaller or a decreasing step size shrinks"
 
     def check_steps(self, evidence: Evidence) -> None:
         """Check that the step size was constant."""
@@ -78,6 +79,7 @@ class SGDDecreasingBound(Stochastic):
     title = "SGD with a step that falls as 1/√(k + 1)"
     condition = "the first step_size ≤ (α − β)/(2L)"
     remedy = "a smaller step size"
+    noise_remedy = "which more steps or a smaller first step size shrink"
 
     def check_steps(self, evidence: Evidence) -> None:
         """Check that the step size fell as 1/√(k + 1)."""
@@ -110,6 +112,7 @@ class SGDScheduleBound(Stochastic):
     title = "SGD with a schedule"
     condition = "the largest step_size ≤ (α − β)/L"
     remedy = "smaller step sizes"
+    noise_remedy = "which smaller step sizes shrink"
 
     def check_steps(self, evidence: Evidence) -> None:
         """Check that step sizes come from a schedule: of torch's SGD, unclipped, or constant as measured."""
@@ -125,6 +128,11 @@ class SGDScheduleBound(Stochastic):
                     f"step sizes may depend on the mini-batch ({evidence.optimizer}{said_clipping(evidence)}); the proof needs "
                     "a schedule that was fixed before"
                 ) from None
+        watching = [s["class"] for s in evidence.run.get("lr_schedulers") or [] if s["reduce_on_plateau"]]
+        if watching:
+            raise DoesNotApply(
+                f"{watching[0]} sets lr by what was measured on the way; the proof needs a schedule that was fixed before"
+            )
         off = evidence.run.get("off_schedule")
         if off:
             raise DoesNotApply(
@@ -134,14 +142,18 @@ class SGDScheduleBound(Stochastic):
         if bool((evidence.column("step_size") < 0).any()):
             raise DoesNotApply("a step went along +gradient")
 
+    def caveats(self, evidence: Evidence) -> list[str]:
+        """Add that nobody but the user knows where a schedule without a scheduler comes from."""
+        seen = evidence.learning_rates
+        by_hand = seen is not None and seen[0] != seen[1] and not evidence.run.get("lr_schedulers")
+        return super().caveats(evidence) + ["lr was set by hand, if by the losses it is no schedule"] * by_hand
+
     def shape(self, evidence: Evidence, constants: Constants, steps: float) -> LinearFractional:
         """Return `lightning_landscape.bounds.functional.sgd_schedule` as a function of the pair."""
         if math.isinf(steps):
             raise DoesNotApply("a schedule says nothing of steps beyond its end")
-        counts = evidence.spans.long()
-        return B.sgd_schedule_shape(
-            step_sizes=evidence.column("step_size").repeat_interleave(counts)[: int(steps)], **constants
-        )
+        spans = evidence.spans_until(int(steps))  # each probe's step size up to the next probe
+        return B.sgd_schedule_shape(step_sizes=evidence.column("step_size"), counts=spans, **constants)
 
 
 class GradientDescentBound(Theorem):
@@ -151,6 +163,7 @@ class GradientDescentBound(Theorem):
     title = "gradient descent on the full batch"
     condition = "step_size < (α − β)/L"
     remedy = "a smaller step size"
+    noise_remedy = "which a smaller step size shrinks"
 
     def check(self, evidence: Evidence) -> None:
         """Check that every probe is of the full batch, and that the step size was constant."""
@@ -166,7 +179,8 @@ class GradientDescentBound(Theorem):
         return {
             "step_size": constant_step(evidence),
             "smoothness": evidence.full_batch_smoothness,
-            "sq_distance": evidence.sq_distance,
+            # what of the steps was not along the gradient adds to the squared distance at most twice R
+            "sq_distance": evidence.sq_distance + 2 * evidence.residual_bound,
             "interpolation_error": evidence.interpolation_error,
         }
 
@@ -177,5 +191,5 @@ class GradientDescentBound(Theorem):
     def status(self, evidence: Evidence) -> tuple[Status, str]:
         """Return "proved" where every step was a probe: the proof is path by path."""
         if evidence.every_step:
-            return "proved", "proved for this run: every step was a probe, of the same function to rounding"
+            return "proved", "proved for this run, to rounding: every step was a probe, of the same function"
         return super().status(evidence)

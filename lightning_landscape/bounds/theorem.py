@@ -54,7 +54,7 @@ class Certificate:
     """The bound, in units of the loss"""
     alpha: float | None = None
     beta: float | None = None
-    """The pair that minimises the bound; None where the infimum is only approached as δ → ∞"""
+    """The pair that minimises the bound; None where none does: the infimum is approached at an open end, or as δ → ∞"""
     constants: Mapping[str, float] = field(default_factory=dict)
     """What entered the bound beside the pair"""
     terms: Terms | None = None
@@ -62,14 +62,16 @@ class Certificate:
     """The bound of the same pair as the number of steps goes to infinity; None where there is none"""
     measured: float | None = None
     """What the bound is a bound of, where the run shows it"""
-    pair: tuple[Fraction, Fraction] | None = field(default=None, repr=False)
-    """(δ, β), exactly"""
+    place: tuple[Fraction, Fraction] | None = field(default=None, repr=False)
+    """(δ, β), exactly, where the value is attained or approached; None: as δ → ∞"""
     remedy: str = ""
     """What would allow the pair that minimises β/δ, where the step-size condition rules it out"""
+    noise_remedy: str = ""
+    """What shrinks the noise of the step size"""
 
     def on(self, bound: LinearFractional, evidence: Evidence) -> Fraction:
-        """Return another bound's value at the same pair, or where there is none its limit as δ → ∞."""
-        return bound.at(*self.pair) if self.pair else bound.at_infinity(evidence.feasible.lines[-1].slope)
+        """Return another bound's value at the same place."""
+        return bound.at(*self.place) if self.place else bound.at_infinity(evidence.feasible.lines[-1].slope)
 
     @property
     def applies(self) -> bool:
@@ -89,6 +91,8 @@ class Theorem(ABC):
     """The step-size condition, for the reason where no pair meets it"""
     remedy: ClassVar[str] = ""
     """What relaxes that condition, if anything does"""
+    noise_remedy: ClassVar[str] = ""
+    """What shrinks the noise of the step size, as a clause"""
 
     def certify(self, evidence: Evidence) -> Certificate:
         """Return the best certificate that the theorem gives of a run, or the reason why it gives none."""
@@ -125,6 +129,11 @@ class Theorem(ABC):
     def caveats(self, evidence: Evidence) -> list[str]:
         """Return what keeps the value from being proved."""
         caveats = ["the constants are those of the probed mini-batches"]
+        rounded = int(evidence.rounded_away.sum())
+        if rounded:
+            caveats.append(f"losses of {rounded} probes are at loss_infimum to float32 rounding")
+        if str(evidence.run.get("precision", "")).startswith("16"):
+            caveats.append("steps that a GradScaler left out are counted as steps")
         sampling = evidence.run.get("sampling", "unknown")
         if not evidence.full_batch and sampling != "with_replacement":
             said = {"reshuffled": "batches are reshuffled every epoch"}.get(sampling, "the order of the data is not known")
@@ -139,12 +148,15 @@ class Theorem(ABC):
         assert best.value is not None
         status, reason = self.status(evidence)
         rate, beta = best.pair or (None, None)
-        if rate is not None and beta is not None:
-            parts = shape.parts(rate, beta)
+        place = best.pair or best.end
+        if place:
+            parts = shape.parts(*place)
         else:
             steepest = evidence.feasible.lines[-1].slope
             parts = (shape.distance * 0, shape.noise_rate / shape.slope, shape.spread * steepest / shape.slope)
-            reason = f"{reason}; approached only as δ → ∞, no pair attains it"
+        if best.pair is None:
+            where = "at the excluded end of the step-size condition" if place else "as δ → ∞"
+            reason = f"{reason}; approached only {where}, no pair attains it"
         certificate = Certificate(
             self.name,
             self.title,
@@ -156,7 +168,8 @@ class Theorem(ABC):
             constants=constants,
             terms=Terms(*map(as_float, parts)),
             measured=self.measured(evidence),
-            pair=best.pair,
+            place=place,
+            noise_remedy=self.noise_remedy,
             remedy=self.remedy if (ideal := evidence.feasible.best().pair) and not shape.allows(ideal[0]) else "",
         )
         return replace(certificate, limit=self._limit(evidence, certificate))

@@ -86,6 +86,8 @@ class Best(NamedTuple):
     """(δ, β)"""
     value: Fraction | None
     """The infimum; None where no pair is admissible"""
+    end: tuple[Fraction, Fraction] | None = None
+    """Without a pair: the excluded (δ, β) at which the infimum is approached; None where it is as δ → ∞, or there is none"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,15 +152,18 @@ class FeasibleSet:
             growth = bound.grows_along(*line)
             if growth == 0 and (right is not None or ends):
                 return self._at(min(end for end in (right, *ends) if end is not None), bound)
+            if growth >= 0 and bound.allows(start):
+                return self._at(start, bound)
             if growth >= 0:
-                return self._at(start, bound) if bound.allows(start) else Best(None, self._limit(line, start, bound))
+                return self._approached(line, start, bound)
         return self._at(ends[0], bound) if ends else Best(None, bound.at_infinity(self.lines[-1].slope))
 
-    def _limit(self, line: Line, start: Fraction, bound: LinearFractional) -> Fraction | None:
-        """Return what a bound tends to at the open left end of a line; None where it falls without end."""
+    def _approached(self, line: Line, start: Fraction, bound: LinearFractional) -> Best:
+        """Return what a bound tends to at the open left end of a line; no value where it falls without end."""
         if bound.slope * start > bound.offset:
-            return bound.at(start, line.at(start))
-        return bound.at_infinity(line.slope) if bound.grows_along(*line) == 0 else None
+            end = (start, line.at(start))
+            return Best(None, bound.at(*end), end)
+        return Best(None, bound.at_infinity(line.slope) if bound.grows_along(*line) == 0 else None)
 
     def _breaks(self) -> list[Fraction]:
         return [crossing(flat, steep) for flat, steep in zip(self.lines, self.lines[1:], strict=False)]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from math import inf, isfinite, nan
-from typing import Any, ClassVar, TypeAlias, TypeVar, cast, overload
+from math import inf, isfinite, isnan, nan
+from typing import Any, ClassVar, TypeAlias, TypeVar, overload
 
 import torch
 from torch import Tensor
@@ -17,13 +18,15 @@ Loss = TypeVar("Loss", bound="float | Tensor")
 Returned = TypeVar("Returned", bound="float | Tensor | None")
 
 
-class ScalarStep(Optimizer):
+class ScalarStep(Optimizer, ABC):
     """Base: a subclass says in `_next` what γ_k is, as a pure function of a step's two numbers and of its own state.
 
-    All that a method remembers are the floats and ints of ``state["shared"]``, which is replaced and never changed, so that
-    a ``state_dict`` taken earlier stays what it was.
+    All that a method remembers are the numbers named in `memory`, which every parameter group has beside its constants: that
+    is where checkpoints of any kind, torch.distributed's too, keep numbers that belong to no parameter.
     """
 
+    memory: ClassVar[dict[str, float]] = {"step_size": nan}
+    """What is remembered, before the first step"""
     constants: ClassVar[tuple[str, ...]]
     """Names of the constructor's constants, which every group has"""
     needs_loss: ClassVar[bool] = True
@@ -31,16 +34,16 @@ class ScalarStep(Optimizer):
     def __init__(self, params: ParamsT, **constants: float) -> None:
         super().__init__(params, {name: float(value) for name, value in constants.items()})
 
+    @abstractmethod
     def _next(self, shared: Numbers, options: Numbers, excess: float, sq_norm: float) -> dict[str, float]:
         """Return what is remembered after this step, with γ_k as ``step_size``.
 
         Args:
-            shared: what `_next` returned for the last step; empty for the first.
+            shared: what `_next` returned for the last step; `memory` before the first.
             options: the constants as the groups have them now.
             excess: ``a − l`` ≥ 0; means nothing where the method needs no loss.
             sq_norm: ``G²`` ≥ 0, finite.
         """
-        raise NotImplementedError
 
     def _check(self, options: Numbers) -> None:
         """Raise ``ValueError`` unless the constants are in their ranges."""
@@ -54,7 +57,8 @@ class ScalarStep(Optimizer):
     @property
     def step_size(self) -> float | None:
         """γ_k of the last step that was taken; ``None`` before the first."""
-        return self._shared().get("step_size")
+        size = self._shared()["step_size"]
+        return None if isnan(size) else size
 
     @overload
     def step(self, closure: None = None, *, loss: None = None) -> None: ...
@@ -79,6 +83,8 @@ class ScalarStep(Optimizer):
         """
         options = self._options()
         if self.needs_loss and closure is None and loss is None:
+            if options["lr"] == 0 and not any(bool(gradient.any()) for _, gradient in self._gradients()):
+                return None  # torch.distributed.checkpoint's way to ask for the state
             raise self._no_loss("neither a closure nor loss=")
         loss = self._evaluate(closure, loss)
         gradients = self._gradients()
@@ -102,7 +108,8 @@ class ScalarStep(Optimizer):
             ValueError: if a constant is out of range, or is not the one of the other groups.
         """
         others = self.param_groups[0] if self.param_groups else self.defaults
-        group = {name: others[name] for name in self.constants} | param_group
+        known = others if self.param_groups else self.memory
+        group = {name: others[name] for name in self.constants} | {name: known[name] for name in self.memory} | param_group
         options = {name: float(group[name]) for name in self.constants}
         if self.param_groups:
             check_agreement(type(self).__name__, [self._options(), options])
@@ -142,13 +149,14 @@ class ScalarStep(Optimizer):
                 "every mini-batch loss: pass a smaller loss_infimum="
             )
         shared = self._next(self._shared(), options, loss - infimum, sq_norm)
-        self.state[cast("Tensor", "shared")] = shared
+        for group in self.param_groups:
+            group.update(shared)
         if sq_norm > 0:
             for parameter, gradient in gradients:
                 descend(parameter, gradient, shared["step_size"])
 
     def _shared(self) -> Numbers:
-        return cast("Numbers", self.state.get(cast("Tensor", "shared"), {}))
+        return {name: self.param_groups[0][name] for name in self.memory}
 
     def _no_loss(self, found: str) -> RuntimeError:
         name = type(self).__name__

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from math import sqrt
+from math import nan, sqrt
+from typing import ClassVar
 
 from torch.optim.optimizer import ParamsT
 
@@ -47,6 +48,7 @@ class AdaGradNormMax(ScalarStep):
     """
 
     constants = ("lr", "b_init")
+    memory: ClassVar[dict[str, float]] = {"step_size": nan, "c_sq": 0.0, "b_sq": 0.0}
     needs_loss = False
 
     def __init__(self, params: ParamsT, lr: float = 1.0, b_init: float = 1.0) -> None:
@@ -57,6 +59,6 @@ class AdaGradNormMax(ScalarStep):
         check_positive("b_init²", options["b_init"] * options["b_init"])
 
     def _next(self, shared: Numbers, options: Numbers, excess: float, sq_norm: float) -> dict[str, float]:
-        c_sq = max(shared.get("c_sq", 0.0), sq_norm)
-        b_sq = shared.get("b_sq", options["b_init"] * options["b_init"]) + c_sq
+        c_sq = max(shared["c_sq"], sq_norm)
+        b_sq = (shared["b_sq"] or options["b_init"] * options["b_init"]) + c_sq
         return {"step_size": options["lr"] / sqrt(b_sq), "c_sq": c_sq, "b_sq": b_sq}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from math import sqrt
+from math import nan, sqrt
+from typing import ClassVar
 
 from torch.optim.optimizer import ParamsT
 
@@ -55,6 +56,7 @@ class DecSPS(ScalarStep):
     """
 
     constants = ("lr", "c_init", "loss_infimum")
+    memory: ClassVar[dict[str, float]] = {"step_size": nan, "k": 0, "bound": nan}
 
     def __init__(self, params: ParamsT, lr: float = 1.0, c_init: float = 1.0, loss_infimum: float = 0.0) -> None:
         super().__init__(params, lr=lr, c_init=c_init, loss_infimum=loss_infimum)
@@ -64,9 +66,10 @@ class DecSPS(ScalarStep):
         check_positive("c_init · lr", options["c_init"] * options["lr"])
 
     def _next(self, shared: Numbers, options: Numbers, excess: float, sq_norm: float) -> dict[str, float]:
-        if not shared:
+        k, bound = int(shared["k"]), shared["bound"]
+        if not k:
             # a warm-up from 0 would never leave 0
             check_positive("lr at the first step", options["lr"])
-        k = int(shared.get("k", 0))
-        bound = min(ratio(excess, sq_norm), shared.get("bound", options["c_init"] * options["lr"]))
+            bound = options["c_init"] * options["lr"]
+        bound = min(ratio(excess, sq_norm), bound)
         return {"step_size": bound / (options["c_init"] * sqrt(k + 1)), "k": k + 1, "bound": bound}

@@ -33,6 +33,7 @@ def describe_run(trainer: Trainer, module: LightningModule, optimizer: Optimizer
             "groups": [plain({k: v for k, v in group.items() if k != "params"}) for group in optimizer.param_groups],
         },
         "gradient_clipping": _clipping(trainer),
+        "lr_schedulers": _schedulers(trainer),
         "sampling": sampling(trainer.train_dataloader),
         "batches_per_epoch": plain(trainer.num_training_batches),
         "hparams": plain(module.hparams),
@@ -51,6 +52,12 @@ def _clipping(trainer: Trainer) -> dict[str, Any] | None:
     if not trainer.gradient_clip_val:
         return None
     return {"value": plain(trainer.gradient_clip_val), "algorithm": plain(trainer.gradient_clip_algorithm or "norm")}
+
+
+def _schedulers(trainer: Trainer) -> list[dict[str, Any]]:
+    """Return the learning rate schedulers, and which of them look at a measured value."""
+    configured = trainer.lr_scheduler_configs
+    return [{"class": type(c.scheduler).__name__, "reduce_on_plateau": bool(c.reduce_on_plateau)} for c in configured]
 
 
 def sampling(loader: Any) -> str:

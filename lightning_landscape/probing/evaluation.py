@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import NamedTuple
 
 from lightning.pytorch import LightningModule
 from torch import Tensor
 
+from lightning_landscape.probing.freezing import Frozen
+from lightning_landscape.probing.gradients import Gradient
 from lightning_landscape.probing.parameters import Swap, inner_product_and_distance, named_parameters
 from lightning_landscape.probing.replay import NotMeasurable, Replayer
 from lightning_landscape.probing.store import ProbeStore
@@ -34,10 +37,13 @@ class StoredProbes:
     def __init__(self, module: LightningModule, store: ProbeStore, replayer: Replayer, swap: Swap) -> None:
         self._module, self._store, self._replayer, self._swap = module, store, replayer, swap
 
-    def at_itself(self, step: int) -> float:
-        """Return the loss of a step at its own x_k, which training has recorded."""
+    @contextmanager
+    def itself(self, step: int) -> Iterator[tuple[list[Frozen], Gradient]]:
+        """Inside the block the module is at a step's own x_k; its moments and g_k, for what training has recorded of them."""
+        gradient, device = self._store.gradient(step), self._module.device
+        raw = {name: value.to(device) for name, value in gradient.raw.items()}
         with self._swap.to(self._stored(step)):
-            return self._replayer.mean_loss(self._store.moments(step))
+            yield self._store.moments(step), Gradient(raw, gradient.factor)
 
     def at_reference(self, step: int, there: Mapping[str, Tensor]) -> AtReference:
         """Return what needs x_p.

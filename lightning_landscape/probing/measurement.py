@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,8 @@ from torch.optim import Optimizer
 
 from lightning_landscape.probes import Probe, ProbeTable, from_scalars, to_scalars
 from lightning_landscape.probing.evaluation import StoredProbes
-from lightning_landscape.probing.gradients import is_finite, loss_scale
+from lightning_landscape.probing.freezing import Frozen
+from lightning_landscape.probing.gradients import Gradient, is_finite, loss_scale
 from lightning_landscape.probing.parameters import (
     Swap,
     copied,
@@ -50,6 +51,12 @@ class Fidelity:
 
     steps: list[int] = field(default_factory=list)
     max_abs: float = 0.0
+    gradient: float | None = None
+    """The largest ‖g − ∇f_i(x_k)‖, beside the longer of the two; None where no gradient was replayed"""
+
+    def note_gradient(self, difference: float) -> None:
+        """Add a comparison of gradients."""
+        self.gradient = max(self.gradient or 0.0, difference)
 
     def note(self, step: int, difference: float) -> None:
         """Add a comparison."""
@@ -116,6 +123,8 @@ class Measurement:
         """Probes after whose step something else moved the parameters"""
         self.off_schedule = 0
         """Probes whose step was not lr times the gradient: something clipped or changed it, or the optimiser is no SGD"""
+        self.learning_rates: tuple[float, float] | None = None
+        """The smallest and the largest learning rate over the probes; ``nan`` where parameter groups have several"""
         self.sums = StepSums(trainer, module, optimizer) if exact_sums else None
 
     # ------------------------------------------------------------------------------------------------ while training
@@ -264,6 +273,7 @@ class Measurement:
         if not is_finite(window.loss, *measures):
             return None
         rounding = measures.residual / math.sqrt(measures.grad_sq_norm) if measures.grad_sq_norm else math.inf
+        self._note_learning_rate(math.nan if window.lr is None else window.lr)
         lr = window.lr * window.share if window.lr is not None else math.nan
         if not abs(measures.step_size - lr) <= 1e-3 * abs(lr) + rounding:
             self.off_schedule += 1
@@ -282,10 +292,30 @@ class Measurement:
             logged_step=window.logged_step,
         )
 
+    def _note_learning_rate(self, lr: float) -> None:
+        low, high = self.learning_rates or (lr, lr)
+        several = math.isnan(low + lr)
+        self.learning_rates = (math.nan, math.nan) if several else (min(low, lr), max(high, lr))
+
     def _check_replay(self, window: Window) -> None:
-        """Replay the first probe at x_k, at once."""
+        """Replay the first probe at x_k, at once: its loss, and its gradient."""
         with self.replayer.silence(), self._swap.to(self._others_of(window), window.before):
             self._compare(window.step, window.loss, lambda: self.replayer.mean_loss(window.moments))
+            self._compare_gradient(window.gradient, window.moments)
+
+    def _compare_gradient(self, taken: Gradient, moments: Sequence[Frozen]) -> None:
+        """Note how far the gradient that the optimiser got is from that of the loss: a callback may have changed it."""
+        parameters, scale = optimized_parameters(self._module, self._optimizer), loss_scale(self._trainer)
+        try:
+            _, replayed = self.replayer.mean_loss_and_gradient(moments, parameters, scale)
+        except Exception:
+            return  # a module that only ``backward`` goes through: its losses are compared, its gradients are not
+        both = replayed.keys() & taken.raw.keys()  # a part may have been frozen or unfrozen since
+        there, here, factor = {n: replayed[n] for n in both}, {n: taken.raw[n] for n in both}, 1 / (scale * len(moments))
+        size = max(sq_change(there, factor, {}, 1.0), sq_change(here, taken.factor, {}, 1.0))
+        change = sq_change(there, factor, here, taken.factor)
+        if is_finite(size, change):  # a loss scale that has grown since may overflow
+            self.fidelity.note_gradient(math.sqrt(change / size) if size else 0.0)
 
     def _compare(self, step: int, recorded: float, replayed: Callable[[], float]) -> None:
         """Note how far a replay is from the recorded loss; where that is not exact without autograd, try with it.
@@ -413,7 +443,9 @@ class Measurement:
             self._lose(step, "unevaluable")
 
     def _check_stored(self, step: int) -> None:
-        self._compare(step, self.table.at_step(step).loss, lambda: self._stored.at_itself(step))
+        with self._stored.itself(step) as (moments, gradient):
+            self._compare(step, self.table.at_step(step).loss, lambda: self.replayer.mean_loss(moments))
+            self._compare_gradient(gradient, moments)
 
     def _evaluate_stored(self, reference: Reference, step: int) -> None:
         values = self._stored.at_reference(step, reference.parameters)
@@ -442,11 +474,12 @@ class Measurement:
             "next_step": self.schedule.next_step,
             "dropped": dict(self.dropped),
             "digests": {str(step): list(known) for step, known in self.store.digests.items()},
-            "fidelity": {"steps": list(self.fidelity.steps), "max_abs": self.fidelity.max_abs},
+            "fidelity": asdict(self.fidelity),
             "gradients_enabled": self.replayer.gradients_enabled,
             "seconds": self.seconds,
             "off_schedule": self.off_schedule,
             "moved_between": self.moved_between,
+            "learning_rates": None if self.learning_rates is None else list(self.learning_rates),
             "secants": None if self.secants is None else {str(step): change for step, change in self.secants.items()},
             "exact_sums": self.sums.state() if self.sums is not None else None,
         }
@@ -466,10 +499,13 @@ class Measurement:
         for step in there.difference(self.schedule.kept):
             self.store.drop(step)
         self.dropped = {**state["dropped"], "unevaluable": state["dropped"]["unevaluable"] + len(expected) - len(usable)}
-        self.fidelity = Fidelity(list(state["fidelity"]["steps"]), state["fidelity"]["max_abs"])
+        known = state["fidelity"]
+        self.fidelity = Fidelity(list(known["steps"]), known["max_abs"], known.get("gradient"))
         self.replayer.gradients_enabled = state["gradients_enabled"]
         self.seconds = state["seconds"]
         self.off_schedule, self.moved_between = state.get("off_schedule", 0), state.get("moved_between", 0)
+        rates = state.get("learning_rates")
+        self.learning_rates = None if rates is None else (rates[0], rates[1])
         if self.secants is not None and state.get("secants") is not None:
             self.secants = {int(k): change for k, change in state["secants"].items() if int(k) in self.schedule.kept}
         if self.sums is not None and state.get("exact_sums") is not None:

@@ -12,10 +12,10 @@ from lightning_landscape.reporting.numbers import number, shown
 
 TERMS = {
     "initial_distance": ("the distance of the start", "which more steps shrink"),
-    "step_size_noise": ("the noise of the step size", "which a smaller or a decreasing step size shrinks"),
+    "step_size_noise": ("the noise of the step size", ""),
     "neighbourhood": ("β σ²", "which no step size shrinks; larger batches, or a model that fits every mini-batch better, do"),
 }
-"""What each part of a bound is, and what can be done about it"""
+"""What each part of a bound is, and what can be done about it; of the noise of the step size every theorem says that itself"""
 
 
 def entries(certificates: Sequence[Certificate], drop: float | None, run: dict[str, Any]) -> dict[str, Any]:
@@ -92,6 +92,7 @@ def _dominant(certificate: Certificate) -> str:
     if terms is None or not 0 < total < math.inf:
         return ""
     what, advice = TERMS[terms.dominant]
+    advice = advice or certificate.noise_remedy
     if certificate.remedy and terms.dominant == "neighbourhood":
         advice = f"because the step rules out the pair with the smallest β/δ, which {certificate.remedy} would allow"
-    return f"; {getattr(terms, terms.dominant) / total:.0%} of it is {what}, {advice}"
+    return f"; {getattr(terms, terms.dominant) / total:.0%} of it is {what}{advice and f', {advice}'}"

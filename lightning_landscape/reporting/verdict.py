@@ -16,7 +16,7 @@ FEW_PROBES = 10
 def verdict(alpha_beta: dict[str, Any], drop: dict[str, Any], run: dict[str, Any], probes: int) -> str:
     """Return one plain sentence: what holds, and what it is worth."""
     size, achieved = alpha_beta["neighbourhood"], drop["value"]
-    warning = "" if is_faithful(run, achieved) else f"Not to be relied on, {infidelity(run)}. "
+    warning = early_end(run) + ("" if is_faithful(run, achieved) else f"Not to be relied on, {infidelity(run)}. ")
     if size is None:
         return f"{warning}Nothing can be said of the α-β-condition: {alpha_beta['reason']}."
     if alpha_beta["attained"]:
@@ -34,6 +34,11 @@ def verdict(alpha_beta: dict[str, Any], drop: dict[str, Any], run: dict[str, Any
     if alpha_beta["informativeness"] < 1:
         return f"{warning}{what}, and is informative: its neighbourhood {size:.4g} is {share}."
     return f"{warning}{what}, but it is vacuous: its neighbourhood {size:.4g} is {share}."
+
+
+def early_end(run: dict[str, Any]) -> str:
+    """Say that measuring, or training, stopped before its end, if it did."""
+    return "" if run["complete"] else f"Measured in part, up to an early end ({run['stopped_by']}). "
 
 
 def _all(probes: int) -> str:

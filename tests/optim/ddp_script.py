@@ -71,7 +71,7 @@ def nothing_on_one_rank(name, rank):
         return 1.0
 
     optimizer.step(closure)
-    return p.item(), dict(optimizer.state)
+    return p.item(), optimizer.step_size
 
 
 def refused(name, rank, loss, gradient):
@@ -82,7 +82,7 @@ def refused(name, rank, loss, gradient):
     try:
         optimizer.step(lambda: loss[rank])
     except (RuntimeError, ValueError) as error:
-        return f"{type(error).__name__}: {error}", p.item(), dict(optimizer.state)
+        return f"{type(error).__name__}: {error}", p.item(), optimizer.step_size
     return None
 
 

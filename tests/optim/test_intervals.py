@@ -108,7 +108,7 @@ def test_adagrad_norm_max(problem_and_infimum, lr, b_init):
     sq_norms, before = [], b_init**2
     for k, (optimizer, _, sq_norm) in enumerate(run(problem, low, lambda params: AdaGradNormMax(params, lr=lr, b_init=b_init))):
         sq_norms.append(sq_norm)
-        b_sq = optimizer.state["shared"]["b_sq"]
+        b_sq = optimizer.param_groups[0]["b_sq"]
         assert b_sq >= before
         assert at_most(optimizer.step_size, lr / sqrt(b_init**2 + sq_norms[0] * (k + 1)))
         assert at_most(b_sq, b_init**2 + max(sq_norms) * (k + 1))

@@ -5,6 +5,7 @@ import pickle
 
 import pytest
 import torch
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict, set_optimizer_state_dict
 
 from tests.optim.problems import METHODS, Perceptron, closure_of, leaves
 
@@ -60,7 +61,8 @@ def test_the_resume_above_needs_the_state(name):
     optimizer = METHODS[name](parameters, lr=0.8)
     train(optimizer, problem, parameters, batches[:9])
     forgetful = copy.deepcopy(optimizer)
-    forgetful.state.clear()
+    for group in forgetful.param_groups:
+        group.update(forgetful.memory)
     fresh = forgetful.param_groups[0]["params"]
     assert train(forgetful, problem, fresh, batches[9:10]) != train(optimizer, problem, parameters, batches[9:10])
 
@@ -71,18 +73,40 @@ def test_a_state_dict_is_plain_numbers_and_stays_what_it_was(name):
     parameters = leaves(problem)
     optimizer = METHODS[name](parameters)
     assert optimizer.step_size is None
-    assert optimizer.state_dict()["state"] == {}
     train(optimizer, problem, parameters, [problem.draw() for _ in range(3)])
     saved = optimizer.state_dict()
-    assert list(saved["state"]) == ["shared"]
-    assert {type(value) for value in saved["state"]["shared"].values()} <= {int, float}
-    assert saved["state"]["shared"]["step_size"] == optimizer.step_size
-    before = copy.deepcopy(saved["state"])
+    assert saved["state"] == {}
+    (group,) = saved["param_groups"]
+    assert {type(group[key]) for key in optimizer.memory} <= {int, float}
+    assert group["step_size"] == optimizer.step_size
+    before = copy.deepcopy(saved)
     twin = METHODS[name](leaves(problem))
     twin.load_state_dict(saved)
     train(optimizer, problem, parameters, [problem.draw()])
-    assert saved["state"] == before
-    assert twin.step_size == before["shared"]["step_size"]
+    assert saved == before
+    assert twin.step_size == before["param_groups"][0]["step_size"]
+
+
+@pytest.mark.parametrize("when", ["before the first step", "later"])
+@pytest.mark.parametrize("flatten", [False, True])
+@pytest.mark.parametrize("name", METHODS)
+def test_distributed_checkpoints_hold_what_an_optimizer_remembers(name, flatten, when):
+    problem, options = Perceptron(), StateDictOptions(flatten_optimizer_state_dict=flatten)
+    batches = [problem.draw() for _ in range(8)]
+    module = torch.nn.ParameterList(leaves(problem))
+    optimizer = METHODS[name](list(module), lr=0.8)
+    untouched = copy.deepcopy(module)
+    first = get_optimizer_state_dict(module, optimizer, options=options)
+    if when == "later":
+        train(optimizer, problem, list(module), batches[:4])
+        optimizer.zero_grad()
+        first = get_optimizer_state_dict(module, optimizer, options=options)
+        untouched = copy.deepcopy(module)
+    assert all(torch.equal(p, q) for p, q in zip(module, untouched, strict=True))
+    resumed = METHODS[name](list(untouched), lr=0.1)
+    set_optimizer_state_dict(untouched, resumed, copy.deepcopy(first), options=options)
+    assert train(resumed, problem, list(untouched), batches[4:]) == train(optimizer, problem, list(module), batches[4:])
+    assert all(torch.equal(p, q) for p, q in zip(module, untouched, strict=True))
 
 
 def test_the_step_size_is_read_only():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fractions import Fraction
 
+import torch
 from torch import Tensor
 
 from lightning_landscape.bounds.functional._arguments import Number, decay, inverse_steps, non_negative, positive, value
@@ -135,14 +136,20 @@ def sgd_sharp(
 
 
 def sgd_schedule_shape(
-    *, step_sizes: Tensor, smoothness: Number, sq_distance: Number, interpolation_error: Number
+    *,
+    step_sizes: Tensor,
+    smoothness: Number,
+    sq_distance: Number,
+    interpolation_error: Number,
+    counts: Tensor | None = None,
 ) -> LinearFractional:
-    """Return `sgd_schedule` as a function of the pair."""
+    """Return `sgd_schedule` as a function of the pair; ``counts`` says how many steps each size was taken for, default 1."""
     if step_sizes.ndim != 1 or not len(step_sizes) or not bool((step_sizes.isfinite() & (step_sizes >= 0)).all()):
         raise ValueError(f"`step_sizes` is {step_sizes}; supported are finite numbers of 0 or more, shape (K,)")
     gammas, big_l = step_sizes.double(), non_negative("smoothness", smoothness)
     d_sq, sigma_sq = non_negative("sq_distance", sq_distance), non_negative("interpolation_error", interpolation_error)
-    total, squares = Fraction(float(gammas.sum())), Fraction(float(gammas.square().sum()))
+    times = torch.ones_like(gammas) if counts is None else counts.double()
+    total, squares = Fraction(float((times * gammas).sum())), Fraction(float((times * gammas.square()).sum()))
     if not total:
         raise ValueError("`step_sizes` are all 0; supported is a schedule that moves")
     return LinearFractional(
@@ -151,7 +158,7 @@ def sgd_schedule_shape(
         spread=sigma_sq * total,
         slope=total,
         offset=big_l * squares,
-        least_rate=big_l * Fraction(float(gammas.max())),
+        least_rate=big_l * Fraction(float(gammas[times > 0].max())),
         closed=True,
     )
 
