@@ -111,6 +111,7 @@ class DecSPSBound(_Adaptive):
     name = "dec_sps"
     title = "DecSPS"
     optimizer = "DecSPS"
+    constant_rate = False  # only the first step has lr
     noise_remedy = "which more steps or a larger c_init shrink"
     condition = "c_init ≥ 1/(α − β)"
     remedy = "a larger c_init"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from lightning_landscape.bounds.assumptions import SAME_GRADIENT
 from lightning_landscape.functional.alpha_beta import mean_and_error
 from lightning_landscape.probes import ProbeTable
 from lightning_landscape.reporting.fidelity import infidelity, is_faithful
@@ -49,7 +50,15 @@ def caveats(table: ProbeTable, drop: dict[str, Any], windows: int, run: dict[str
     """Return what to mind, as further sentences."""
     rounding = run["fidelity"]["exact"] is False and is_faithful(run, drop["value"])
     said = f" In rounding, {infidelity(run)}." if rounding else ""
-    return said + _reference_caveat(table, windows, run) + _few_probes_caveat(table)
+    return said + _gradient_caveat(run) + _reference_caveat(table, windows, run) + _few_probes_caveat(table)
+
+
+def _gradient_caveat(run: dict[str, Any]) -> str:
+    """Say that the gradient of the table is not that of the loss: a callback changed it, or loss= is not what is trained."""
+    difference = run["fidelity"].get("gradient")
+    if difference is None or difference <= SAME_GRADIENT:
+        return ""
+    return f" Mind the gradient: gradients differ from those of the measured losses by {difference:.2g} of their length."
 
 
 def _reference_caveat(table: ProbeTable, windows: int, run: dict[str, Any]) -> str:

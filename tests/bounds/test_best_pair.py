@@ -133,10 +133,18 @@ def test_a_closed_limit_is_taken_and_an_open_one_is_not():
 def test_no_pair_meets_the_condition():
     rows = region((1, 0, 1))  # δ ≤ 1
     sgd = B.sgd_shape(steps=10, step_size=1.0, smoothness=1.0, sq_distance=1.0, interpolation_error=1.0)
-    assert rows.minimise(sgd) == (None, None)
+    assert rows.minimise(sgd) == (None, None, None)
     assert rows.minimise(
         B.sgd_shape(steps=10, step_size=0.5, smoothness=1.0, sq_distance=1.0, interpolation_error=1.0)
     ).pair == (
         1,
         0,
     )
+
+
+def test_an_open_end_is_named_with_what_the_bound_tends_to_there():
+    rows = region((1, 1, 1))
+    line = rows.lines[-1]
+    bound = LinearFractional(spread=Fraction(1), least_rate=Fraction(2))
+    assert line.intercept < 0  # β/δ rises along it: the smallest δ is best, and is excluded
+    assert rows.minimise(bound) == (None, line.at(Fraction(2)) / 2, (Fraction(2), line.at(Fraction(2))))

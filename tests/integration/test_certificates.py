@@ -243,9 +243,9 @@ def test_full_batch_gradient_descent_is_told_by_its_losses(tmp_path):
         (lambda p: NGN(p, lr=0.5), {"accumulate_grad_batches": 3}, "ngn", "gradients were accumulated"),
         (lambda p: SPSMax(p, lr=0.5, loss_infimum=-0.5), {}, "sps_max", "pass the same"),
         (lambda p: NGN(p, lr=0.5, loss_infimum=-0.5), {}, "ngn_decreasing", "was not that of NGN's definition"),
-        (lambda p: NGN(p, lr=0.5), {"schedule": cosine}, "ngn", "was not that of NGN's definition"),
+        (lambda p: NGN(p, lr=0.5), {"schedule": cosine}, "ngn", "lr started at 0.5 and was"),
         (lambda p: AdaGradNormMax(p), {"gradient_clip_val": 0.3}, "adagrad_norm_max", "gradients were clipped"),
-        (lambda p: AdaGradNormMax(p), {"schedule": cosine}, "adagrad_norm_max", "was not that of AdaGradNormMax's"),
+        (lambda p: AdaGradNormMax(p), {"schedule": cosine}, "adagrad_norm_max", "the theorem has one"),
         (lambda p: DecSPS(p), {"schedule": cosine}, "sps_max", "the optimizer is DecSPS"),
     ],
 )
@@ -633,3 +633,90 @@ def test_a_file_reference_without_the_parameters_that_join_late_still_gives_a_re
     assert len(monitor.table) == 3
     assert monitor.summary["run"]["complete"] is False
     assert monitor.summary["conditions"]["alpha_beta"]["interpolation_error"] is not None
+
+
+def warm_up(optimizer):
+    return torch.optim.lr_scheduler.LinearLR(optimizer, 0.1, total_iters=20)
+
+
+@pytest.mark.parametrize("every", [1, 7])
+@pytest.mark.parametrize("schedule", [cosine, warm_up])
+def test_a_scheduler_on_an_optimiser_with_one_lr_is_seen_at_any_stride(schedule, every, tmp_path):
+    settings = {"schedule": schedule, "every_n_steps": every}
+    for kind, theorem in ((SPSMax, "sps_max"), (AdaGradNormMax, "adagrad_norm_max"), (NGN, "ngn")):
+        bound = fit(lambda p, kind=kind: kind(p, lr=0.5), tmp_path / theorem, **settings).summary["bounds"][theorem]
+        assert not bound["applies"]
+        assert "lr started at 0.5 and was" in bound["reason"]
+    later = fit(lambda p: DecSPS(p, lr=0.5), tmp_path / "dec_sps", schedule=cosine, every_n_steps=every)  # has no effect on it
+    assert later.summary["bounds"]["dec_sps"]["applies"]
+
+
+def test_the_range_of_learning_rates_is_recorded(tmp_path):
+    monitor = fit(sgd(0.05), tmp_path, schedule=cosine, every_n_steps=10)
+    rates = [0.05 * (1 + math.cos(math.pi * k / 60)) / 2 for k in range(0, 60, 10)]
+    assert monitor.summary["run"]["learning_rates"] == pytest.approx({"min": rates[-1], "max": 0.05})
+    assert monitor.summary["run"]["lr_schedulers"] == [{"class": "CosineAnnealingLR", "reduce_on_plateau": False}]
+
+
+class Plateau(Regression):
+    """A scheduler that looks at the training loss."""
+
+    def training_step(self, batch, batch_idx):
+        loss = super().training_step(batch, batch_idx)
+        self.log("loss", loss)
+        return loss
+
+    def configure_optimizers(self):
+        optimizer = torch.optim.SGD(self.parameters(), lr=0.05)
+        scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=2)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "monitor": "loss", "interval": "step"}}
+
+
+class ByHand(Regression):
+    """Sets its learning rate in a hook."""
+
+    def on_train_epoch_start(self):
+        self.optimizers().param_groups[0]["lr"] = 0.05 / (self.current_epoch + 1)
+
+
+def test_a_learning_rate_that_follows_the_losses_is_no_schedule(tmp_path):
+    plateau = plain_fit(Plateau(None), data(), tmp_path / "a").summary
+    assert "ReduceLROnPlateau sets lr by what was measured" in plateau["bounds"]["sgd_schedule"]["reason"]
+    assert not plateau["bounds"]["sgd_schedule"]["applies"]
+    assert plateau["run"]["lr_schedulers"] == [{"class": "ReduceLROnPlateau", "reduce_on_plateau": True}]
+    by_hand = plain_fit(ByHand(sgd()), data(), tmp_path / "b").summary["bounds"]["sgd_schedule"]
+    assert by_hand["applies"]
+    assert "lr was set by hand" in by_hand["reason"]
+
+
+class Noisy(pl.callbacks.Callback):
+    """Changes the gradient before any monitor sees it."""
+
+    def on_after_backward(self, trainer, pl_module):
+        for p in pl_module.parameters():
+            p.grad.mul_(1.1)
+
+
+@pytest.mark.parametrize("reference", ["final", "another"])
+def test_a_gradient_that_a_callback_changed_is_seen(reference, tmp_path):
+    module = Regression(sgd())
+    if reference == "another":
+        reference = str(tmp_path / "there.pt")
+        torch.save({name: value + 0.1 for name, value in module.state_dict().items()}, reference)
+    changed = plain_fit(module, data(), tmp_path / "a", callbacks=[Noisy()], reference=reference).summary
+    assert changed["run"]["fidelity"]["gradient"] == pytest.approx(0.1 / 1.1, rel=1e-5)
+    assert not any(bound["applies"] for bound in changed["bounds"].values())
+    assert "differs from that of the measured loss by 0.091 of its length" in changed["bounds"]["sgd"]["reason"]
+    assert "gradients differ from those of the measured losses by 0.091 of their length" in changed["verdict"]
+    plain = plain_fit(Regression(sgd()), data(), tmp_path / "b").summary
+    assert plain["run"]["fidelity"]["gradient"] == 0
+    windows = fit(sgd(), tmp_path / "c", accumulate_grad_batches=4).summary
+    assert windows["run"]["fidelity"]["gradient"] < 1e-6
+
+
+def test_a_pruned_module_still_gives_a_report(tmp_path):
+    pruning = pl.callbacks.ModelPruning("l1_unstructured", amount=0.2, parameters_to_prune=None)
+    with pytest.warns(UserWarning, match="LandscapeMonitor"):
+        monitor = plain_fit(Regression(sgd()), data(), tmp_path, callbacks=[pruning])
+    assert monitor.summary["run"]["complete"] is False
+    assert monitor.summary["verdict"].startswith("Measured in part, up to an early end")

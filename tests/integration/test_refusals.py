@@ -333,12 +333,10 @@ def seeded(kind):
 
 
 def test_a_failing_report_leaves_files_and_training(monkeypatch, tmp_path):
-    from lightning_landscape.probing.measurement import Measurement
-
-    def failing(self, *args):
+    def failing(*args):
         raise RuntimeError("broken report")
 
-    monkeypatch.setattr(Measurement, "evaluate", failing)
+    monkeypatch.setattr("lightning_landscape.session.summarise", failing)
     with pytest.warns(UserWarning, match="could not finish its report: RuntimeError: broken report"):
         fit(LandscapeMonitor(dirpath=tmp_path))
     assert (tmp_path / "landscape" / "probes.jsonl").exists()

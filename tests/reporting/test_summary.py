@@ -19,6 +19,7 @@ RUN = {
     "probes": 0,
     "fidelity": {"exact": True, "max_abs": 0.0, "steps": [0]},
     "complete": True,
+    "stopped_by": "end of training",
 }
 
 
@@ -279,3 +280,31 @@ def test_a_bound_beside_no_drop_is_vacuous():
     assert "vacuous, because training achieved no drop" in summary_of(*rows, steps=16)["verdict"]
     unknown = [row(2 * k) for k in range(8)]
     assert "was not measured to compare it with" in summary_of(*unknown, steps=16)["verdict"]
+
+
+def test_losses_that_float32_rounds_to_the_infimum_leave_a_bound():
+    rounded = row(16, loss=0.0, reference_loss=0.0, inner_product=0.0, grad_sq_norm=1e-8, step_size=0.1, initial_loss=3.0)
+    bound = summary_of(*steady(loss=3.0, inner_product=2.0, grad_sq_norm=1.0), rounded, steps=18)["bounds"]["sgd_sharp"]
+    assert bound["applies"]
+    assert bound["constants"]["smoothness"] == pytest.approx(1 / 6)
+    assert "losses of 1 probes are at loss_infimum to float32 rounding" in bound["reason"]
+    steep = rounded.with_values(grad_sq_norm=1.0)  # no rounding of a loss of 3 explains this gradient
+    refused = summary_of(*steady(loss=3.0, inner_product=2.0, grad_sq_norm=1.0), steep, steps=18)["bounds"]["sgd_sharp"]
+    assert "a loss is at loss_infimum, or below, while its gradient is not zero" in refused["reason"]
+
+
+def test_a_run_that_was_cut_says_so_first():
+    summary = summary_of(*informative(), complete=False, stopped_by="KeyboardInterrupt")
+    assert summary["verdict"].startswith("Measured in part, up to an early end (KeyboardInterrupt). The α-β-condition holds at")
+
+
+def test_advice_is_that_of_the_theorem():
+    adaptive = {"class": "AdaGradNormMax", "module": "lightning_landscape.optim", "defaults": {"lr": 0.1, "b_init": 1.0}}
+    rows = [
+        row(2 * k, loss=3.0, reference_loss=2 + 0.1 * (k % 2), inner_product=4.0, grad_sq_norm=1e-4, sq_distance=1e-6, initial_loss=9.0)
+        for k in range(8)
+    ]
+    rows = [p.with_values(step_size=0.1 / (1 + 1e-4 * (p.step + 1)) ** 0.5) for p in rows]
+    summary = summary_of(*rows, optimizer=adaptive, reference={"kind": "file", "final_sq_distance": 1e-6}, steps=16)
+    assert summary["bound_in_force"] == "adagrad_norm_max"
+    assert "is the noise of the step size, which a larger b_init or larger batches shrink" in summary["verdict"]
