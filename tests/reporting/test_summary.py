@@ -301,10 +301,18 @@ def test_a_run_that_was_cut_says_so_first():
 def test_advice_is_that_of_the_theorem():
     adaptive = {"class": "AdaGradNormMax", "module": "lightning_landscape.optim", "defaults": {"lr": 0.1, "b_init": 1.0}}
     rows = [
-        row(2 * k, loss=3.0, reference_loss=2 + 0.1 * (k % 2), inner_product=4.0, grad_sq_norm=1e-4, sq_distance=1e-6, initial_loss=9.0)
+        row(
+            2 * k,
+            loss=3.0,
+            reference_loss=2 + 0.1 * (k % 2),
+            inner_product=4.0,
+            grad_sq_norm=0.1,
+            sq_distance=1e-6,
+            initial_loss=9.0,
+        )
         for k in range(8)
     ]
-    rows = [p.with_values(step_size=0.1 / (1 + 1e-4 * (p.step + 1)) ** 0.5) for p in rows]
+    rows = [p.with_values(step_size=0.1 / (1 + 0.1 * (p.step + 1)) ** 0.5) for p in rows]
     summary = summary_of(*rows, optimizer=adaptive, reference={"kind": "file", "final_sq_distance": 1e-6}, steps=16)
     assert summary["bound_in_force"] == "adagrad_norm_max"
     assert "is the noise of the step size, which a larger b_init or larger batches shrink" in summary["verdict"]
