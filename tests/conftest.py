@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 
 import pytest
 import torch
@@ -13,6 +14,8 @@ settings.load_profile("noisy")
 torch.set_num_threads(1)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MPLBACKEND", "agg")
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # inherited by what a shell starts in the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
