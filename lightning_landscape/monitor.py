@@ -22,7 +22,7 @@ from lightning_landscape.probing.parameters import named_parameters, optimized_p
 from lightning_landscape.probing.reference import FINAL, Reference, check_reference_file, load_reference
 from lightning_landscape.probing.sums import StepSums
 from lightning_landscape.reporting.folder import parent_folder
-from lightning_landscape.session import Session
+from lightning_landscape.session import Session, declare_results
 from lightning_landscape.settings import Settings
 
 _NEVER = 2**62
@@ -54,6 +54,13 @@ class LandscapeMonitor(Callback):
         secant: Measure smoothness between consecutive iterates too: one more forward and backward pass a probe.
         exact_sums: Measure every step, so that the sums over steps in the trajectory's certificate are exact and not estimated
             from the probes: two copies of the parameters and three passes over them at every step.
+        per_layer: Tell the parts of the module apart, which sum to the whole: curves ``layers/…`` and ``layers.csv``.
+        segments: From so many iterates, x_0 among them, the loss is evaluated along the straight line to x_p; 0 for none.
+        live_epochs: After which epochs the probes so far are evaluated at the present iterate, in the place of x_p, to see the
+            conditions settle (curves ``live/…``); "doubling" is 1, 2, 4, 8, …; None for never.
+        layout: Write charts for TensorBoard's tab "Custom scalars"; a layout that the module writes later replaces them.
+        figures: Draw pictures at the end, as files and for loggers that take them, where matplotlib is installed.
+        progress_bar: Show two values in the progress bar.
 
     Raises:
         MisconfigurationException: before the first optimizer step, where a run cannot be measured; it says what is supported.
@@ -79,6 +86,12 @@ class LandscapeMonitor(Callback):
         windows: int = 4,
         secant: bool = False,
         exact_sums: bool = False,
+        per_layer: bool = False,
+        segments: int = 4,
+        live_epochs: Literal["doubling"] | list[int] | None = "doubling",
+        layout: bool = True,
+        figures: bool = True,
+        progress_bar: bool = False,
     ) -> None:
         super().__init__()
         self.reference = reference
@@ -95,6 +108,12 @@ class LandscapeMonitor(Callback):
         self.windows = windows
         self.secant = secant
         self.exact_sums = exact_sums
+        self.per_layer = per_layer
+        self.segments = segments
+        self.live_epochs = live_epochs
+        self.layout = layout
+        self.figures = figures
+        self.progress_bar = progress_bar
         self.table: ProbeTable | None = None
         """The table of probes, after ``fit``"""
         self.summary: dict[str, Any] | None = None
@@ -144,6 +163,7 @@ class LandscapeMonitor(Callback):
         if self.reference != FINAL:
             others = {name: p for name, p in named_parameters(pl_module).items() if name not in trained}
             self._reference = load_reference(self.reference, trained, others)
+        declare_results(trainer, self._settings())
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -217,6 +237,8 @@ class LandscapeMonitor(Callback):
         if self._session is not None and self._moved:
             self._guarded(self._session.note_epoch_end)()
             self._moved = False
+        if self._session is not None and self._next_step != _NEVER:
+            self._guarded(self._session.evaluate_provisionally)()
 
     def _watch(self) -> None:
         session = self._require_session()
@@ -240,7 +262,9 @@ class LandscapeMonitor(Callback):
         session = self._require_session()
         session.measurement.look_away()
         if session.measurement.gradient_taken:
-            session.finish_probe()
+            shown = session.finish_probe()
+            if self.progress_bar and shown:
+                session.module.log_dict(shown, prog_bar=True, logger=False)
             self._just_probed = True
             self._watching, self._next_step = False, session.measurement.schedule.next_step
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import tempfile
 import time
@@ -17,7 +18,7 @@ from torch.optim import Optimizer
 
 from lightning_landscape import interrupts
 from lightning_landscape.loading import load
-from lightning_landscape.probes import SCHEMA, ProbeTable
+from lightning_landscape.probes import SCHEMA, Probe, ProbeTable
 from lightning_landscape.probing import checks, lightning_compat
 from lightning_landscape.probing.description import describe_run
 from lightning_landscape.probing.measurement import Measurement
@@ -26,12 +27,14 @@ from lightning_landscape.probing.reference import FINAL, Reference, last_iterate
 from lightning_landscape.probing.schedule import Schedule
 from lightning_landscape.probing.store import ProbeStore
 from lightning_landscape.probing.window import Guard
-from lightning_landscape.records import SecantRow
+from lightning_landscape.records import LayerRow, SecantRow, SegmentPoint
+from lightning_landscape.reporting import pictures, tensorboard
 from lightning_landscape.reporting.curves import RunCurves
 from lightning_landscape.reporting.folder import RunFolder, free_folder, parent_folder
 from lightning_landscape.reporting.numbers import number
 from lightning_landscape.reporting.progress import tracker
 from lightning_landscape.reporting.summary import summarise
+from lightning_landscape.reporting.text import report
 from lightning_landscape.settings import Settings
 
 STORE = "store"
@@ -84,6 +87,8 @@ class Session:
             guard=guard,
             secant=settings.secant,
             exact_sums=settings.exact_sums,
+            per_layer=settings.per_layer,
+            segments=settings.segments,
         )
         self._curves = RunCurves(trainer.loggers, settings.prefix, live=self._live)
         self.first_step = trainer.global_step
@@ -105,21 +110,38 @@ class Session:
         if self.measurement.watch(step):
             self._follow(self.measurement.table)
 
-    def finish_probe(self) -> None:
-        """Complete the probe of the step that was just made, and write it down, whole."""
-        with interrupts.put_off():
-            self._finish_probe()
+    @property
+    def module(self) -> LightningModule:
+        """The module in training."""
+        return self._module
 
-    def _finish_probe(self) -> None:
+    def finish_probe(self) -> dict[str, float]:
+        """Complete the probe of the step that was just made, and write it down, whole; return what a progress bar may show."""
+        with interrupts.put_off():
+            return self._finish_probe()
+
+    def _finish_probe(self) -> dict[str, float]:
         unchecked = not self.measurement.fidelity.steps
         probe = self.measurement.finish()
         if unchecked:
             self._warn_of_infidelity()
-        if probe is not None:
-            self.folder.append(probe, self.measurement.table)
-            self._write_secants()
-            seconds = time.perf_counter() - self._started
-            self._curves.add(probe, overhead=self.measurement.seconds / max(seconds, 1e-9))
+        if probe is None:
+            return {}
+        self.folder.append(probe, self.measurement.table)
+        self._write_records()
+        seconds = time.perf_counter() - self._started
+        layers = (self.measurement.layers or {}).get(probe.step, [])
+        self._curves.add(probe, overhead=self.measurement.seconds / max(seconds, 1e-9), layers=layers)
+        return in_brief(probe)
+
+    def evaluate_provisionally(self) -> None:
+        """At the end of some epochs, see what the probes so far say of the present iterate; nothing of the table changes."""
+        epochs, last = self._trainer.current_epoch + 1, self._trainer.max_epochs
+        if self._live or epochs == last or not self._settings.live_at(epochs):
+            return
+        rows = self.measurement.provisional()
+        with interrupts.put_off():
+            self._curves.provisional(rows, lightning_compat.batches_that_stepped(self._trainer))
 
     def note_epoch_end(self) -> None:
         """Keep x_K where another callback may overwrite the parameters before our turn comes (SWA, EMA)."""
@@ -129,13 +151,18 @@ class Session:
     def _follow(self, table: ProbeTable) -> None:
         """Bring files and curves in line, after rows were thinned out or taken over."""
         self.folder.rewrite(table)
-        self._write_secants()
+        self._write_records()
         self._curves.restart(table)
 
-    def _write_secants(self) -> None:
-        secants = self.measurement.secants
+    def _write_records(self) -> None:
+        """Write the tables beside the table of probes, those that there are."""
+        secants, layers, segments = self.measurement.secants, self.measurement.layers, self.measurement.segments
         if secants is not None:
             self.folder.write_records(SecantRow, [SecantRow(step, secants[step]) for step in sorted(secants)])
+        if layers:
+            self.folder.write_records(LayerRow, [row for step in sorted(layers) for row in layers[step]])
+        if segments:
+            self.folder.write_records(SegmentPoint, segments)
 
     def _warn_of_infidelity(self) -> None:
         fidelity = self.measurement.fidelity
@@ -175,6 +202,7 @@ class Session:
         self.folder.rewrite(self.measurement.table)
         evaluated = evaluate and self._evaluate(reference)
         self.folder.rewrite(self.measurement.table)  # whatever comes now, what was evaluated is on disk
+        self._write_records()
         run = {
             "complete": complete and self.failure is None,
             "stopped_by": stopped_by if self.failure is None else f"{stopped_by}; the monitor: {self.failure}",
@@ -251,7 +279,9 @@ class Session:
             self.folder.finish(table, summary)
         if evaluated:  # a partial evaluation writes files only: a tag is written once
             with interrupts.put_off():
-                self._curves.finish(table, summary, lightning_compat.batches_that_stepped(self._trainer))
+                steps = lightning_compat.batches_that_stepped(self._trainer)
+                self._curves.finish(table, summary, steps, self.measurement.layers or {})
+                self._show(table, summary, steps)
         if removable:
             self.measurement.store.remove()
         rank_zero_info(f"LandscapeMonitor: {summary['verdict']}")
@@ -265,6 +295,14 @@ class Session:
                 "batches, remove it when it is not needed"
             )
         return table, summary
+
+    def _show(self, table: ProbeTable, summary: dict[str, Any], steps: int) -> None:
+        """Give text and pictures to the loggers that take them, and pictures to the folder."""
+        loggers, prefix = self._trainer.loggers, self._settings.prefix
+        tensorboard.show_text(loggers, prefix, report(summary), steps)
+        if self._settings.figures:
+            figures = pictures.draw(table, summary, self.measurement.segments, self.folder.path)
+            tensorboard.show_figures(loggers, prefix, figures, steps)
 
     # --------------------------------------------------------------------------------------------------- stop and resume
 
@@ -304,6 +342,26 @@ class Session:
 
     def _reference_identity(self) -> str:
         return FINAL if self.measurement.reference is None else str(self.measurement.reference.sha256)
+
+
+def declare_results(trainer: Trainer, settings: Settings) -> None:
+    """Tell loggers, before training starts, what there will be to see; nothing here may stop a run."""
+    try:
+        shown = lightning_compat.shown_hyperparameters(trainer)
+        hparams = {logger: tensorboard.HParams(*known) for logger, known in shown.items()}
+        tensorboard.declare(trainer.loggers, settings.prefix, with_layout=settings.layout, hparams=hparams)
+    except Exception as error:
+        rank_zero_warn(f"LandscapeMonitor could not declare its results to the loggers: {type(error).__name__}: {error}")
+
+
+def in_brief(probe: Probe) -> dict[str, float]:
+    """Return two values of a probe for a progress bar: the cosine where x_p is known, and always the gradient's norm."""
+    values = {"grad_norm": math.sqrt(probe.grad_sq_norm)}
+    if probe.inner_product is None or probe.sq_distance is None:
+        excess = probe.loss - probe.loss_infimum
+        return {**values, "smoothness": probe.grad_sq_norm / (2 * excess) if excess > 0 else math.nan}
+    size = math.sqrt(probe.grad_sq_norm * probe.sq_distance)
+    return {**values, "cosine": probe.inner_product / size if size > 0 else math.nan}
 
 
 def _finite_or_null(sums: dict[str, Any] | None) -> dict[str, Any] | None:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule
+
+DOUBLING = "doubling"
+"""Epochs 1, 2, 4, 8, …"""
 
 _NAME = re.compile(r"(?=.*[\w-])[\w.-]+")
 
@@ -33,6 +36,18 @@ class Settings:
     windows: int
     secant: bool
     exact_sums: bool
+    per_layer: bool
+    segments: int
+    live_epochs: str | Sequence[int] | None
+    layout: bool
+    figures: bool
+    progress_bar: bool
+
+    def live_at(self, epochs: int) -> bool:
+        """Return whether the probes so far are evaluated after so many epochs."""
+        if self.live_epochs == DOUBLING:
+            return epochs > 0 and epochs & (epochs - 1) == 0
+        return self.live_epochs is not None and epochs in self.live_epochs
 
     def check(self) -> None:
         """Refuse what is outside its range.
@@ -61,6 +76,12 @@ def _is_real(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
+def _are_epochs(value: Any) -> bool:
+    if isinstance(value, str) or not isinstance(value, Sequence):
+        return value is None or value == DOUBLING
+    return all(map(_is_whole(1), value))
+
+
 _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "every_n_steps": (_is_whole(1), "whole numbers of 1 or more"),
     "max_probes": (_is_whole(2), "whole numbers of 2 or more"),
@@ -74,6 +95,10 @@ _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
         "names of letters, digits, '.', '-' and '_'",
     ),
     "windows": (_is_whole(1), "whole numbers of 1 or more"),
-    "secant": (lambda value: isinstance(value, bool), "True and False"),
-    "exact_sums": (lambda value: isinstance(value, bool), "True and False"),
+    "segments": (_is_whole(0), "whole numbers of 0 or more"),
+    "live_epochs": (_are_epochs, f"'{DOUBLING}', lists of whole numbers of 1 or more, and None"),
+    **dict.fromkeys(
+        ("secant", "exact_sums", "per_layer", "layout", "figures", "progress_bar"),
+        (lambda value: isinstance(value, bool), "True and False"),
+    ),
 }

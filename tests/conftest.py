@@ -25,6 +25,13 @@ def _quiet_and_elsewhere(tmp_path, monkeypatch):
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
 
 
+@pytest.fixture(autouse=True)
+def _without_pictures(request, monkeypatch):
+    """Draw no pictures at the end of the hundreds of runs here, but where a test is marked ``pictures``."""
+    if request.node.get_closest_marker("pictures") is None:
+        monkeypatch.setattr("lightning_landscape.reporting.pictures.draw", lambda *args: {})
+
+
 @pytest.fixture
 def lightning_says(caplog):
     """Return a function that gives everything said at INFO or above, with Lightning's logger audible."""

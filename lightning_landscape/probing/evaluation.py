@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import NamedTuple
 
+import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
 
@@ -40,10 +41,8 @@ class StoredProbes:
     @contextmanager
     def itself(self, step: int) -> Iterator[tuple[list[Frozen], Gradient]]:
         """Inside the block the module is at a step's own x_k; its moments and g_k, for what training has recorded of them."""
-        gradient, device = self._store.gradient(step), self._module.device
-        raw = {name: value.to(device) for name, value in gradient.raw.items()}
         with self._swap.to(self._stored(step)):
-            yield self._store.moments(step), Gradient(raw, gradient.factor)
+            yield self._store.moments(step), self.gradient(step)
 
     def at_reference(self, step: int, there: Mapping[str, Tensor]) -> AtReference:
         """Return what needs x_p.
@@ -55,13 +54,30 @@ class StoredProbes:
         Raises:
             NotMeasurable: if something of the probe is not in the store.
         """
-        here, gradient, device = self._stored(step), self._store.gradient(step), self._module.device
+        x, gradient = self.iterate(step, there), self.gradient(step)
+        return AtReference(self.elsewhere(step, there), *inner_product_and_distance(x, there, gradient.raw, gradient.factor))
+
+    def iterate(self, step: int, there: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return x_k on the module's device, for the names of x_p.
+
+        Raises:
+            NotMeasurable: if something of it is not in the store.
+        """
+        here = self._stored(step)
         missing = [name for name in there if name not in here]
         if missing:
             raise NotMeasurable(f"the values of {missing} at step {step} were not stored")
-        x = {name: here[name].to(device) for name in there}
-        raw = {name: value.to(device) for name, value in gradient.raw.items()}
-        return AtReference(self.elsewhere(step, there), *inner_product_and_distance(x, there, raw, gradient.factor))
+        return {name: here[name].to(self._module.device) for name in there}
+
+    def gradient(self, step: int) -> Gradient:
+        """Return g_k on the module's device."""
+        gradient = self._store.gradient(step)
+        return Gradient({name: value.to(self._module.device) for name, value in gradient.raw.items()}, gradient.factor)
+
+    def between(self, step: int, there: Mapping[str, Tensor], fraction: float) -> float:
+        """Return the loss of a step at x_k + t (x_p − x_k), with t strictly between 0 and 1."""
+        here = self.iterate(step, there)
+        return self.elsewhere(step, {name: torch.lerp(x, there[name].to(x.dtype), fraction) for name, x in here.items()})
 
     def elsewhere(self, step: int, trained: Mapping[str, Tensor]) -> float:
         """Return the loss of a step with the parameters ``trained``, all else as it was then.

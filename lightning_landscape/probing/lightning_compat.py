@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, fields, is_dataclass
 from typing import Any
 
+from lightning.fabric.utilities.logger import _convert_params, _flatten_dict
 from lightning.pytorch import Trainer
 from lightning.pytorch.trainer.states import RunningStage
 
@@ -12,6 +13,21 @@ from lightning.pytorch.trainer.states import RunningStage
 def batches_that_stepped(trainer: Trainer) -> int:
     """Return the step at which Lightning logs the curves of the batch in progress."""
     return int(trainer.fit_loop.epoch_loop._batches_that_stepped)
+
+
+def shown_hyperparameters(trainer: Trainer) -> dict[Any, tuple[dict[str, Any], bool]]:
+    """Return the hyper-parameters that Lightning is about to give to loggers like TensorBoard's, by logger.
+
+    One flat dictionary of text and numbers, and whether ``hp_metric`` comes with it.
+    """
+    holders = [trainer.lightning_module, trainer.datamodule]  # type: ignore[attr-defined]
+    given = [holder.hparams_initial for holder in holders if holder is not None and holder._log_hyperparams]
+    alike: list[Any] = [logger for logger in trainer.loggers if hasattr(logger, "_default_hp_metric")]
+    if not given or not alike:
+        return {}
+    merged = {key: value for hparams in given for key, value in hparams.items() if key != "_class_path"}
+    flat = _flatten_dict(_convert_params(merged))
+    return {logger: (logger._sanitize_params(flat), bool(logger._default_hp_metric)) for logger in alike}
 
 
 def _progresses(trainer: Trainer) -> dict[str, Any]:

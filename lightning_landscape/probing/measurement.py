@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, astuple
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,9 @@ from torch.optim import Optimizer
 
 from lightning_landscape.probes import Probe, ProbeTable, from_scalars, to_scalars
 from lightning_landscape.probing.evaluation import StoredProbes
-from lightning_landscape.probing.freezing import Frozen
-from lightning_landscape.probing.gradients import Gradient, is_finite, loss_scale
+from lightning_landscape.probing.fidelity import Fidelity, FidelityCheck
+from lightning_landscape.probing.gradients import is_finite, loss_scale
+from lightning_landscape.probing.layers import layer_rows
 from lightning_landscape.probing.parameters import (
     Swap,
     copied,
@@ -38,36 +40,18 @@ from lightning_landscape.probing.schedule import Schedule, evenly
 from lightning_landscape.probing.store import Kept, ProbeStore
 from lightning_landscape.probing.sums import StepSums
 from lightning_landscape.probing.window import Guard, Window
+from lightning_landscape.records import LayerRow, SegmentPoint
 
 INITIAL_LOSSES = 32
 """On so many kept probes, at most, the loss at x_0 is evaluated"""
 
+FRACTIONS = tuple(part / 10 for part in range(11))
+"""Where on a line from an iterate to x_p the loss is evaluated"""
+
+PROVISIONAL = 64
+"""So many probes, at most, are evaluated at an iterate of the run before x_p is known"""
+
 Track = Callable[[Sequence[int], str], Iterable[int]]
-
-
-@dataclass(slots=True)
-class Fidelity:
-    """How well replays at x_k reproduced the losses that training recorded there."""
-
-    steps: list[int] = field(default_factory=list)
-    max_abs: float = 0.0
-    gradient: float | None = None
-    """The largest ‖g − ∇f_i(x_k)‖, beside the longer of the two; None where no gradient was replayed"""
-
-    def note_gradient(self, difference: float) -> None:
-        """Add a comparison of gradients."""
-        self.gradient = max(self.gradient or 0.0, difference)
-
-    def note(self, step: int, difference: float) -> None:
-        """Add a comparison."""
-        if step not in self.steps:
-            self.steps = sorted([*self.steps, step])
-        self.max_abs = max(self.max_abs, difference if is_finite(difference) else math.inf)
-
-    @property
-    def exact(self) -> bool:
-        """Whether every replay gave the recorded loss to the last bit."""
-        return self.max_abs == 0
 
 
 class Measurement:
@@ -85,6 +69,8 @@ class Measurement:
         guard: wraps what runs inside the user's ``training_step``, so that no failure of ours reaches it.
         secant: whether each probe's mini-batch gradient is taken at x_{k+1} too.
         exact_sums: whether every step is measured for the sums over steps.
+        per_layer: whether the parts of the module are told apart.
+        segments: from how many iterates, x_0 among them, the loss on the line to x_p is evaluated.
     """
 
     def __init__(
@@ -101,16 +87,18 @@ class Measurement:
         guard: Guard,
         secant: bool = False,
         exact_sums: bool = False,
+        per_layer: bool = False,
+        segments: int = 0,
     ) -> None:
         self._trainer, self._module, self._optimizer = trainer, module, optimizer
         self._loss_infimum, self._guard = loss_infimum, guard
         self.schedule, self.store, self.reference = schedule, store, reference
         self.table = ProbeTable()
         self.dropped = {"non_finite": 0, "no_loss": 0, "unevaluable": 0}
-        self.fidelity = Fidelity()
         self.seconds = 0.0
         """Time spent here while training"""
         self.replayer = Replayer(trainer, module, loss)
+        self._checks = FidelityCheck(trainer, module, optimizer, self.replayer)
         self._swap = Swap(module)
         self._stored = StoredProbes(module, store, self.replayer, self._swap)
         self._window: Window | None = None
@@ -125,7 +113,17 @@ class Measurement:
         """Probes whose step was not lr times the gradient: something clipped or changed it, or the optimiser is no SGD"""
         self.learning_rates: tuple[float, float] | None = None
         """The smallest and the largest learning rate over the probes; ``nan`` where parameter groups have several"""
+        self.layers: dict[int, list[LayerRow]] | None = {} if per_layer else None
+        """What the parts of the module contribute, by step; None where it was not asked for"""
+        self.segments: list[SegmentPoint] = []
+        """Losses on the straight lines from some iterates to x_p"""
+        self._lines = segments
         self.sums = StepSums(trainer, module, optimizer) if exact_sums else None
+
+    @property
+    def fidelity(self) -> Fidelity:
+        """How well replays gave what training recorded."""
+        return self._checks.found
 
     # ------------------------------------------------------------------------------------------------ while training
 
@@ -300,35 +298,8 @@ class Measurement:
     def _check_replay(self, window: Window) -> None:
         """Replay the first probe at x_k, at once: its loss, and its gradient."""
         with self.replayer.silence(), self._swap.to(self._others_of(window), window.before):
-            self._compare(window.step, window.loss, lambda: self.replayer.mean_loss(window.moments))
-            self._compare_gradient(window.gradient, window.moments)
-
-    def _compare_gradient(self, taken: Gradient, moments: Sequence[Frozen]) -> None:
-        """Note how far the gradient that the optimiser got is from that of the loss: a callback may have changed it."""
-        parameters, scale = optimized_parameters(self._module, self._optimizer), loss_scale(self._trainer)
-        try:
-            _, replayed = self.replayer.mean_loss_and_gradient(moments, parameters, scale)
-        except Exception:
-            return  # a module that only ``backward`` goes through: its losses are compared, its gradients are not
-        both = replayed.keys() & taken.raw.keys()  # a part may have been frozen or unfrozen since
-        there, here, factor = {n: replayed[n] for n in both}, {n: taken.raw[n] for n in both}, 1 / (scale * len(moments))
-        size = max(sq_change(there, factor, {}, 1.0), sq_change(here, taken.factor, {}, 1.0))
-        change = sq_change(there, factor, here, taken.factor)
-        if is_finite(size, change):  # a loss scale that has grown since may overflow
-            self.fidelity.note_gradient(math.sqrt(change / size) if size else 0.0)
-
-    def _compare(self, step: int, recorded: float, replayed: Callable[[], float]) -> None:
-        """Note how far a replay is from the recorded loss; where that is not exact without autograd, try with it.
-
-        Some kernels (recurrent ones, the fast path of transformers) round differently when no gradient is asked for.
-        """
-        difference = abs(replayed() - recorded)
-        if difference != 0 and not self.replayer.gradients_enabled:
-            self.replayer.gradients_enabled = True
-            again = abs(replayed() - recorded)
-            self.replayer.gradients_enabled = again < difference
-            difference = min(again, difference)
-        self.fidelity.note(step, difference)
+            self._checks.loss(window.step, window.loss, window.moments)
+            self._checks.gradient(window.gradient, window.moments)
 
     def _at_reference(self, probe: Probe, window: Window, reference: Reference) -> Probe | None:
         """Fill the columns that need x_p, while x_k and g_k are at hand."""
@@ -338,6 +309,8 @@ class Measurement:
             loss = self.replayer.mean_loss(window.moments)
         if not is_finite(product, distance, loss):
             return None
+        if self.layers is not None:
+            self.layers[probe.step] = layer_rows(probe, window.before, there, gradient)
         return probe.with_values(reference_loss=loss, inner_product=product, sq_distance=distance)
 
     def _keep(self, probe: Probe, window: Window) -> None:
@@ -383,8 +356,9 @@ class Measurement:
             self.table = ProbeTable(probe for probe in self.table if probe.step not in gone)
             for step in gone:
                 self.store.drop(step)
-                if self.secants is not None:
-                    self.secants.pop(step, None)
+                for rows in (self.secants, self.layers):
+                    if rows is not None:
+                        rows.pop(step, None)
 
     def _miss(self, step: int, why: str) -> None:
         """Count a probe that could not be measured."""
@@ -434,6 +408,7 @@ class Measurement:
             for step in track(waiting, "probes at x_p"):
                 self._unless_gone(step, functools.partial(self._evaluate_stored, reference))
             self._evaluate_initial(reference, track)
+            self._evaluate_segments(reference, track)
 
     def _unless_gone(self, step: int, evaluate: Callable[[int], None]) -> None:
         """Evaluate a stored probe; a row whose probe is gone is dropped and counted."""
@@ -444,13 +419,16 @@ class Measurement:
 
     def _check_stored(self, step: int) -> None:
         with self._stored.itself(step) as (moments, gradient):
-            self._compare(step, self.table.at_step(step).loss, lambda: self.replayer.mean_loss(moments))
-            self._compare_gradient(gradient, moments)
+            self._checks.loss(step, self.table.at_step(step).loss, moments)
+            self._checks.gradient(gradient, moments)
 
     def _evaluate_stored(self, reference: Reference, step: int) -> None:
         values = self._stored.at_reference(step, reference.parameters)
         if is_finite(*values):
             self.table = self.table.merged([self.table.at_step(step).with_values(**values._asdict())])
+            if self.layers is not None:
+                x, gradient = self._stored.iterate(step, reference.parameters), self._stored.gradient(step)
+                self.layers[step] = layer_rows(self.table.at_step(step), x, reference.parameters, gradient)
         else:
             self._lose(step, "non_finite")
 
@@ -463,6 +441,30 @@ class Measurement:
             loss = self._stored.elsewhere(step, start)
             if is_finite(loss):
                 self.table = self.table.merged([self.table.at_step(step).with_values(initial_loss=loss)])
+
+    def _evaluate_segments(self, reference: Reference, track: Track) -> None:
+        """Evaluate some probes' losses on the straight lines from their iterates to x_p; the ends are known."""
+        chosen = evenly(self.schedule.kept, self._lines) if self._lines else []
+        for step in track([step for step in chosen if self.store.holds_iterate(step)], "lines to x_p"):
+            with suppress(NotMeasurable):
+                inside = [self._stored.between(step, reference.parameters, fraction) for fraction in FRACTIONS[1:-1]]
+                probe = self.table.at_step(step)
+                points = zip(FRACTIONS, [probe.loss, *inside, probe.reference_loss], strict=True)
+                self.segments += [SegmentPoint(step, t, loss) for t, loss in points if loss is not None and is_finite(loss)]
+
+    def provisional(self) -> ProbeTable:
+        """Return the probes kept so far, at most `PROVISIONAL` of them, evaluated at the current iterate in the place of x_p.
+
+        What is in the store is evaluated, nothing of `table` changes.
+        """
+        with self._timed(), self.replayer.silence():
+            there, rows = self.current_parameters(), []
+            for step in evenly(self.schedule.kept, PROVISIONAL):
+                with suppress(NotMeasurable):
+                    values = self._stored.at_reference(step, there)
+                    if is_finite(*values):
+                        rows.append(self.table.at_step(step).with_values(**values._asdict()))
+        return ProbeTable(rows)
 
     # ------------------------------------------------------------------------------------------------- stop and resume
 
@@ -481,6 +483,7 @@ class Measurement:
             "moved_between": self.moved_between,
             "learning_rates": None if self.learning_rates is None else list(self.learning_rates),
             "secants": None if self.secants is None else {str(step): change for step, change in self.secants.items()},
+            "layers": None if self.layers is None else [astuple(row) for rows in self.layers.values() for row in rows],
             "exact_sums": self.sums.state() if self.sums is not None else None,
         }
 
@@ -500,7 +503,7 @@ class Measurement:
             self.store.drop(step)
         self.dropped = {**state["dropped"], "unevaluable": state["dropped"]["unevaluable"] + len(expected) - len(usable)}
         known = state["fidelity"]
-        self.fidelity = Fidelity(list(known["steps"]), known["max_abs"], known.get("gradient"))
+        self._checks.found = Fidelity(list(known["steps"]), known["max_abs"], known.get("gradient"))
         self.replayer.gradients_enabled = state["gradients_enabled"]
         self.seconds = state["seconds"]
         self.off_schedule, self.moved_between = state.get("off_schedule", 0), state.get("moved_between", 0)
@@ -508,5 +511,9 @@ class Measurement:
         self.learning_rates = None if rates is None else (rates[0], rates[1])
         if self.secants is not None and state.get("secants") is not None:
             self.secants = {int(k): change for k, change in state["secants"].items() if int(k) in self.schedule.kept}
+        if self.layers is not None:
+            for row in itertools.starmap(LayerRow, state.get("layers") or []):
+                if row.step in self.schedule.kept:
+                    self.layers.setdefault(row.step, []).append(row)
         if self.sums is not None and state.get("exact_sums") is not None:
             self.sums.adopt(state["exact_sums"])

@@ -188,6 +188,10 @@ class ProbeStore:
     def __contains__(self, step: int) -> bool:
         return (self._of(step) / _MOMENTS).is_file()
 
+    def holds_iterate(self, step: int) -> bool:
+        """Return whether x_k of a step is stored, and what its loss needs."""
+        return step in self and (self._of(step) / f"{_PARAMETERS}.safetensors").is_file()
+
     def parameters(self, step: int) -> dict[str, Tensor]:
         """Return x_k and, where they were stored, the values of the parameters that the optimiser did not hold then."""
         return {**self.others(step), **self._load(step, _PARAMETERS)}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from lightning.pytorch.loggers import Logger
@@ -11,6 +11,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lightning_landscape.probes import Probe, ProbeTable
+from lightning_landscape.records import LayerRow
 from lightning_landscape.reporting import scalars
 
 
@@ -28,7 +29,7 @@ class RunCurves:
         self._live = live
         self._running = scalars.RunningAlphaBeta()
 
-    def add(self, probe: Probe, overhead: float) -> None:
+    def add(self, probe: Probe, overhead: float, layers: Sequence[LayerRow] = ()) -> None:
         """Write what is known of a new probe, and the share of training time that was spent on probes so far."""
         row = ProbeTable([probe])
         curves = scalars.known_while_training(row)
@@ -37,7 +38,11 @@ class RunCurves:
         values = {tag: float(curve[0]) for tag, curve in curves.items()}
         if probe.evaluated:
             values |= self._running.add(probe)
-        self._writer.write_point(probe.logged_step, {**values, "overhead": overhead})
+        self._writer.write_point(probe.logged_step, {**values, **scalars.layer_curves(layers), "overhead": overhead})
+
+    def provisional(self, table: ProbeTable, step: int) -> None:
+        """Write what rows say that were evaluated at the present iterate, before x_p is known."""
+        self._writer.write_point(step, scalars.provisional(table))
 
     def restart(self, table: ProbeTable) -> None:
         """Start the worst case so far anew, from the rows that are left after a thinning or taken over from another run."""
@@ -52,7 +57,7 @@ class RunCurves:
             curves |= {**scalars.known_with_reference(table), **scalars.running_alpha_beta(table)}
         self._writer.write(table, curves)
 
-    def finish(self, table: ProbeTable, summary: dict[str, Any], steps: int) -> None:
+    def finish(self, table: ProbeTable, summary: dict[str, Any], steps: int, layers: Mapping[int, Sequence[LayerRow]]) -> None:
         """Write what is known only now: all that needs x_p, or after a live run the report's own values at the last step."""
         rows, alpha_beta = table.evaluated, summary["conditions"]["alpha_beta"]
         running = scalars.running_alpha_beta(rows, summary["run"]["drop"]["value"])
@@ -60,11 +65,16 @@ class RunCurves:
         final |= scalars.bound_curves(rows, summary["run"])
         if not self._live:
             self._writer.write(rows, {**scalars.known_with_reference(rows), **running, **final})
-            return
-        self._writer.write(rows, final)
+            for probe in rows:
+                self._writer.write_point(probe.logged_step, scalars.layer_curves(layers.get(probe.step, ())))
+        else:
+            self._writer.write(rows, final)
         if len(rows):
             after = max(steps, rows[-1].logged_step + 1)
-            self._writer.write_point(after, {tag: float(curve[-1]) for tag, curve in running.items()})
+            last = scalars.bounds_of_the_whole(summary)
+            if self._live:
+                last |= {tag: float(curve[-1]) for tag, curve in running.items()}
+            self._writer.write_point(after, last)
 
 
 class CurveWriter:

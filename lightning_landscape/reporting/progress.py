@@ -1,19 +1,37 @@
-"""A progress bar for the evaluation at the end of training, where the Trainer shows one too."""
+"""A progress bar for the evaluation at the end of training, of the kind that the Trainer shows."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 from lightning.pytorch import Trainer
 from tqdm.auto import tqdm
 
 
 def tracker(trainer: Trainer) -> Callable[[Sequence[int], str], Iterable[int]]:
-    """Return a function that shows progress over steps under a label."""
-    shown = trainer.progress_bar_callback is not None and trainer.is_global_zero
+    """Return a function that shows progress over steps under a label; it shows nothing where the Trainer shows no bar."""
+    bar = trainer.progress_bar_callback
+    shown = bar is not None and trainer.is_global_zero
+    display = getattr(bar, "progress", None)  # RichProgressBar's own; a terminal has room for one such display
 
     def track(steps: Sequence[int], label: str) -> Iterable[int]:
-        bar: Iterable[int] = tqdm(steps, desc=f"landscape: {label}", disable=not (shown and steps), leave=False, unit="probe")
-        return bar
+        described = f"landscape: {label}"
+        if shown and steps and display is not None and display.live.is_started:
+            return _in(display, steps, described)
+        plain: Iterable[int] = tqdm(steps, desc=described, disable=not (shown and steps), leave=False, unit="probe")
+        return plain
 
     return track
+
+
+def _in(display: Any, steps: Sequence[int], label: str) -> Iterator[int]:
+    """Yield steps, with a line of their own in a ``rich.progress.Progress`` that is running."""
+    task = display.add_task(label, total=len(steps))
+    try:
+        for step in steps:
+            yield step
+            display.advance(task)
+            display.refresh()
+    finally:
+        display.remove_task(task)

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from lightning_landscape import functional as F
-from lightning_landscape.bounds import THEOREMS, Evidence
+from lightning_landscape.bounds import THEOREMS, Evidence, in_force
 from lightning_landscape.probes import Probe, ProbeTable
+from lightning_landscape.records import LayerRow
 from lightning_landscape.reporting.conditions import columns_of, metrics
 
 Curves = dict[str, Tensor]
@@ -60,15 +61,15 @@ def condition_curves(table: ProbeTable, keys: Sequence[str]) -> Curves:
 def bound_curves(table: ProbeTable, run: Mapping[str, Any]) -> Curves:
     """Return each applying theorem's bound after as many steps as each probe had before it, with the final pair and constants.
 
-    ``nan`` at the first probe, before any step. ``bound/lower`` is 0, for a chart of loss gap and bound as a margin.
+    ``nan`` at the first probe, before any step. ``bound/in_force`` is the one that the verdict is about, ``bound/lower`` is 0:
+    for a chart of loss gap and bound as a margin.
     """
     evidence = Evidence(table, run)
-    curves: Curves = {}
-    for theorem in THEOREMS:
-        certificate = theorem.certify(evidence)
-        if certificate.value is not None:
-            curves[f"bound/{theorem.name}"] = theorem.curve(evidence, certificate)
-    if curves:
+    certificates = {theorem.name: theorem.certify(evidence) for theorem in THEOREMS}
+    curves = {f"bound/{t.name}": t.curve(evidence, certificates[t.name]) for t in THEOREMS if certificates[t.name].applies}
+    best = in_force(list(certificates.values()))
+    if best is not None:
+        curves["bound/in_force"] = curves[f"bound/{best.theorem}"]
         lower = torch.zeros(len(evidence.table), dtype=torch.float64)
         lower[:1] = math.nan
         curves["bound/lower"] = lower
@@ -98,6 +99,37 @@ class RunningAlphaBeta:
         neighbourhood = float(pair.ratio) * self._excess / len(self._pairs)
         values = {f"alpha_beta/{name}": float(getattr(pair, name)) for name in ("alpha", "beta", "rate")}
         return {**values, "alpha_beta/neighbourhood": neighbourhood}
+
+
+def bounds_of_the_whole(summary: dict[str, Any]) -> dict[str, float]:
+    """Return the bounds after all steps, as the report has them, by tag: the last points of `bound_curves`."""
+    values = {f"bound/{name}": bound["value"] for name, bound in summary["bounds"].items() if bound["value"] is not None}
+    if values:
+        values |= {"bound/in_force": values[f"bound/{summary['bound_in_force']}"], "bound/lower": 0.0}
+    return values
+
+
+def provisional(table: ProbeTable) -> dict[str, float]:
+    """Return what all rows together say, by tag in the group ``live``: the best pair, and each condition's constant."""
+    if not len(table):
+        return {}
+    running = RunningAlphaBeta()
+    values = [running.add(probe) for probe in table][-1]
+    for key, metric in metrics().items():
+        metric.update(**columns_of(metric, table, full_batch=False))
+        values[f"{key}/{metric.constant}"] = float(metric.compute()["value"])
+    return {f"live/{tag}": value for tag, value in values.items()}
+
+
+def layer_curves(rows: Sequence[LayerRow]) -> dict[str, float]:
+    """Return the values of one probe's parts by tag, ``layers/<part>/…``; the inner products sum to the whole."""
+    values = {}
+    for row in rows:
+        size = math.sqrt(row.grad_sq_norm * row.sq_distance)
+        values[f"layers/{row.layer}/inner_product"] = row.inner_product
+        values[f"layers/{row.layer}/cosine"] = row.inner_product / size if size > 0 else math.nan
+        values[f"layers/{row.layer}/distance"] = math.sqrt(row.sq_distance)
+    return values
 
 
 def running_alpha_beta(table: ProbeTable, drop: float | None = None) -> Curves:

@@ -1,0 +1,125 @@
+"""What only some loggers can show: a layout of charts, hyper-parameters with results, text, pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.loggers.logger import DummyLogger
+from lightning.pytorch.utilities import rank_zero_warn
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+CATEGORY = "Loss landscape"
+"""Of the charts in TensorBoard's tab "Custom scalars" """
+
+RESULTS = (
+    "alpha_beta/alpha",
+    "alpha_beta/beta",
+    "alpha_beta/rate",
+    "alpha_beta/neighbourhood",
+    "alpha_beta/informativeness",
+    "bound/in_force",
+)
+"""Curves whose last points are a run's results: metrics of TensorBoard's tab "HParams" """
+
+
+def layout(prefix: str) -> dict[str, dict[str, list[Any]]]:
+    """Return the charts of one category, as ``SummaryWriter.add_custom_scalars`` takes them.
+
+    Example:
+        >>> layout("landscape")["Loss landscape"]["Loss gap and the bound in force"]
+        ['Margin', ['landscape/gap', 'landscape/bound/lower', 'landscape/bound/in_force']]
+    """
+    tag = f"{prefix}/{{}}".format
+    charts = {
+        "Loss gap and the bound in force": ["Margin", [tag("gap"), tag("bound/lower"), tag("bound/in_force")]],
+        "Margin of the α-β-condition": ["Multiline", [tag("alpha_beta/margin")]],
+        "Cosine of gradient and x − x_p": ["Multiline", [tag("cosine")]],
+        "α, β and α − β up to here": ["Multiline", [tag("alpha_beta/(alpha|beta|rate)$")]],
+        "Neighbourhood up to here": ["Multiline", [tag("alpha_beta/neighbourhood$")]],
+        "Constants of single probes": ["Multiline", [tag("[a-z_]+/(mu|theta|L)$")]],
+        "Before x_p is known": ["Multiline", [tag("live/.*")]],
+    }
+    return {CATEGORY: charts}
+
+
+@dataclass(frozen=True, slots=True)
+class HParams:
+    """What a logger will show as hyper-parameters, as Lightning is about to write it."""
+
+    params: Mapping[str, Any]
+    with_hp_metric: bool
+    """Whether Lightning adds ``hp_metric`` to the results"""
+
+
+def declare(loggers: Iterable[Logger], prefix: str, *, with_layout: bool, hparams: Mapping[Logger, HParams]) -> None:
+    """Declare layout and results before the module and Lightning do.
+
+    Of two layouts TensorBoard takes the later one, of two declarations of results the first: a layout of the user's module
+    replaces ours, and our results stand beside ``hp_metric``.
+
+    Args:
+        loggers: the Trainer's.
+        prefix: group of all tags.
+        with_layout: whether to write a layout.
+        hparams: of the loggers that will show any.
+    """
+    if with_layout:
+        _each(loggers, "add_custom_scalars", lambda writer, _: writer.add_custom_scalars(layout(prefix)))
+    named = [logger for logger in loggers if logger in hparams]
+    _each(named, "add_hparams", lambda writer, logger: _declare_results(writer, prefix, hparams[logger]))
+
+
+def _declare_results(writer: Any, prefix: str, known: HParams) -> None:
+    """Write which hyper-parameters and results there will be, without a value of any."""
+    from torch.utils.tensorboard.summary import hparams
+
+    results = ["hp_metric"] * known.with_hp_metric + [f"{prefix}/{name}" for name in RESULTS]
+    experiment, _, _ = hparams(  # type: ignore[no-untyped-call]
+        dict(known.params), dict.fromkeys(results, 0.0)
+    )
+    writer._get_file_writer().add_summary(experiment)  # as Lightning does; ``add_hparams`` would start a run of its own
+
+
+def show_text(loggers: Iterable[Logger], prefix: str, text: str, step: int) -> None:
+    """Write a text in Markdown under the tag ``<prefix>/verdict``."""
+    _each(loggers, "add_text", lambda writer, _: writer.add_text(f"{prefix}/verdict", text, step))
+
+
+def show_figures(loggers: Iterable[Logger], prefix: str, figures: Mapping[str, Figure], step: int) -> None:
+    """Give pictures to the loggers that take them: TensorBoard, Weights & Biases, MLflow; the others do without."""
+
+    def in_tensorboard(writer: Any, _: Logger) -> None:
+        for name, figure in figures.items():
+            writer.add_figure(f"{prefix}/{name}", figure, step, close=False)
+
+    def in_mlflow(client: Any, logger: Any) -> None:
+        for name, figure in figures.items():
+            client.log_figure(logger.run_id, figure, f"{prefix}/{name}.png")
+
+    def in_wandb(_: Any, logger: Any) -> None:
+        for name, figure in figures.items():
+            logger.log_image(key=f"{prefix}/{name}", images=[figure])
+
+    wandb = [logger for logger in loggers if hasattr(logger, "log_image")]
+    _each(wandb, "log", in_wandb)
+    others = [logger for logger in loggers if logger not in wandb]
+    _each(others, "add_figure", in_tensorboard)
+    _each(others, "log_figure", in_mlflow)
+
+
+def _each(loggers: Iterable[Logger], method: str, show: Callable[[Any, Logger], None]) -> None:
+    """Call ``show`` for each logger whose ``experiment`` has a method; one that fails is named, and costs nothing else."""
+    for logger in loggers:
+        if isinstance(logger, DummyLogger):
+            continue
+        try:
+            experiment = getattr(logger, "experiment", None)
+            if hasattr(experiment, method):
+                show(experiment, logger)
+        except Exception as error:
+            rank_zero_warn(f"LandscapeMonitor could not show everything in {type(logger).__name__}: {error}; its files have it")
