@@ -61,18 +61,20 @@ def condition_curves(table: ProbeTable, keys: Sequence[str]) -> Curves:
 def bound_curves(table: ProbeTable, run: Mapping[str, Any]) -> Curves:
     """Return each applying theorem's bound after as many steps as each probe had before it, with the final pair and constants.
 
-    ``nan`` at the first probe, before any step. ``bound/in_force`` is the one that the verdict is about, ``bound/lower`` is 0:
-    for a chart of loss gap and bound as a margin.
+    ``nan`` at the first probe, before any step. For a chart of loss gap and bound as a margin, for which TensorBoard wants
+    three curves with the same steps: ``bound/in_force``, the bound that the verdict is about, ``bound/gap`` and
+    ``bound/lower`` = 0.
     """
     evidence = Evidence(table, run)
     certificates = {theorem.name: theorem.certify(evidence) for theorem in THEOREMS}
     curves = {f"bound/{t.name}": t.curve(evidence, certificates[t.name]) for t in THEOREMS if certificates[t.name].applies}
     best = in_force(list(certificates.values()))
     if best is not None:
-        curves["bound/in_force"] = curves[f"bound/{best.theorem}"]
-        lower = torch.zeros(len(evidence.table), dtype=torch.float64)
-        lower[:1] = math.nan
-        curves["bound/lower"] = lower
+        upper = curves[f"bound/{best.theorem}"]
+        gap = table.column("loss") - table.column("reference_loss")
+        both = upper.isfinite() & gap.isfinite()
+        margin = {"bound/in_force": upper, "bound/gap": gap, "bound/lower": torch.zeros_like(upper)}
+        curves |= {tag: curve.where(both, torch.nan) for tag, curve in margin.items()}
     return curves
 
 
@@ -102,11 +104,11 @@ class RunningAlphaBeta:
 
 
 def bounds_of_the_whole(summary: dict[str, Any]) -> dict[str, float]:
-    """Return the bounds after all steps, as the report has them, by tag: the last points of `bound_curves`."""
-    values = {f"bound/{name}": bound["value"] for name, bound in summary["bounds"].items() if bound["value"] is not None}
-    if values:
-        values |= {"bound/in_force": values[f"bound/{summary['bound_in_force']}"], "bound/lower": 0.0}
-    return values
+    """Return the bounds after all steps, as the report has them, by tag, and as ``bound/final`` the one that is in force."""
+    bounds = summary["bounds"]
+    values = {f"bound/{name}": bound["value"] for name, bound in bounds.items() if bound["value"] is not None}
+    best = summary["bound_in_force"]
+    return values if best is None else {**values, "bound/final": bounds[best]["value"]}
 
 
 def provisional(table: ProbeTable) -> dict[str, float]:

@@ -22,9 +22,13 @@ RESULTS = (
     "alpha_beta/rate",
     "alpha_beta/neighbourhood",
     "alpha_beta/informativeness",
-    "bound/in_force",
+    "bound/final",
 )
 """Curves whose last points are a run's results: metrics of TensorBoard's tab "HParams" """
+
+
+CONSTANTS = ("polyak_lojasiewicz/mu$", "restricted_secant/mu$", "aiming/theta$", "smoothness/L$")
+"""Of single probes, in one chart: few enough to tell apart"""
 
 
 def layout(prefix: str) -> dict[str, dict[str, list[Any]]]:
@@ -32,17 +36,17 @@ def layout(prefix: str) -> dict[str, dict[str, list[Any]]]:
 
     Example:
         >>> layout("landscape")["Loss landscape"]["Loss gap and the bound in force"]
-        ['Margin', ['landscape/gap', 'landscape/bound/lower', 'landscape/bound/in_force']]
+        ['Margin', ['landscape/bound/gap', 'landscape/bound/lower', 'landscape/bound/in_force']]
     """
-    tag = f"{prefix}/{{}}".format
+    tag = f"{prefix}/{{}}".format  # a multiline chart takes regular expressions, a margin chart names
     charts = {
-        "Loss gap and the bound in force": ["Margin", [tag("gap"), tag("bound/lower"), tag("bound/in_force")]],
+        "Loss gap and the bound in force": ["Margin", [tag("bound/gap"), tag("bound/lower"), tag("bound/in_force")]],
         "Margin of the α-β-condition": ["Multiline", [tag("alpha_beta/margin")]],
         "Cosine of gradient and x − x_p": ["Multiline", [tag("cosine")]],
         "α, β and α − β up to here": ["Multiline", [tag("alpha_beta/(alpha|beta|rate)$")]],
         "Neighbourhood up to here": ["Multiline", [tag("alpha_beta/neighbourhood$")]],
-        "Constants of single probes": ["Multiline", [tag("[a-z_]+/(mu|theta|L)$")]],
-        "Before x_p is known": ["Multiline", [tag("live/.*")]],
+        "Constants of single probes": ["Multiline", [tag(name) for name in CONSTANTS]],
+        "α, β and α − β before x_p is known": ["Multiline", [tag("live/alpha_beta/(alpha|beta|rate)$")]],
     }
     return {CATEGORY: charts}
 

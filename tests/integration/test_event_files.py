@@ -31,7 +31,8 @@ CONDITIONS = {
 SETTLING = {f"live/alpha_beta/{name}" for name in ("alpha", "beta", "rate", "neighbourhood")} | {
     f"live/{tag}" for tag in CONDITIONS | {"polyak_lojasiewicz/mu", "smoothness/L"}
 }
-BOUNDS = {"bound/lower", "bound/in_force", "bound/sgd_schedule", "bound/trajectory"}  # the step size of `Plain` changes once
+BOUNDS = {"bound/sgd_schedule", "bound/trajectory"}  # the step size of `Plain` changes once
+BOUNDS |= {f"bound/{name}" for name in ("lower", "gap", "in_force", "final")}
 
 
 def fit(folder, monitor, loggers=None, epochs=2, **kwargs):
@@ -138,7 +139,12 @@ def test_the_bound_of_the_trajectory_is_that_of_so_many_steps_with_the_final_pai
     expected.append((max(loaded.summary["run"]["steps"], table[-1].logged_step + 1), entry["value"]))
     assert [step for step, _ in ours["bound/trajectory"]] == [step for step, _ in expected]
     assert [value for _, value in ours["bound/trajectory"]] == pytest.approx([value for _, value in expected], rel=1e-5)
-    assert [value for _, value in ours["bound/lower"]] == [0.0] * len(expected)
+    margin = {tag: dict(ours[f"bound/{tag}"]) for tag in ("lower", "gap", "in_force")}
+    assert margin["lower"] == dict.fromkeys((p.logged_step for p in table[1:]), 0.0)
+    assert margin["gap"] == {step: value for step, value in ours["gap"] if step in margin["lower"]}
+    assert margin["in_force"] == dict(ours[f"bound/{loaded.summary['bound_in_force']}"][:-1])
+    (final,) = ours["bound/final"]
+    assert final[1] == pytest.approx(loaded.summary["bounds"][loaded.summary["bound_in_force"]]["value"], rel=1e-6)
 
 
 def test_the_loss_lies_on_lightnings_own_curve(run):

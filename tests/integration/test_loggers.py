@@ -85,6 +85,9 @@ def test_the_layout_names_tags_that_there_are(tmp_path):
     margin = charts["Loss gap and the bound in force"].margin.series[0]
     assert {margin.value, margin.lower, margin.upper} <= set(tags)
     assert margin.upper == "landscape/bound/in_force"
+    steps = [[e.step for e in read(tmp_path / "run").Scalars(tag)] for tag in (margin.value, margin.lower, margin.upper)]
+    assert steps[0] == steps[1] == steps[2]  # else TensorBoard shows an error in the place of the chart
+    assert len(steps[0]) > 5
     import re
 
     for chart in category.chart:
@@ -122,7 +125,7 @@ def test_results_are_declared_beside_hp_metric_and_have_values_at_the_end(defaul
     for name in ("alpha", "beta", "rate", "neighbourhood", "informativeness"):
         assert last[f"landscape/alpha_beta/{name}"] == pytest.approx(report[name], rel=1e-6)
     in_force = bounds[monitor.summary["bound_in_force"]]
-    assert last["landscape/bound/in_force"] == pytest.approx(in_force["value"], rel=1e-6)
+    assert last["landscape/bound/final"] == pytest.approx(in_force["value"], rel=1e-6)
     if default_hp_metric:
         assert accumulator.Scalars("hp_metric")[0].value == -1
 
@@ -182,6 +185,7 @@ def test_without_matplotlib_everything_else_works(tmp_path, monkeypatch, lightni
 
     for name in [name for name in sys.modules if name.startswith(("matplotlib", "lightning_landscape.reporting.figures"))]:
         monkeypatch.delitem(sys.modules, name)
+    monkeypatch.delattr("lightning_landscape.reporting.figures", raising=False)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     _, monitor = fit(tmp_path)
     assert "draws no pictures without matplotlib: pip install lightning-landscape[plots]" in lightning_says()
