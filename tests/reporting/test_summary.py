@@ -1,4 +1,4 @@
-"""The verdict in every case; pictures of runs that have little to show."""
+"""The verdict in every case."""
 
 import json
 
@@ -146,38 +146,6 @@ def test_windows_are_the_same_question_on_a_slice():
     assert (windows[1]["alpha"], windows[1]["beta"]) == (0.5, 0.0)
     empty = summary_of(row(0), windows=4)["conditions"]["alpha_beta"]["windows"][3]
     assert empty["reason"] == "no probe was evaluated at the reference"
-
-
-@pytest.mark.parametrize(
-    "rows",
-    [
-        informative(),
-        vacuous(),
-        [],
-        [row(0)],
-        [row(0, reference_loss=0.0, inner_product=-1.0)],
-        [row(0, reference_loss=0.0, inner_product=1.0), row(2)],
-        [row(0, loss=0.5)],
-        [row(0, sq_distance=0.0)],
-        [row(0, reference_loss=None)],
-    ],
-)
-def test_pictures_of_runs_that_have_little_to_show(rows):
-    pytest.importorskip("matplotlib")
-    from lightning_landscape.reporting.figures import overview
-
-    figure = overview(ProbeTable(rows), summary_of(*rows))
-    figure.savefig("picture.png")
-    left, middle, right = figure.axes
-    evaluated = ProbeTable(rows).evaluated
-    if len(evaluated):
-        assert list(middle.lines[0].get_ydata()) == [probe.loss for probe in evaluated]
-        assert list(right.lines[1].get_xdata()) == [probe.logged_step for probe in evaluated]
-    else:
-        assert "no probe was evaluated" in middle.texts[0].get_text()
-    said = left.texts[0].get_text() if left.texts else None
-    reason = summary_of(*rows)["conditions"]["alpha_beta"]["reason"]
-    assert said == (reason if summary_of(*rows)["conditions"]["alpha_beta"]["neighbourhood"] is None else None)
 
 
 CONDITIONS = {
