@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lightning_landscape.probes import ProbeTable, check_schema, from_json_lines, secants_from_csv
-from lightning_landscape.reporting.folder import PROBES_CSV, PROBES_JSONL, SECANT_CSV, SUMMARY
+from lightning_landscape.probes import ProbeTable, check_schema, from_json_lines
+from lightning_landscape.records import LayerRow, Record, SecantRow, SegmentPoint, records_from_csv
+from lightning_landscape.reporting.folder import PROBES_CSV, PROBES_JSONL, RECORDS_CSV, SUMMARY
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +22,10 @@ class Run:
     summary: dict[str, Any] | None = field(repr=False)
     secants: dict[int, float] | None = field(default=None, repr=False)
     """‖∇f_{i_k}(x_{k+1}) − ∇f_{i_k}(x_k)‖² by step, where the run measured it"""
+    layers: list[LayerRow] | None = field(default=None, repr=False)
+    """Contributions of the module's parts, where the run measured them"""
+    segments: list[SegmentPoint] | None = field(default=None, repr=False)
+    """Losses on straight lines to the reference, where the run evaluated them"""
 
 
 def load(path: str | os.PathLike[str]) -> Run:
@@ -48,10 +53,20 @@ def load(path: str | os.PathLike[str]) -> Run:
     if (folder / SUMMARY).is_file():
         summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
         check_schema(summary.get("schema"), SUMMARY)
-    secants = None
-    if (folder / SECANT_CSV).is_file():
-        secants = secants_from_csv((folder / SECANT_CSV).read_text(encoding="utf-8"))
-    return Run(folder, table, summary, secants)
+    secants = _records(folder, SecantRow)
+    return Run(
+        folder,
+        table,
+        summary,
+        secants=None if secants is None else {row.step: row.grad_sq_change for row in secants},
+        layers=_records(folder, LayerRow),
+        segments=_records(folder, SegmentPoint),
+    )
+
+
+def _records(folder: Path, kind: type[Record]) -> list[Record] | None:
+    path = folder / RECORDS_CSV[kind]
+    return records_from_csv(kind, path.read_text(encoding="utf-8"), path.name) if path.is_file() else None
 
 
 def _folder(path: Path) -> Path:

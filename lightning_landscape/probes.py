@@ -29,7 +29,7 @@ import io
 import itertools
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -188,24 +188,6 @@ def check_schema(found: Any, what: str) -> None:
         raise ValueError(
             f"found schema {found} in {what}; supported is schema {SCHEMA}, read it with the version that wrote it"
         )
-
-
-def secants_to_csv(secants: Mapping[int, float]) -> str:
-    """Return ``secant.csv``: a row a probe, ``grad_sq_change`` = ‖∇f_{i_k}(x_{k+1}) − ∇f_{i_k}(x_k)‖² of its mini-batch."""
-    rows = (f"{step},{secants[step]!r},{SCHEMA}\n" for step in sorted(secants))
-    return "step,grad_sq_change,schema\n" + "".join(rows)
-
-
-def secants_from_csv(text: str) -> dict[int, float]:
-    """Read what `secants_to_csv` wrote.
-
-    Raises:
-        ValueError: if the schema is another one.
-    """
-    rows = list(csv.DictReader(io.StringIO(text)))
-    for row in rows:
-        check_schema(row["schema"], "secant.csv")
-    return {int(row["step"]): float(row["grad_sq_change"]) for row in rows}
 
 
 def to_json_line(probe: Probe) -> str:

@@ -26,6 +26,7 @@ from lightning_landscape.probing.reference import FINAL, Reference, last_iterate
 from lightning_landscape.probing.schedule import Schedule
 from lightning_landscape.probing.store import ProbeStore
 from lightning_landscape.probing.window import Guard
+from lightning_landscape.records import SecantRow
 from lightning_landscape.reporting.curves import RunCurves
 from lightning_landscape.reporting.folder import RunFolder, free_folder, parent_folder
 from lightning_landscape.reporting.numbers import number
@@ -116,8 +117,7 @@ class Session:
             self._warn_of_infidelity()
         if probe is not None:
             self.folder.append(probe, self.measurement.table)
-            if self.measurement.secants is not None:
-                self.folder.write_secants(self.measurement.secants)
+            self._write_secants()
             seconds = time.perf_counter() - self._started
             self._curves.add(probe, overhead=self.measurement.seconds / max(seconds, 1e-9))
 
@@ -129,9 +129,13 @@ class Session:
     def _follow(self, table: ProbeTable) -> None:
         """Bring files and curves in line, after rows were thinned out or taken over."""
         self.folder.rewrite(table)
-        if self.measurement.secants is not None:
-            self.folder.write_secants(self.measurement.secants)
+        self._write_secants()
         self._curves.restart(table)
+
+    def _write_secants(self) -> None:
+        secants = self.measurement.secants
+        if secants is not None:
+            self.folder.write_records(SecantRow, [SecantRow(step, secants[step]) for step in sorted(secants)])
 
     def _warn_of_infidelity(self) -> None:
         fidelity = self.measurement.fidelity

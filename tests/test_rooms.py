@@ -37,15 +37,17 @@ ALLOWED = {
     "interrupts": set(),
     "settings": set(),
     "monitor": {"session", "settings", "interrupts", "probing", "reporting", "probes"},
-    "session": {"settings", "interrupts", "probing", "reporting", "probes", "loading"},
-    "probing": {"probing", "probes"},
+    "session": {"settings", "interrupts", "probing", "reporting", "probes", "records", "loading"},
+    "probing": {"probing", "probes", "records"},
     "probes": set(),
+    "records": {"probes"},
     "functional": {"functional"},
     "conditions": {"conditions", "functional"},
     "bounds": {"bounds", "functional", "probes"},
     "optim": {"optim"},
-    "reporting": {"reporting", "bounds", "conditions", "functional", "probes"},
-    "loading": {"probes", "reporting"},
+    "reporting": {"reporting", "bounds", "conditions", "functional", "probes", "records", "loading"},
+    "loading": {"probes", "records", "reporting"},
+    "cli": {"loading", "reporting"},
 }
 
 

@@ -5,18 +5,20 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Trainer
 
-from lightning_landscape.probes import Probe, ProbeTable, secants_to_csv, to_json_line, write_atomically
+from lightning_landscape.probes import Probe, ProbeTable, to_json_line, write_atomically
+from lightning_landscape.records import LayerRow, Record, SecantRow, SegmentPoint, records_to_csv
 
 CSV_SECONDS = 30.0
 """While training, ``probes.csv`` is rewritten no more often than this"""
 
-PROBES_CSV, PROBES_JSONL, SUMMARY, SECANT_CSV = "probes.csv", "probes.jsonl", "summary.json", "secant.csv"
+PROBES_CSV, PROBES_JSONL, SUMMARY = "probes.csv", "probes.jsonl", "summary.json"
+RECORDS_CSV: dict[type[Any], str] = {SecantRow: "secant.csv", LayerRow: "layers.csv", SegmentPoint: "segments.csv"}
 
 
 def parent_folder(trainer: Trainer, dirpath: str | os.PathLike[str] | None) -> Path:
@@ -71,9 +73,9 @@ class RunFolder:
         write_atomically(self.path / PROBES_CSV, table.to_csv())
         self._written = time.monotonic()
 
-    def write_secants(self, secants: Mapping[int, float]) -> None:
-        """Write ``secant.csv`` atomically."""
-        write_atomically(self.path / SECANT_CSV, secants_to_csv(secants))
+    def write_records(self, kind: type[Record], rows: Iterable[Record]) -> None:
+        """Write one of the tables beside the table of probes, atomically."""
+        write_atomically(self.path / RECORDS_CSV[kind], records_to_csv(kind, rows))
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Write ``summary.json`` atomically, as strict JSON."""

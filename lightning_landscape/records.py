@@ -1,0 +1,99 @@
+"""Tables beside the table of probes: optional, each a list of frozen records, one CSV file each.
+
+==================  ==================================================================================================
+``secant.csv``      `SecantRow`: how much the gradient of a probe's mini-batch changed over its step
+``layers.csv``      `LayerRow`: what a part of the module contributes to a probe's inner product, norm and distance
+``segments.csv``    `SegmentPoint`: a probe's mini-batch loss on the straight line from its iterate to the reference
+==================  ==================================================================================================
+
+They are written above the waist and only read below it, as the table of probes is.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable
+from dataclasses import astuple, dataclass, fields
+from typing import Any, TypeVar
+
+from lightning_landscape.probes import SCHEMA, check_schema
+
+
+@dataclass(frozen=True, slots=True)
+class SecantRow:
+    """One probe of ``secant.csv``."""
+
+    step: int
+    grad_sq_change: float
+    """‖∇f_{i_k}(x_{k+1}) − ∇f_{i_k}(x_k)‖² of its mini-batch"""
+
+
+@dataclass(frozen=True, slots=True)
+class LayerRow:
+    """One part of the module at one probe, of ``layers.csv``; over the parts of a probe each column sums to the probe's own."""
+
+    step: int
+    logged_step: int
+    layer: str
+    """Name of the submodule, or of a parameter that is in none"""
+    inner_product: float
+    """<g_k, x_k − x_p>, of this part's parameters"""
+    grad_sq_norm: float
+    sq_distance: float
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentPoint:
+    """One point of ``segments.csv``: f_{i_k}(x_k + t (x_p − x_k))."""
+
+    step: int
+    """k, the probe whose iterate the line starts at, and whose mini-batch is evaluated"""
+    fraction: float
+    """t in [0, 1]: 0 is x_k, 1 is x_p"""
+    loss: float
+
+
+Record = TypeVar("Record", SecantRow, LayerRow, SegmentPoint)
+_PARSERS = {"int": int, "float": float, "str": str}
+
+
+def records_to_csv(kind: type[Record], rows: Iterable[Record]) -> str:
+    """Return records as text: numbers with all their digits.
+
+    Example:
+        >>> print(records_to_csv(SecantRow, [SecantRow(3, 0.25)]), end="")
+        step,grad_sq_change,schema
+        3,0.25,1
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow((*(field.name for field in fields(kind)), "schema"))
+    for record in rows:
+        cells: tuple[Any, ...] = (*astuple(record), SCHEMA)
+        writer.writerow(cell if isinstance(cell, str) else repr(cell) for cell in cells)
+    return text.getvalue()
+
+
+def records_from_csv(kind: type[Record], text: str, name: str) -> list[Record]:
+    """Read what `records_to_csv` wrote.
+
+    Args:
+        kind: the class of the records.
+        text: content of the file.
+        name: of the file, for messages.
+
+    Raises:
+        ValueError: if columns are missing or the schema is another one.
+    """
+    reader = csv.DictReader(io.StringIO(text))
+    columns: dict[str, Any] = {field.name: _PARSERS[str(field.type)] for field in fields(kind)}
+    missing = [column for column in (*columns, "schema") if column not in (reader.fieldnames or ())]
+    if missing:
+        raise ValueError(f"found no column {missing} in {name}; supported are the columns {tuple(columns)}")
+    records = []
+    for row in reader:
+        check_schema(row["schema"], name)
+        values: dict[str, Any] = {column: parse(row[column]) for column, parse in columns.items()}
+        records.append(kind(**values))
+    return records
