@@ -54,7 +54,7 @@ class SegmentPoint:
     loss: float
 
 
-Record = TypeVar("Record", SecantRow, LayerRow, SegmentPoint)
+Record = TypeVar("Record", bound=SecantRow | LayerRow | SegmentPoint)
 _PARSERS = {"int": int, "float": float, "str": str}
 
 
