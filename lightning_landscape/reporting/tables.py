@@ -24,6 +24,11 @@ class TextTable:
     notes: tuple[str, ...] = ()
     """Sentences below the table"""
 
+    @property
+    def numeric(self) -> tuple[bool, ...]:
+        """Of each column whether it holds numbers, which are aligned at their right."""
+        return tuple(any(map(_is_number, cells)) and all(map(_may_be_number, cells)) for cells in zip(*self.rows, strict=True))
+
 
 def of_summary(summary: Mapping[str, Any]) -> list[TextTable]:
     """Return all tables of one run.
@@ -80,42 +85,47 @@ def conditions(summary: Mapping[str, Any]) -> TextTable:
 
 
 def theorems(summary: Mapping[str, Any]) -> TextTable:
-    """Return the bound of every theorem as the sum of its parts, or the reason why it has none."""
+    """Return the bound of every theorem as the sum of its parts; why it is an estimate, or none, is in the notes."""
     bounds = at(summary, "bounds") or {}
-    rows = [
-        (
-            key,
-            shown(bound.get("value")),
-            *(shown(at(bound, "terms", term)) if bound.get("applies") else "" for term in TERMS),
-            "" if bound.get("informativeness") is None else f"{bound['informativeness']:.2g}",
-            str(bound.get("status") or NONE).replace("_", " "),
-            str(bound.get("reason") or ""),
+    reasons: dict[str, int] = {}
+    rows = []
+    for key, bound in sorted(bounds.items(), key=lambda item: not item[1].get("applies")):
+        reason = str(bound.get("reason") or "").removeprefix("estimate: ")
+        rows.append(
+            (
+                key,
+                shown(bound.get("value")),
+                *(shown(at(bound, "terms", term)) if bound.get("applies") else "" for term in TERMS),
+                "" if bound.get("informativeness") is None else f"{bound['informativeness']:.2g}",
+                str(bound.get("status") or NONE).replace("_", " "),
+                f"({reasons.setdefault(reason, len(reasons) + 1)})" if reason else "",
+            )
         )
-        for key, bound in sorted(bounds.items(), key=lambda item: not item[1].get("applies"))
-    ]
     headers = ("theorem", "bound", "= distance", "+ step noise", "+ neighbourhood", "/ drop", "status", "why")
+    notes = [f"({number}) {reason}." for reason, number in reasons.items()]
     force = summary.get("bound_in_force")
-    note = f"In force: {force}." if force else "No bound is in force."
-    return TextTable("Theorems: the bound and its three terms", headers, tuple(rows), (note,) if rows else ())
+    said = f"The smallest bound on the best iterate is that of {force}." if force else "No bound is in force."
+    return TextTable("Theorems: the bound and its three terms", headers, tuple(rows), (said, *notes) if rows else ())
 
 
 def as_markdown(tables: Iterable[TextTable]) -> str:
-    """Return tables as Markdown: a heading, a pipe table and its notes each.
+    r"""Return tables as Markdown: a heading, a pipe table and its notes each.
 
     Example:
         >>> print(as_markdown([TextTable("Norms", ("name", "value"), (("|g|", "2"),))]))
         ### Norms
         <BLANKLINE>
         | name | value |
-        |---|---|
-        | \\|g\\| | 2 |
+        |---|---:|
+        | \|g\| | 2 |
         <BLANKLINE>
     """
     return "\n".join(_markdown(table) for table in tables)
 
 
 def _markdown(table: TextTable) -> str:
-    lines = [_pipes(table.headers), "|" + "---|" * len(table.headers), *(_pipes(row) for row in table.rows)]
+    rule = "|" + "".join("---:|" if number else "---|" for number in table.numeric or [False] * len(table.headers))
+    lines = [_pipes(table.headers), rule, *map(_pipes, table.rows)]
     return "\n".join([f"### {table.title}", "", *lines, "", *(f"{_escaped(note)}\n" for note in table.notes)])
 
 
@@ -133,6 +143,18 @@ def _escaped(text: str) -> str:
 # ------------------------------------------------------------------------------------------------------------- cells
 
 SYMBOLS = {"theta": "θ", "mu": "μ", "cosine": "cos", "share": "share", "L": "L"}
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return True
+
+
+def _may_be_number(cell: str) -> bool:
+    return cell in ("", NONE) or _is_number(cell)
 
 
 def at(entry: Any, *keys: str) -> Any:
