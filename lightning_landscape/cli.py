@@ -122,13 +122,19 @@ def clean(runs: list[str], dry_run: bool = False, force: bool = False) -> None:
         [f"{path} stays: without summary.json its run was killed, or is still training; --force removes it" for path in waiting]
     )
     if stores and not chosen:
-        raise Refusal(f"nothing was removed of {len(stores)} stores, all of runs that have not ended")
+        raise Refusal(f"nothing was removed: {_counted(len(stores), 'store')}, of runs that have not ended")
     for store in chosen:
         if not dry_run:
             store.remove()
         print(f"{'would remove' if dry_run else 'removed'} {store.path}, {store.nbytes:,} bytes")
-    total = sum(store.nbytes for store in chosen)
-    print(f"{len(chosen)} stores of {len(folders)} runs, {total:,} bytes{' in all' if chosen else ': nothing to remove'}")
+    if not chosen:
+        print(f"there is no store in {_counted(len(folders), 'run')}: nothing to remove")
+    elif len(chosen) > 1:
+        print(f"{_counted(len(chosen), 'store')}, {sum(store.nbytes for store in chosen):,} bytes in all")
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}{'s' * (count != 1)}"
 
 
 # ------------------------------------------------------------------------------------------------------------------- runs

@@ -17,7 +17,7 @@ class _Parser(ArgumentParser):
     """Says what is wrong in one line, and where help is."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        self.exit(2, f"{PROGRAM}: {' '.join(message.split())}; {self.prog} --help shows what is supported\n")
+        self.exit(2, f"{PROGRAM}: {' '.join(message.split()).rstrip('.')}; {PROGRAM} --help shows what is supported\n")
 
 
 def parse(commands: Sequence[Command], text: str | None, arguments: Sequence[str] | None) -> tuple[Command, dict[str, Any]]:

@@ -209,7 +209,7 @@ def as_table(comparison: Comparison) -> TextTable:
     """Return a comparison as a table of text."""
     first = ("run" if comparison.group_by is None else comparison.group_by, "runs", "probes")
     rates = (f"β_min({rate:g})" for rate in RATES)
-    headers = (*first, "α", "β", "α − β", "σ²", "neighbourhood", *rates, "mean drop", "neighbourhood / drop")
+    headers = (*first, "α", "β", "α − β", "σ²", "neighbourhood", *rates, "mean drop", "/ drop")
     rows = [
         (
             str(group.key),

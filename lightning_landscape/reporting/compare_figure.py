@@ -13,6 +13,9 @@ from lightning_landscape.reporting.compare import RATES, Comparison, Group
 # Okabe and Ito's palette, which colour-blind readers can tell apart; markers tell curves apart in print
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
 MARKERS = ("o", "s", "^", "D")
+LINES = ("-", "--", ":", "-.")
+_TICKS = 12
+"""Up to so many keys are written at the axis"""
 
 
 def draw(comparison: Comparison) -> Figure:
@@ -41,13 +44,17 @@ def _curves(axes: Axes, groups: Sequence[Group], curves: dict[str, list[float | 
     keys = [group.key for group in groups]
     numeric = _are_numbers(keys)
     places = [float(key) for key in keys] if numeric else [float(place) for place in range(len(keys))]
-    for (name, values), colour, marker in zip(curves.items(), COLOURS, MARKERS, strict=False):
+    for (name, values), colour, marker, line in zip(curves.items(), COLOURS, MARKERS, LINES, strict=False):
         heights = [float("nan") if value is None else value for value in values]
-        axes.plot(places, heights, color=colour, marker=marker, linestyle="-" if numeric else "none", label=name)
+        style = line if numeric else "none"
+        axes.plot(places, heights, color=colour, marker=marker, linestyle=style, fillstyle="none", label=name)
     if numeric and min(places) > 0 and max(places) > 10 * min(places):
         axes.set_xscale("log")
+        axes.set_xticks([], minor=True)
     if not numeric:
         axes.set_xticks(places, [str(key) for key in keys], rotation=30, ha="right", rotation_mode="anchor")
+    elif len(keys) <= _TICKS:
+        axes.set_xticks(places, [f"{key:g}" for key in places])
     axes.legend(fontsize="small")
 
 

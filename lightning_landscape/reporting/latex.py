@@ -28,21 +28,35 @@ _MARKUP = {
     **{mark: f"\\{mark}" for mark in "&%$#_"},
 }
 _MATH = {
-    **dict(
-        zip(
-            "αβγδεηθλμσ",
-            ("alpha", "beta", "gamma", "delta", "varepsilon", "eta", "theta", "lambda", "mu", "sigma"),
-            strict=True,
-        )
-    ),
-    **dict(zip("ΔΣ∇∞√∈", ("Delta", "Sigma", "nabla", "infty", "surd", "in"), strict=True)),
-    **dict(
-        zip(
-            "≤≥≠≈→×·±∓‖⟨⟩",
-            ("le", "ge", "ne", "approx", "to", "times", "cdot", "pm", "mp", "|", "langle", "rangle"),
-            strict=True,
-        )
-    ),
+    "−": "-",
+    "α": r"\alpha",
+    "β": r"\beta",
+    "γ": r"\gamma",
+    "δ": r"\delta",
+    "ε": r"\varepsilon",
+    "η": r"\eta",
+    "θ": r"\theta",
+    "λ": r"\lambda",
+    "μ": r"\mu",
+    "σ": r"\sigma",
+    "Δ": r"\Delta",
+    "Σ": r"\Sigma",
+    "≤": r"\le",
+    "≥": r"\ge",
+    "≠": r"\ne",
+    "≈": r"\approx",
+    "→": r"\to",
+    "×": r"\times",
+    "·": r"\cdot",
+    "±": r"\pm",
+    "∓": r"\mp",
+    "‖": r"\|",
+    "⟨": r"\langle",
+    "⟩": r"\rangle",
+    "∇": r"\nabla",
+    "∞": r"\infty",
+    "√": r"\surd",
+    "∈": r"\in",
 }
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-")
 
@@ -56,13 +70,15 @@ def escaped(text: str) -> str:
     r"""Return text that LaTeX sets as it is written.
 
     Example:
-        >>> print(escaped("δ ≤ 50% of f(x_p), σ² ~ 10⁻³"))
-        $\delta$ $\le$ 50\% of f(x\_p), $\sigma$$^{2}$ \textasciitilde{} 10$^{-3}$
+        >>> print(escaped("δ ≤ 50% of f(x_p), σ² ~ 10⁻³, weight_decay"))
+        $\delta \le$ 50\% of f($x_{p}$), $\sigma^{2}$ \textasciitilde{} 10$^{-3}$, weight\_decay
     """
     text = "".join(_MARKUP.get(letter, letter) for letter in " ".join(text.split()))
-    text = text.replace("−", "$-$")
-    text = "".join(f"$\\{_MATH[letter]}$" if letter in _MATH else letter for letter in text)
-    return re.sub("[⁰¹²³⁴⁵⁶⁷⁸⁹⁻]+", lambda found: f"$^{{{found.group().translate(_SUPERSCRIPTS)}}}$", text)
+    text = text.replace(r"β\_min", r"$\beta_{\min}$")
+    text = re.sub(r"(?<![\w\\])([A-Za-z])\\_(\w)(?!\w)", r"$\1_{\2}$", text)
+    text = re.sub("[⁰¹²³⁴⁵⁶⁷⁸⁹⁻]+", lambda found: f"$^{{{found.group().translate(_SUPERSCRIPTS)}}}$", text)
+    text = "".join(f"${_MATH[letter]}$" if letter in _MATH else letter for letter in text)
+    return re.sub(r"(?<!\\)\$( ?)\$", r"\1", text)  # formulas side by side are one
 
 
 def _float(table: TextTable) -> str:
