@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from lightning_landscape import LandscapeMonitor, ProbeTable
-from lightning_landscape.functional import cosine
 from lightning_landscape.optim import NGN, AdaGradNormMax, DecSPS, SPSMax
+from lightning_landscape.reporting import tables
+from lightning_landscape.reporting.tables import TextTable
 
 if __package__:
     from demos.data import FEATURES, Images
@@ -65,57 +66,14 @@ class MLP(pl.LightningModule):
         return optimizer(self.parameters(), lr=self.hparams["lr"])  # type: ignore[call-arg]
 
 
-def findings(table: ProbeTable, summary: dict[str, Any]) -> list[tuple[str, str]]:
-    """Return what was found, as (name, value) rows."""
-    run, found = summary["run"], summary["conditions"]["alpha_beta"]
-    angles = cosine(**table.columns("inner_product", "grad_sq_norm", "sq_distance"))
-    angles = angles[angles.isfinite()]
-    worth = "informative" if found["informative"] else "vacuous"
-    return [
-        ("probes", f"{run['probes']} over {run['steps']} steps, every {run['stride']}"),
-        ("replays of recorded losses", "exact" if run["fidelity"]["exact"] else f"off by {run['fidelity']['max_abs']}"),
-        ("alpha", shown(found["alpha"])),
-        ("beta", shown(found["beta"])),
-        ("rate = alpha - beta", shown(found["rate"])),
-        ("interpolation error", f"{shown(found['interpolation_error'])} ± {shown(found['interpolation_error_se'])}"),
-        ("neighbourhood", shown(found["neighbourhood"])),
-        ("drop achieved by training", f"{shown(run['drop']['value'])} ± {shown(run['drop']['standard_error'])}"),
-        ("neighbourhood / drop", f"{shown(found['informativeness'])}, {worth}"),
-        ("probes that violate the pair", f"{found['violated']} of {run['probes']}"),
-        ("cosine(gradient, x - x_p)", f"{angles.min():.3f} smallest, {angles.median():.3f} median"),
-        ("overhead while training", f"{run['overhead']['training']:.1%}, then {run['overhead']['finalisation_s']:.1f} s"),
-    ]
-
-
-def conditions(summary: dict[str, Any]) -> list[str]:
-    """Return a line for each other condition: its constant, where it is attained, how many probes violate it."""
-    lines = []
-    for name, found in summary["conditions"].items():
-        if name != "alpha_beta":
-            where = f"at step {found['step']}" if found["step"] is not None else found["reason"] or "at no probe"
-            lines.append(
-                f"{name:28s} {found['constant']:7s} {shown(found['value']):>10s}  {where}, violated {found['violated']} times"
-            )
-    return lines
-
-
-def theorems(summary: dict[str, Any]) -> list[str]:
-    """Return a line for each theorem that applies, and one on the others."""
-    bounds, drop = summary["bounds"], summary["run"]["drop"]["value"]
-    lines = []
-    for name, bound in bounds.items():
-        if bound["applies"]:
-            terms = " + ".join(shown(term) for term in bound["terms"].values())
-            worth = (
-                f"{bound['informativeness']:.2g} of the drop" if bound["informativeness"] is not None else f"drop {shown(drop)}"
-            )
-            lines.append(f"{name:28s} {shown(bound['value']):>8s} = {terms}, {worth}, {bound['status'].replace('_', ' ')}")
-    others = [name for name, bound in bounds.items() if not bound["applies"]]
-    return [*lines, f"no value, with a reason in summary.json: {', '.join(others)}"]
-
-
-def shown(value: float | None) -> str:
-    return "none" if value is None else f"{value:.4g}"
+def show(table: TextTable) -> None:
+    """Print a table with its columns below each other."""
+    widths = [max(map(len, cells)) for cells in zip(table.headers, *table.rows, strict=True)]
+    print(f"\n  {table.title}\n")
+    for row in (table.headers, *table.rows):
+        print("  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    for note in table.notes:
+        print(f"  {note}")
 
 
 def main() -> None:
@@ -148,16 +106,9 @@ def main() -> None:
         raise SystemExit("the run was not measured, see the messages above")
 
     folder = Path(str(trainer.log_dir)) / monitor.prefix
-    rows = findings(monitor.table, monitor.summary)
-    print(f"\nThe loss landscape along this run ({options.data})\n")
-    for name, value in rows:
-        print(f"  {name:30s} {value}")
-    print("\n  Other conditions, with the constant that holds at every probe\n")
-    for line in conditions(monitor.summary):
-        print(f"  {line}")
-    print("\n  Theorems: bound = distance of the start + noise of the step size + neighbourhood\n")
-    for line in theorems(monitor.summary):
-        print(f"  {line}")
+    print(f"\nThe loss landscape along this run ({options.data})")
+    for table in tables.of_summary(monitor.summary):
+        show(table)
     print(f"\n{monitor.summary['verdict']}\n")
     print(f"  table and summary  {folder}/probes.csv, summary.json")
     picture = draw(monitor.table, monitor.summary, folder)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass, field
+import re
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from lightning_landscape.probes import ProbeTable, check_schema, from_json_lines
+from lightning_landscape.probes import ProbeTable, check_schema, from_json_lines, to_frame
 from lightning_landscape.records import LayerRow, Record, SecantRow, SegmentPoint, records_from_csv
 from lightning_landscape.reporting.folder import PROBES_CSV, PROBES_JSONL, RECORDS_CSV, SUMMARY
+
+_FILES = {PROBES_CSV, PROBES_JSONL, SUMMARY}
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +30,24 @@ class Run:
     segments: list[SegmentPoint] | None = field(default=None, repr=False)
     """Losses on straight lines to the reference, where the run evaluated them"""
 
+    def to_pandas(self, name: Literal["probes", "layers", "segments"] = "probes") -> Any:
+        """Return one of the run's tables as a ``pandas.DataFrame``, see `ProbeTable.to_pandas`.
+
+        Args:
+            name: the file, without its ending.
+
+        Raises:
+            ImportError: if pandas is not installed.
+            ValueError: if the run left no such file.
+        """
+        if name == "probes":
+            return self.table.to_pandas()
+        rows: list[LayerRow] | list[SegmentPoint] | None = self.layers if name == "layers" else self.segments
+        if rows is None:
+            raise ValueError(f"found no {name}.csv in {self.path}; it is there where the run measured it")
+        kind = LayerRow if name == "layers" else SegmentPoint
+        return to_frame({field.name: [getattr(row, field.name) for row in rows] for field in fields(kind)})
+
 
 def load(path: str | os.PathLike[str]) -> Run:
     """Read the table of probes and the summary of a run.
@@ -42,29 +63,66 @@ def load(path: str | os.PathLike[str]) -> Run:
         ValueError: if a file is damaged or was written by another version of the format.
     """
     folder = _folder(Path(path))
-    table = ProbeTable()
-    if (folder / PROBES_CSV).is_file():
-        table = ProbeTable.from_csv((folder / PROBES_CSV).read_text(encoding="utf-8"))
-    if (folder / PROBES_JSONL).is_file():  # there only while a run has not ended well: lines newer than the table
-        lines = from_json_lines((folder / PROBES_JSONL).read_text(encoding="utf-8"))
-        known = {probe.step for probe in table}
-        table = table.merged(probe for probe in lines if probe.step not in known)
-    summary = None
-    if (folder / SUMMARY).is_file():
-        summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
-        check_schema(summary.get("schema"), SUMMARY)
-    secants = _records(folder, SecantRow)
     return Run(
         folder,
-        table,
-        summary,
-        secants=None if secants is None else {row.step: row.grad_sq_change for row in secants},
-        layers=_records(folder, LayerRow),
-        segments=_records(folder, SegmentPoint),
+        read_table(folder),
+        read_summary(folder),
+        secants=read_secants(folder),
+        layers=read_records(folder, LayerRow),
+        segments=read_records(folder, SegmentPoint),
     )
 
 
-def _records(folder: Path, kind: type[Record]) -> list[Record] | None:
+def find_runs(path: str | os.PathLike[str]) -> list[Path]:
+    """Return the folders of all runs in a directory tree, ascending, or of the one run that a path names."""
+    path = Path(path)
+    if path.is_file():
+        path = path.parent
+    if is_run(path):
+        return [path]
+    found = [Path(folder) for folder, _, names in os.walk(path) if _FILES & set(names)]
+    return sorted(found, key=_natural)
+
+
+def is_run(path: Path) -> bool:
+    """Whether a folder holds files of a run."""
+    return any((path / name).is_file() for name in _FILES)
+
+
+def read_table(folder: Path) -> ProbeTable:
+    """Return the table of a run's folder; empty where there is none."""
+    table = ProbeTable()
+    if (folder / PROBES_CSV).is_file():
+        table = ProbeTable.from_csv((folder / PROBES_CSV).read_text(encoding="utf-8"))
+    known = {probe.step for probe in table}
+    return table.merged(probe for probe in read_lines(folder) if probe.step not in known)
+
+
+def read_lines(folder: Path) -> ProbeTable:
+    """Return the probes of ``probes.jsonl``: there only while a run has not ended well, with lines newer than the table."""
+    path = folder / PROBES_JSONL
+    return from_json_lines(path.read_text(encoding="utf-8")) if path.is_file() else ProbeTable()
+
+
+def read_summary(folder: Path) -> dict[str, Any] | None:
+    """Return the content of ``summary.json``; None where there is none."""
+    if not (folder / SUMMARY).is_file():
+        return None
+    summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
+    if not isinstance(summary, dict):
+        raise ValueError(f"found a {type(summary).__name__} in {SUMMARY}; supported is what a run writes, an object")
+    check_schema(summary.get("schema"), SUMMARY)
+    return summary
+
+
+def read_secants(folder: Path) -> dict[int, float] | None:
+    """Return ``secant.csv`` by step; None where there is none."""
+    rows = read_records(folder, SecantRow)
+    return None if rows is None else {row.step: row.grad_sq_change for row in rows}
+
+
+def read_records(folder: Path, kind: type[Record]) -> list[Record] | None:
+    """Return one of the tables beside the table of probes; None where there is none."""
     path = folder / RECORDS_CSV[kind]
     return records_from_csv(kind, path.read_text(encoding="utf-8"), path.name) if path.is_file() else None
 
@@ -72,9 +130,9 @@ def _records(folder: Path, kind: type[Record]) -> list[Record] | None:
 def _folder(path: Path) -> Path:
     if path.is_file():
         path = path.parent
-    if _is_run(path):
+    if is_run(path):
         return path
-    found = sorted(child for child in path.iterdir() if _is_run(child)) if path.is_dir() else []
+    found = sorted(child for child in path.iterdir() if is_run(child)) if path.is_dir() else []
     if len(found) == 1:
         return found[0]
     names = [child.name for child in found]
@@ -84,5 +142,8 @@ def _folder(path: Path) -> Path:
     )
 
 
-def _is_run(path: Path) -> bool:
-    return any((path / name).is_file() for name in (PROBES_CSV, PROBES_JSONL, SUMMARY))
+def _natural(path: Path) -> list[Any]:
+    """Return a key that sorts version_10 after version_9."""
+    return [
+        [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", name)] for name in path.parts
+    ]

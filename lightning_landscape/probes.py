@@ -29,7 +29,7 @@ import io
 import itertools
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -156,6 +156,19 @@ class ProbeTable(Sequence[Probe]):
             writer.writerow("" if cell is None else repr(cell) for cell in (*cells, SCHEMA))
         return text.getvalue()
 
+    def to_pandas(self) -> Any:
+        """Return the table as a ``pandas.DataFrame``: int64 and float64 columns, ``NaN`` where a value is not known.
+
+        Raises:
+            ImportError: if pandas is not installed.
+        """
+        return to_frame(
+            {
+                name: [getattr(probe, name) for probe in self] if name in _INTEGERS else self.column(name).tolist()
+                for name in COLUMNS
+            }
+        ).astype({name: "int64" if name in _INTEGERS else "float64" for name in COLUMNS})
+
     @classmethod
     def from_csv(cls, text: str) -> ProbeTable:
         """Read what `to_csv` wrote.
@@ -180,6 +193,21 @@ def _probe(row: dict[str, Any]) -> Probe:
         cell = row[name]
         values[name] = None if cell in ("", None) else int(cell) if name in _INTEGERS else float(cell)
     return Probe(**values)
+
+
+def to_frame(columns: Mapping[str, Sequence[Any]]) -> Any:
+    """Return columns as a ``pandas.DataFrame``.
+
+    Raises:
+        ImportError: if pandas is not installed.
+    """
+    try:
+        import pandas
+    except ModuleNotFoundError as error:
+        raise ImportError(
+            "found no pandas, which a DataFrame needs; install it (pip install pandas), or use column() and the CSV files"
+        ) from error
+    return pandas.DataFrame(dict(columns))
 
 
 def check_schema(found: Any, what: str) -> None:

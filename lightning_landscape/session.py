@@ -30,14 +30,12 @@ from lightning_landscape.probing.window import Guard
 from lightning_landscape.records import LayerRow, SecantRow, SegmentPoint
 from lightning_landscape.reporting import pictures, tensorboard
 from lightning_landscape.reporting.curves import RunCurves
-from lightning_landscape.reporting.folder import RunFolder, free_folder, parent_folder
+from lightning_landscape.reporting.folder import STORE, RunFolder, free_folder, parent_folder
 from lightning_landscape.reporting.numbers import number
 from lightning_landscape.reporting.progress import tracker
 from lightning_landscape.reporting.summary import summarise
 from lightning_landscape.reporting.text import report
 from lightning_landscape.settings import Settings
-
-STORE = "store"
 
 
 class Session:

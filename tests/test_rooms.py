@@ -47,7 +47,8 @@ ALLOWED = {
     "optim": {"optim"},
     "reporting": {"reporting", "bounds", "conditions", "functional", "probes", "records", "loading"},
     "loading": {"probes", "records", "reporting"},
-    "cli": {"loading", "reporting"},
+    "cli": {"command_line", "loading", "reporting"},
+    "command_line": set(),
 }
 
 

@@ -18,6 +18,8 @@ CSV_SECONDS = 30.0
 """While training, ``probes.csv`` is rewritten no more often than this"""
 
 PROBES_CSV, PROBES_JSONL, SUMMARY = "probes.csv", "probes.jsonl", "summary.json"
+STORE = "store"
+"""Subfolder with what a probe needs until it is evaluated, the training batches among it"""
 RECORDS_CSV: dict[type[Any], str] = {SecantRow: "secant.csv", LayerRow: "layers.csv", SegmentPoint: "segments.csv"}
 
 

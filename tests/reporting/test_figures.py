@@ -147,7 +147,7 @@ def test_gaps_and_bounds_are_those_of_the_table_and_of_the_curves():
     shown = curves(figures["bounds"])
     gap = (table.column("loss") - table.column("reference_loss")).numpy()
     assert shown["gap of a probe"][1].tolist() == gap[gap > 0].tolist()
-    assert "1 gaps of 0 or less are not shown" in texts(figures["bounds"])
+    assert "not shown: 1 with a gap of 0 or less" in texts(figures["bounds"])
     expected = scalars.bound_curves(table, summary["run"])
     applying = {key: bound for key, bound in summary["bounds"].items() if bound["applies"]}
     assert len(applying) >= 3

@@ -5,6 +5,7 @@ from __future__ import annotations
 import textwrap
 from typing import Any
 
+import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -45,13 +46,13 @@ def gap_and_bounds(axes: Axes, run: Drawn) -> None:
     curves = scalars.bound_curves(run.rows, run.summary["run"])
     for (key, bound), (colour, line) in zip(_applying(run).items(), LINES * 4, strict=False):
         axes.plot(*_positive(steps - 1, curves[f"bound/{key}"]), color=colour, linestyle=line, label=bound["title"])
-    if not any(len(line.get_xdata()) for line in axes.lines):
+    if not any(np.size(line.get_xdata()) for line in axes.lines):
         say(axes, "no gap is above 0, and no bound is above it")
         return
     axes.set(xscale="log", yscale="log")
     axes.legend(loc="lower left", fontsize="x-small")
     hidden = int((gap <= 0).sum())
-    said = ["no theorem applies"] * (not _applying(run)) + [f"{hidden} gaps of 0 or less are not shown"] * bool(hidden)
+    said = ["no theorem applies"] * (not _applying(run)) + [f"not shown: {hidden} with a gap of 0 or less"] * bool(hidden)
     if said:
         note(axes, "; ".join(said))
 

@@ -61,6 +61,8 @@ def _informative(axes: Axes, run: Drawn, rates: torch.Tensor, betas: torch.Tenso
     fine = torch.linspace(float(rates[0]), float(rates[-1]), 400, dtype=torch.float64)
     low = F.beta_min(fine, **run.rows.columns("loss", "reference_loss", "inner_product", "loss_infimum"))
     high = (fine * drop / noise).clamp(max=top) if noise > 0 else torch.full_like(fine, top)
+    if not bool((high > low).any()):
+        return
     axes.fill_between(
         fine, low, high, where=(high > low).tolist(), color=GREEN, alpha=0.25, linewidth=0, label="informative: (β/δ)σ² < drop"
     )
