@@ -56,6 +56,7 @@ def test_time_series_have_our_group_beside_lightnings_curves(shown):
     browser.get_by_role("combobox", name="Filter tags (regex)").fill(f"^train_loss|landscape/({'|'.join(names)})$")
     for tag in ("train_loss", *(f"landscape/{name}" for name in names)):
         browser.get_by_text(tag, exact=True).first.wait_for()
+    browser.keyboard.press("Escape")  # closes the suggestions
     picture(browser, "timeseries")
 
 

@@ -23,7 +23,7 @@ LINES = tuple(zip((BLUE, ORANGE, GREEN, PURPLE, SKY, GREY), ("-", "--", "-.", ":
 NOT_EVALUATED = "no probe was evaluated at the reference"
 
 _RC: dict[Any, Any] = {
-    "font.size": 10,
+    "font.size": 9,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
@@ -69,8 +69,11 @@ def style() -> Iterator[None]:
         yield
 
 
-def canvas(rows: int = 1, columns: int = 1, *, width: float = 5.2, height: float = 3.6) -> tuple[Figure, list[Axes]]:
-    """Return a figure and its panels, row by row, of a size in inches."""
+def canvas(rows: int = 1, columns: int = 1, *, width: float = 4.2, height: float = 3.0) -> tuple[Figure, list[Axes]]:
+    """Return a figure and its panels, row by row, of a size in inches.
+
+    That of a column in a paper: there, and in TensorBoard, pictures are shown small.
+    """
     figure = Figure(figsize=(width, height), layout="constrained")
     panels = figure.subplots(rows, columns, squeeze=False)
     return figure, list(panels.flat)

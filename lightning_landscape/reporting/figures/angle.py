@@ -13,7 +13,7 @@ from lightning_landscape.reporting.figures._style import BLUE, GREEN, GREY, NOT_
 
 def angle(run: Drawn) -> Figure:
     """Draw the cosine between gradient and x − x_p, and below the aiming constant of each probe."""
-    figure, (above, below) = canvas(2, 1, height=4.4)
+    figure, (above, below) = canvas(2, 1, height=3.8)
     cosine(above, run)
     aiming(below, run)
     return figure

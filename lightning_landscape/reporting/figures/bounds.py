@@ -27,7 +27,7 @@ FAR = 12
 
 def bounds(run: Drawn) -> Figure:
     """Draw the gap and the bounds over training, and below the terms of each bound."""
-    figure, (above, below) = canvas(2, 1, width=5.6, height=6.4)
+    figure, (above, below) = canvas(2, 1, width=4.4, height=5.4)
     gap_and_bounds(above, run)
     terms(below, run)
     return figure

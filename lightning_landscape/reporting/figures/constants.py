@@ -15,7 +15,7 @@ COLUMNS = 3
 def constants(run: Drawn) -> Figure:
     """Draw a small panel for each condition: its constant in each window of training, and over all of it."""
     found = {key: condition for key, condition in run.summary["conditions"].items() if key != "alpha_beta"}
-    figure, panels = canvas(-(-len(found) // COLUMNS), COLUMNS, width=7.2, height=7.2)
+    figure, panels = canvas(-(-len(found) // COLUMNS), COLUMNS, width=6.2, height=6.4)
     for axes, (key, condition) in zip(panels, found.items(), strict=False):
         windows(axes, key, condition)
     for axes in panels[len(found) :]:
