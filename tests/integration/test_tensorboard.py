@@ -32,8 +32,8 @@ def shown(tmp_path_factory):
     subprocess.run(command, cwd=folder, check=True, capture_output=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
     with tensorboard(folder / "runs", folder / "log") as address, page() as (browser, asked):
 
-        def open_tab(name, height=1000):
-            browser.set_viewport_size({"width": 1400, "height": height})
+        def open_tab(name, width=1400, height=1000):
+            browser.set_viewport_size({"width": width, "height": height})
             browser.goto("about:blank")
             browser.goto(f"{address}#{name}")
             return browser
@@ -89,7 +89,7 @@ def test_text_has_the_verdict_and_its_tables(shown):
 
 
 def test_hparams_have_our_results_beside_hp_metric(shown):
-    browser = shown("hparams")
+    browser = shown("hparams", width=2100)
     for name in ("landscape/alpha_beta/alpha", "landscape/alpha_beta/neighbourhood", "landscape/bound/final", "hp_metric"):
         browser.get_by_text(name, exact=True).first.wait_for()
     for name in ("width", "lr", "optimizer"):
