@@ -22,6 +22,14 @@ def _quiet_and_elsewhere(tmp_path, monkeypatch):
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
 
 
+@pytest.fixture(scope="session")
+def grid(tmp_path_factory):
+    """Return a folder with real runs of two widths and two seeds."""
+    from tests.helpers.grid import train_grid
+
+    return train_grid(tmp_path_factory.mktemp("grid"))
+
+
 @pytest.fixture
 def lightning_says(caplog):
     """Return a function that gives everything said at INFO or above, with Lightning's logger audible."""
