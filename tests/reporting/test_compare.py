@@ -209,7 +209,7 @@ def test_replays_that_are_off_mark_a_group(tmp_path):
 def test_as_table(runs):
     table = as_table(compare(runs, "width"))
     assert table.headers[:3] == ("width", "runs", "probes")
-    assert [cells[:2] for cells in table.rows] == [("3", "2"), ("12", "2")]
+    assert [cells[:2] for cells in table.rows] == [("3", "2"), ("24", "2")]
     assert all(len(cells) == len(table.headers) for cells in table.rows)
     assert as_table(compare(runs)).rows[-1][0] == "all runs"
 
