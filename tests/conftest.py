@@ -32,6 +32,14 @@ def _without_pictures(request, monkeypatch):
         monkeypatch.setattr("lightning_landscape.reporting.pictures.draw", lambda *args: {})
 
 
+@pytest.fixture(scope="session")
+def grid(tmp_path_factory):
+    """Return a folder with real runs of two widths and two seeds."""
+    from tests.helpers.grid import train_grid
+
+    return train_grid(tmp_path_factory.mktemp("grid"))
+
+
 @pytest.fixture
 def lightning_says(caplog):
     """Return a function that gives everything said at INFO or above, with Lightning's logger audible."""

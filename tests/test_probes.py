@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import sys
 
 import pytest
 from hypothesis import given
@@ -19,6 +20,7 @@ from lightning_landscape.probes import (
     to_scalars,
     write_atomically,
 )
+from lightning_landscape.records import LayerRow, records_to_csv
 
 numbers = st.floats(allow_nan=False, allow_infinity=False)
 unknown = st.none() | numbers
@@ -150,3 +152,35 @@ def test_load_says_what_is_missing(tmp_path):
         write_atomically(tmp_path / name / "probes.csv", ProbeTable([row(0)]).to_csv())
     with pytest.raises(FileNotFoundError, match=r"several runs, \['a', 'b'\]"):
         load(tmp_path)
+
+
+def test_a_table_as_a_data_frame(tmp_path):
+    pandas = pytest.importorskip("pandas")
+    table = ProbeTable([row(0), row(2, reference_loss=None)])
+    frame = table.to_pandas()
+    assert list(frame.columns) == list(COLUMNS)
+    assert {str(frame[name].dtype) for name in ("step", "epoch", "logged_step")} == {"int64"}
+    assert {str(frame[name].dtype) for name in COLUMNS if name not in ("step", "epoch", "logged_step")} == {"float64"}
+    assert frame["step"].tolist() == [0, 2]
+    assert pandas.isna(frame["reference_loss"]).tolist() == [False, True]
+    assert ProbeTable().to_pandas().shape == (0, len(COLUMNS))
+    assert str(ProbeTable().to_pandas()["step"].dtype) == "int64"
+
+
+def test_the_tables_beside_it_as_data_frames(tmp_path):
+    pytest.importorskip("pandas")
+    (tmp_path / "probes.csv").write_text(ProbeTable([row(0)]).to_csv())
+    (tmp_path / "layers.csv").write_text(records_to_csv(LayerRow, [LayerRow(0, 0, "net.0", 0.5, 4.0, 1.0)]))
+    run = load(tmp_path)
+    assert run.to_pandas().shape == (1, len(COLUMNS))
+    assert run.to_pandas("layers").to_dict("records") == [
+        {"step": 0, "logged_step": 0, "layer": "net.0", "inner_product": 0.5, "grad_sq_norm": 4.0, "sq_distance": 1.0}
+    ]
+    with pytest.raises(ValueError, match=r"found no segments\.csv"):
+        run.to_pandas("segments")
+
+
+def test_without_pandas_it_says_how_to_get_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(ImportError, match="pip install pandas"):
+        ProbeTable().to_pandas()

@@ -101,11 +101,16 @@ def theorems(summary: Mapping[str, Any]) -> TextTable:
                 f"({reasons.setdefault(reason, len(reasons) + 1)})" if reason else "",
             )
         )
-    headers = ("theorem", "bound", "= distance", "+ step noise", "+ neighbourhood", "/ drop", "status", "why")
+    headers = ("theorem", "bound", "= distance", "+ noise", "+ β σ²", "/ drop", "status", "why")
     notes = [f"({number}) {reason}." for reason, number in reasons.items()]
     force = summary.get("bound_in_force")
     said = f"The smallest bound on the best iterate is that of {force}." if force else "No bound is in force."
-    return TextTable("Theorems: the bound and its three terms", headers, tuple(rows), (said, *notes) if rows else ())
+    return TextTable(
+        "Theorems: bound = distance of the start + noise of the step size + neighbourhood",
+        headers,
+        tuple(rows),
+        (said, *notes) if rows else (),
+    )
 
 
 def as_markdown(tables: Iterable[TextTable]) -> str:
@@ -126,7 +131,7 @@ def as_markdown(tables: Iterable[TextTable]) -> str:
 def _markdown(table: TextTable) -> str:
     rule = "|" + "".join("---:|" if number else "---|" for number in table.numeric or [False] * len(table.headers))
     lines = [_pipes(table.headers), rule, *map(_pipes, table.rows)]
-    return "\n".join([f"### {table.title}", "", *lines, "", *(f"{_escaped(note)}\n" for note in table.notes)])
+    return "\n".join([f"### {_escaped(table.title)}", "", *lines, "", *(f"{_escaped(note)}\n" for note in table.notes)])
 
 
 def _pipes(cells: Iterable[str]) -> str:
@@ -186,10 +191,9 @@ def _count(value: Any) -> str:
 
 
 def _reference(run: Mapping[str, Any]) -> str:
-    kind = at(run, "reference", "kind")
-    if kind == "final":
+    if at(run, "reference", "kind") == "final":
         return "the run's last iterate"
-    return f"file {at(run, 'reference', 'path')}" if kind else "not known"
+    return str(at(run, "reference", "path") or "not known")
 
 
 def _fidelity(run: Mapping[str, Any]) -> str:

@@ -229,3 +229,28 @@ def test_the_evaluation_at_the_end_has_richs_bar_where_the_trainer_has(tmp_path,
     captured = capfd.readouterr()
     assert "landscape: probes at x_p" in captured.out
     assert "landscape" not in captured.err
+
+
+@pytest.mark.pictures
+def test_weights_and_biases_gets_curves_and_pictures(tmp_path, monkeypatch):
+    pytest.importorskip("wandb", reason="Weights & Biases is not installed")
+    from lightning.pytorch.loggers import WandbLogger
+
+    logger = WandbLogger(project="landscape", save_dir=str(tmp_path), offline=True)
+    fit(tmp_path, loggers=[logger])
+    assert "landscape/gap" in logger.experiment.summary.keys()  # noqa: SIM118 - it is no dictionary
+    logger.experiment.finish()
+    names = {path.name.split("_")[0] for path in tmp_path.rglob("media/images/landscape/*.png")}
+    assert names == {"feasible", "bounds", "angle", "constants", "margin", "segments"}
+
+
+@pytest.mark.pictures
+@pytest.mark.filterwarnings("default")  # MLflow's own
+def test_mlflow_gets_curves_and_pictures(tmp_path):
+    pytest.importorskip("mlflow", reason="MLflow is not installed")
+    from lightning.pytorch.loggers import MLFlowLogger
+
+    logger = MLFlowLogger("x", tracking_uri=f"sqlite:///{tmp_path}/runs.db", artifact_location=str(tmp_path / "artifacts"))
+    fit(tmp_path, loggers=[logger])
+    assert "landscape/gap" in logger.experiment.get_run(logger.run_id).data.metrics
+    assert len(list((tmp_path / "artifacts").rglob("landscape/*.png"))) == 6
