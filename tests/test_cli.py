@@ -310,6 +310,17 @@ def test_plot(run_folder, tmp_path, say):
         assert all(path.stat().st_size > 1000 for path in paths)
 
 
+def test_plot_hands_over_table_summary_and_segments(run_folder, tmp_path, say, monkeypatch):
+    figures = pytest.importorskip("lightning_landscape.reporting.figures", exc_type=ImportError)
+    seen = []
+    monkeypatch.setattr(figures, "draw_all", lambda *given: seen.append(given) or {"one": None}, raising=False)
+    monkeypatch.setattr(figures, "save", lambda drawn, folder: [folder / f"{name}.png" for name in drawn], raising=False)
+    (run_folder / "segments.csv").write_text(records_to_csv(SegmentPoint, [SegmentPoint(0, 0.5, 1.0)]))
+    assert say("plot", run_folder, "--out", tmp_path / "new") == (0, f"{tmp_path / 'new' / 'one.png'}\n", "")
+    run = load(run_folder)
+    assert seen == [(run.table, run.summary, run.segments)]
+
+
 def test_plot_of_no_probes(run_folder, tmp_path, say):
     pytest.importorskip("matplotlib")
     without_table(run_folder)
