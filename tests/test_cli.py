@@ -376,6 +376,23 @@ def test_clean_refuses_where_no_run_is_and_then_removes_nothing(run_folder, tmp_
     assert (other / "batch").exists()
 
 
+def test_clean_of_a_tree_asks_for_it(grid, tmp_path, say):
+    for name in ("one", "two"):
+        shutil.copytree(grid / "width_3" / "seed_0", tmp_path / "tree" / name)
+        (tmp_path / "tree" / name / "landscape" / "store").mkdir()
+    single = tmp_path / "tree" / "one"
+    status, out, err = say("clean", single, tmp_path / "tree")
+    assert (status, out) == (2, "")
+    assert is_one_line(err)
+    assert "found 2 runs in" in err
+    assert len(list(tmp_path.glob("tree/*/landscape/store"))) == 2
+    assert say("clean", tmp_path / "tree", "--dry-run")[1].count("would remove") == 2
+    assert len(list(tmp_path.glob("tree/*/landscape/store"))) == 2
+    status, out, _ = say("clean", tmp_path / "tree", "--recursive")
+    assert (status, out.count("removed ")) == (0, 2)
+    assert not list(tmp_path.glob("tree/*/landscape/store"))
+
+
 def test_clean_does_not_follow_links(run_folder, tmp_path, say):
     (tmp_path / "precious").mkdir()
     (tmp_path / "precious" / "file").write_bytes(b"1")
