@@ -93,7 +93,7 @@ def plot(run: str, *, out: str) -> None:
         run: Log directory, the monitor's folder in it, a file in that folder, or a folder above a single run.
         out: Folder for the pictures; made if it is not there.
     """
-    _require_matplotlib()
+    _require("matplotlib", "plots")
     found = _one(run)
     content = found.summary
     if content is None or not len(found.run.table):
@@ -104,17 +104,20 @@ def plot(run: str, *, out: str) -> None:
         print(path)
 
 
-def clean(runs: list[str], dry_run: bool = False, force: bool = False) -> None:
+def clean(runs: list[str], dry_run: bool = False, recursive: bool = False, force: bool = False) -> None:
     """Remove the store of runs: what was kept to evaluate probes or to resume, the training batches among it.
 
     Tables, summaries and references stay.
 
     Args:
-        runs: Log directories, monitors' folders, or directory trees with any number of runs.
+        runs: Log directories or monitors' folders, each of one run; directory trees with several need recursive.
         dry_run: Only say what would be removed.
+        recursive: Also of all runs below a directory that holds several.
         force: Also of runs without summary.json, which were killed, or are still training and need it.
     """
     folders = _folders(runs)
+    if not (recursive or dry_run):
+        _refuse_trees(runs)
     stores = [store for store in map(leftover, folders) if store is not None]
     chosen = [store for store in stores if store.ended or force]
     waiting = [store.path for store in stores if store not in chosen]
@@ -131,6 +134,18 @@ def clean(runs: list[str], dry_run: bool = False, force: bool = False) -> None:
         print(f"there is no store in {_counted(len(folders), 'run')}: nothing to remove")
     elif len(chosen) > 1:
         print(f"{_counted(len(chosen), 'store')}, {sum(store.nbytes for store in chosen):,} bytes in all")
+
+
+def _refuse_trees(paths: Sequence[str]) -> None:
+    """Refuse directories that hold several runs: a parent folder named by mistake would lose what all of them need."""
+    for path in paths:
+        found = find_runs(path)
+        if len(found) > 1:
+            raise Refusal(
+                f"nothing was removed: found {len(found)} runs in {path}; name each, or pass --recursive for all of them, "
+                "which --dry-run lists",
+                WRONG_USAGE,
+            )
 
 
 def _counted(count: int, what: str) -> str:
@@ -187,12 +202,8 @@ def _picture_path(name: str) -> Path:
     path = Path(name)
     if path.suffix.lower() not in (".pdf", ".png"):
         raise Refusal(f"found picture={name}; supported are files ending in .pdf or .png", WRONG_USAGE)
-    _require_matplotlib()
-    return path
-
-
-def _require_matplotlib() -> None:
     _require("matplotlib", "plots")
+    return path
 
 
 def _require(module: str, extra: str) -> None:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from lightning_landscape.probes import ProbeTable, check_schema, from_json_lines, to_frame
 from lightning_landscape.records import LayerRow, Record, SecantRow, SegmentPoint, records_from_csv
-from lightning_landscape.reporting.folder import PROBES_CSV, PROBES_JSONL, RECORDS_CSV, SUMMARY
+from lightning_landscape.reporting.folder import PROBES_CSV, PROBES_JSONL, RECORDS_CSV, STORE, SUMMARY
 
 _FILES = {PROBES_CSV, PROBES_JSONL, SUMMARY}
 
@@ -80,7 +80,11 @@ def find_runs(path: str | os.PathLike[str]) -> list[Path]:
         path = path.parent
     if is_run(path):
         return [path]
-    found = [Path(folder) for folder, _, names in os.walk(path) if _FILES & set(names)]
+    found = []
+    for folder, below, names in os.walk(path):
+        if _FILES & set(names):
+            found.append(Path(folder))
+            below[:] = [name for name in below if name != STORE]  # a folder for each probe, and no run among them
     return sorted(found, key=_natural)
 
 

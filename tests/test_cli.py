@@ -310,6 +310,17 @@ def test_plot(run_folder, tmp_path, say):
         assert all(path.stat().st_size > 1000 for path in paths)
 
 
+def test_plot_hands_over_table_summary_and_segments(run_folder, tmp_path, say, monkeypatch):
+    figures = pytest.importorskip("lightning_landscape.reporting.figures", exc_type=ImportError)
+    seen = []
+    monkeypatch.setattr(figures, "draw_all", lambda *given: seen.append(given) or {"one": None}, raising=False)
+    monkeypatch.setattr(figures, "save", lambda drawn, folder: [folder / f"{name}.png" for name in drawn], raising=False)
+    (run_folder / "segments.csv").write_text(records_to_csv(SegmentPoint, [SegmentPoint(0, 0.5, 1.0)]))
+    assert say("plot", run_folder, "--out", tmp_path / "new") == (0, f"{tmp_path / 'new' / 'one.png'}\n", "")
+    run = load(run_folder)
+    assert seen == [(run.table, run.summary, run.segments)]
+
+
 def test_plot_of_no_probes(run_folder, tmp_path, say):
     pytest.importorskip("matplotlib")
     without_table(run_folder)
@@ -363,6 +374,23 @@ def test_clean_refuses_where_no_run_is_and_then_removes_nothing(run_folder, tmp_
     assert is_one_line(err)
     assert (run_folder / "store" / "batch").exists()
     assert (other / "batch").exists()
+
+
+def test_clean_of_a_tree_asks_for_it(grid, tmp_path, say):
+    for name in ("one", "two"):
+        shutil.copytree(grid / "width_3" / "seed_0", tmp_path / "tree" / name)
+        (tmp_path / "tree" / name / "landscape" / "store").mkdir()
+    single = tmp_path / "tree" / "one"
+    status, out, err = say("clean", single, tmp_path / "tree")
+    assert (status, out) == (2, "")
+    assert is_one_line(err)
+    assert "found 2 runs in" in err
+    assert len(list(tmp_path.glob("tree/*/landscape/store"))) == 2
+    assert say("clean", tmp_path / "tree", "--dry-run")[1].count("would remove") == 2
+    assert len(list(tmp_path.glob("tree/*/landscape/store"))) == 2
+    status, out, _ = say("clean", tmp_path / "tree", "--recursive")
+    assert (status, out.count("removed ")) == (0, 2)
+    assert not list(tmp_path.glob("tree/*/landscape/store"))
 
 
 def test_clean_does_not_follow_links(run_folder, tmp_path, say):
