@@ -40,7 +40,7 @@ $(VENV)/bin/python:
 
 $(VENV)/.demo: $(VENV)/bin/python pyproject.toml constraints.txt
 	@echo "installing the package and what its demos need (the first time this takes minutes)"
-	@$(PIP) -e '.[demos,plots]'
+	@$(PIP) -e '.[demos,plots,cli]'
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/bin/python pyproject.toml constraints.txt

@@ -295,9 +295,8 @@ def test_compare_by_what_no_run_has(grid, say):
 
 
 def test_plot(run_folder, tmp_path, say):
-    figures = pytest.importorskip("lightning_landscape.reporting.figures", exc_type=ImportError)
-    if not hasattr(figures, "draw_all") or not hasattr(figures, "save"):
-        pytest.skip("reporting.figures has no draw_all and save yet")
+    from lightning_landscape.reporting.figures import FIGURES
+
     points = [SegmentPoint(probe.step, t, probe.loss) for probe in load(run_folder).table for t in (0.0, 0.5, 1.0)]
     (run_folder / "segments.csv").write_text(records_to_csv(SegmentPoint, points))
     for damage in (None, without_summary):
@@ -306,15 +305,16 @@ def test_plot(run_folder, tmp_path, say):
         status, out, _ = say("plot", run_folder, "--out", tmp_path / "pictures")
         assert status == 0
         paths = [Path(line) for line in out.splitlines()]
-        assert paths
+        assert [path.name for path in paths] == [f"{name}.{kind}" for name in FIGURES for kind in ("pdf", "png")]
         assert all(path.stat().st_size > 1000 for path in paths)
 
 
 def test_plot_hands_over_table_summary_and_segments(run_folder, tmp_path, say, monkeypatch):
-    figures = pytest.importorskip("lightning_landscape.reporting.figures", exc_type=ImportError)
+    from lightning_landscape.reporting import figures
+
     seen = []
-    monkeypatch.setattr(figures, "draw_all", lambda *given: seen.append(given) or {"one": None}, raising=False)
-    monkeypatch.setattr(figures, "save", lambda drawn, folder: [folder / f"{name}.png" for name in drawn], raising=False)
+    monkeypatch.setattr(figures, "draw_all", lambda *given: seen.append(given) or {"one": None})
+    monkeypatch.setattr(figures, "save", lambda drawn, folder: [folder / f"{name}.png" for name in drawn])
     (run_folder / "segments.csv").write_text(records_to_csv(SegmentPoint, [SegmentPoint(0, 0.5, 1.0)]))
     assert say("plot", run_folder, "--out", tmp_path / "new") == (0, f"{tmp_path / 'new' / 'one.png'}\n", "")
     run = load(run_folder)

@@ -174,7 +174,7 @@ class Evidence:
     @property
     def final_sq_distance(self) -> float:
         """D_K²."""
-        value = self.run["reference"]["final_sq_distance"]
+        value = self.run["reference"].get("final_sq_distance")
         return math.nan if value is None else float(value)
 
     @cached_property

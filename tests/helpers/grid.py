@@ -40,7 +40,7 @@ def train(folder, width, seed, epochs=2, **settings):
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        callbacks=[LandscapeMonitor(every_n_steps=1, **settings)],
+        callbacks=[LandscapeMonitor(every_n_steps=1, figures=False, **settings)],
     )
     network = Network(width, seed, training={"noise": {"scale": 0.5 if width == 3 else 2}})
     trainer.fit(network, DataLoader(TensorDataset(x, y), 4, shuffle=True))
