@@ -79,6 +79,7 @@ def main(argv):
     module = globals()[options.module]()
     module.pause = options.pause
     monitor = LandscapeMonitor(
+        figures=False,
         every_n_steps=options.every,
         reference=options.reference,
         max_probes=options.max_probes,

@@ -50,7 +50,14 @@ def draw_all(table: ProbeTable, summary: dict[str, Any], segments: Sequence[Segm
     """
     run = Drawn(table, summary, list(segments or ()))
     with style():
-        return {name: draw(run) for name, draw in FIGURES.items()}
+        return {name: _laid_out(draw(run)) for name, draw in FIGURES.items()}
+
+
+def _laid_out(figure: Figure) -> Figure:
+    """Settle a figure's layout: it is saved more than once, and finding a layout takes longer than drawing."""
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    return figure
 
 
 def overview(table: ProbeTable, summary: dict[str, Any]) -> Figure:
