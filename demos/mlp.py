@@ -87,13 +87,14 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--reference", default="final", help="'final', or the reference.safetensors of an earlier run")
     parser.add_argument("--out", default="runs", help="folder of the runs")
+    parser.add_argument("--pictures", action=argparse.BooleanOptionalAction, default=True, help="draw pictures at the end")
     options = parser.parse_args()
     if options.data == "fashion-mnist" and options.root is None:
         parser.error("--data fashion-mnist needs --root DIR, a folder with its four IDX files (see demos/README.md)")
     warnings.filterwarnings("ignore", message="The 'train_dataloader' does not have many workers")
 
     pl.seed_everything(options.seed)
-    monitor = LandscapeMonitor(reference=options.reference)
+    monitor = LandscapeMonitor(reference=options.reference, figures=options.pictures)
     trainer = pl.Trainer(
         max_epochs=options.epochs,
         accelerator="cpu",
@@ -111,9 +112,12 @@ def main() -> None:
         show(table)
     print(f"\n{monitor.summary['verdict']}\n")
     print(f"  table and summary  {folder}/probes.csv, summary.json")
-    picture = draw(monitor.table, monitor.summary, folder)
-    print(f"  picture            {picture or 'install matplotlib for one: pip install lightning-landscape[plots]'}")
-    print(f"  TensorBoard        tensorboard --logdir {options.out}    (scalars, group '{monitor.prefix}')")
+    if options.pictures:
+        picture = draw(monitor.table, monitor.summary, folder)
+        print(f"  picture            {picture or 'install matplotlib for one: pip install lightning-landscape[plots]'}")
+    if (folder / "figures").exists():
+        print(f"  pictures           {folder}/figures/*.png, and *.pdf for a paper")
+    print(f"  TensorBoard        tensorboard --logdir {options.out}    (curves, custom scalars, images, text, hparams)")
     print(
         f"  a harder test      {sys.executable} {sys.argv[0]} --data {options.data} --seed {options.seed + 1} "
         f"{f'--root {options.root} ' if options.root else ''}"

@@ -41,6 +41,7 @@ def test_the_demo_prints_what_was_found_and_where(tmp_path):
         assert name in said
     assert f"{run.summary['conditions']['alpha_beta']['alpha']:.4g}" in said
     assert (run.path / "overview.png").stat().st_size > 10_000
+    assert len(list((run.path / "figures").iterdir())) == 12
     assert run.summary["run"]["hparams"] == {"features": 64, "width": 64, "lr": 0.1, "optimizer": "SGD"}
     assert "restricted_secant" in said
     assert f"{run.summary['bounds']['sgd']['value']:.4g}" in said
@@ -48,7 +49,7 @@ def test_the_demo_prints_what_was_found_and_where(tmp_path):
 
 @pytest.mark.parametrize("optimizer", ["SPSMax", "DecSPS", "NGN", "AdaGradNormMax", "Adam"])
 def test_the_demo_with_another_optimizer_names_its_theorem(optimizer, tmp_path):
-    python(ROOT / "demos" / "mlp.py", "--epochs", 2, "--optimizer", optimizer, "--lr", 0.05, folder=tmp_path)
+    python(ROOT / "demos" / "mlp.py", "--epochs", 2, "--optimizer", optimizer, "--lr", 0.05, "--no-pictures", folder=tmp_path)
     bounds = load(tmp_path / "runs" / "mlp-digits" / "version_0").summary["bounds"]
     keys = {"SPSMax": "sps_max", "DecSPS": "dec_sps", "NGN": "ngn", "AdaGradNormMax": "adagrad_norm_max"}
     assert optimizer == "Adam" or bounds[keys[optimizer]]["applies"], bounds[keys[optimizer]]["reason"]
@@ -65,7 +66,17 @@ def test_the_demo_on_idx_files(tmp_path):
     generator = torch.Generator().manual_seed(0)
     write_idx(tmp_path / "train-images-idx3-ubyte.gz", torch.randint(256, (320, 28, 28), generator=generator))
     write_idx(tmp_path / "train-labels-idx1-ubyte.gz", torch.randint(10, (320,), generator=generator))
-    said = python(ROOT / "demos" / "mlp.py", "--data", "fashion-mnist", "--root", tmp_path, "--epochs", 4, folder=tmp_path)
+    said = python(
+        ROOT / "demos" / "mlp.py",
+        "--data",
+        "fashion-mnist",
+        "--root",
+        tmp_path,
+        "--epochs",
+        4,
+        "--no-pictures",
+        folder=tmp_path,
+    )
     assert "2 over 20 steps" in said
 
 
@@ -170,7 +181,7 @@ def test_the_benchmark_prints_its_number(tmp_path):
 
 
 def test_the_summary_is_strict_json_with_the_keys_of_the_contract(tmp_path):
-    python(ROOT / "demos" / "mlp.py", "--epochs", 2, folder=tmp_path)
+    python(ROOT / "demos" / "mlp.py", "--epochs", 2, "--no-pictures", folder=tmp_path)
     text = (load(tmp_path / "runs" / "mlp-digits" / "version_0").path / "summary.json").read_text()
 
     def refuse(constant):

@@ -1,209 +1,567 @@
-"""Every picture of every kind of run: what is drawn is what the table says, and where there is nothing it says why."""
+"""Pictures show what the table and the summary hold, number by number, and say in a sentence what they cannot show."""
 
-import io
+import itertools
+import json
+import math
+import random
 
-import numpy as np
 import pytest
 import torch
-from matplotlib import rcParams
-from matplotlib.figure import Figure
-from matplotlib.text import Text
+
+pytest.importorskip("matplotlib")
+
+from matplotlib.colors import to_hex
 
 from lightning_landscape import functional as F
 from lightning_landscape.probes import ProbeTable
 from lightning_landscape.records import SegmentPoint
-from lightning_landscape.reporting import scalars
-from lightning_landscape.reporting.figures import FIGURES, draw_all, overview, save
-from lightning_landscape.reporting.figures._style import Drawn
-from lightning_landscape.reporting.figures.feasible_pairs import boundary
+from lightning_landscape.reporting import figures
+from lightning_landscape.reporting.figures import FIGURES, Drawn, draw_all, overview, save
+from lightning_landscape.reporting.figures._style import SERIES
+from lightning_landscape.reporting.scalars import bound_curves
 from tests.reporting.test_summary import informative, steady, summary_of, vacuous
 from tests.test_probes import row
+from tests.test_rooms import FILES, imports
 
-UNKNOWN = {"reference_loss": None, "inner_product": None, "sq_distance": None}
-LINES = [SegmentPoint(step, t / 4, 3.0 - step / 10 - t / 4) for step in (0, 8) for t in range(5)]
+COLUMNS = ("loss", "reference_loss", "inner_product", "loss_infimum")
+NO_PROBE = "no probe was evaluated at the reference"
+NAMES = ["feasible_pairs", "bounds", "angle", "constants", "margin", "segments"]
 
 
-def rich():
-    """Return rows of a run to which theorems apply, with a feasible set of several corners."""
-    products = [2.0, 0.6, 1.1, 0.2, 0.9, 0.3, 0.2, 0.1]
-    losses = [3.0, 2.6, 2.4, 1.9, 1.6, 1.4, 0.9, 1.05]
-    common = {"step_size": 0.1, "initial_loss": 3.0, "grad_sq_norm": 1.0, "sq_distance": 2.0}
+def quadratic(count=10, seed=4):
+    """Return probes of plain SGD, of which some pull away from the reference: an envelope with corners, bounds that apply."""
+    draw = random.Random(seed)
     return [
-        row(2 * k, loss=losses[k], inner_product=products[k], reference_loss=1 + 1e-3 * (k % 2), **common) for k in range(8)
+        row(
+            3 * k,
+            loss=3.0 - 0.15 * k,
+            reference_loss=0.5 + 0.2 * draw.random(),
+            inner_product=2.0 - 0.3 * k + draw.random(),
+            grad_sq_norm=1.0 + draw.random(),
+            sq_distance=9.0 / (1 + 0.1 * k),
+            initial_loss=3.0,
+        )
+        for k in range(count)
     ]
 
 
+def unlike_any():
+    return [row(k, loss=1.7e308, reference_loss=1e-300, inner_product=-1e300, initial_loss=1.0) for k in (0, 2)]
+
+
+def bounded():
+    """Return probes with b = l, which bound δ by 0.1/3, and others."""
+    return [row(0, loss=3.0, reference_loss=0.0, inner_product=0.1, initial_loss=3.0), row(2, initial_loss=3.0), row(4)]
+
+
 CASES = {
-    "rich": (rich(), {"steps": 16}),
-    "one probe": ([row(0, initial_loss=3.0)], {}),
+    "usual": (quadratic(), {"steps": 30}),
+    "steady": (steady(loss=3.0, inner_product=2.0, grad_sq_norm=1.0, sq_distance=2.0), {"steps": 16}),
     "informative": (informative(), {}),
+    "one probe": ([row(0, initial_loss=2.0)], {}),
+    "one row evaluated": ([row(0), row(2, reference_loss=None, inner_product=None, sq_distance=None)], {}),
+    "none evaluated": ([row(0, reference_loss=None, inner_product=None, sq_distance=None)], {"complete": False}),
+    "zero probes": ([], {}),
+    "empty envelope": ([row(0, reference_loss=0.0, inner_product=-1.0, initial_loss=2.0), row(2)], {}),
+    "bounded": (bounded(), {}),
     "vacuous": (vacuous(), {}),
-    "no probe": ([], {}),
-    "unevaluated rows": ([*informative(), row(8, **UNKNOWN), row(10, **UNKNOWN)], {}),
-    "nothing evaluated": ([row(0, **UNKNOWN), row(2, **UNKNOWN)], {}),
-    "infeasible": ([row(0, reference_loss=0.0, loss=1.0, inner_product=-1.0, initial_loss=1.0), row(2)], {}),
-    "below the infimum": ([row(0, loss=-1.0, initial_loss=3.0), row(2)], {}),
-    "no drop": ([row(0, initial_loss=0.5), row(2, initial_loss=0.5)], {}),
-    "no drop measured": ([row(0), row(2)], {}),
-    "interpolating": ([row(2 * k, reference_loss=0.0, initial_loss=3.0, inner_product=1.0 + k) for k in range(4)], {}),
-    "at the reference": ([row(0, sq_distance=0.0, inner_product=0.0, loss=1.0, grad_sq_norm=0.0)], {}),
-    "sequential": (steady(sq_distance=2.0), {"sampling": "sequential", "steps": 16}),
-    "huge numbers": ([p.with_values(loss=1e30, inner_product=1e-30, grad_sq_norm=1e20) for p in rich()], {"steps": 16}),
+    "below infimum": ([row(0, loss=-0.5), row(2, initial_loss=2.0)], {}),
+    "no drop": ([row(0, initial_loss=1.0), row(2, initial_loss=0.5)], {}),
+    "drop not measured": ([row(2 * k) for k in range(8)], {"steps": 16}),
+    "never above": ([row(k, loss=0.5, initial_loss=3.0) for k in (0, 2)], {}),
+    "no noise": ([row(k, reference_loss=0.0, inner_product=2.5, initial_loss=3.0) for k in (0, 2, 4)], {}),
+    "no theorem": ([row(2 * k, step_residual=1.0, initial_loss=3.0) for k in range(8)], {"steps": 16}),
+    "no angle": ([row(0, sq_distance=0.0, inner_product=0.0), row(2, grad_sq_norm=0.0, inner_product=0.0)], {}),
+    "violations": ([row(k, inner_product=-1.0 if k in (2, 4) else 1.0, initial_loss=9.0) for k in range(8)], {}),
+    "not exact": (informative(), {"fidelity": {"exact": False, "max_abs": 0.25, "steps": [0]}}),
+    "beyond float64": (unlike_any(), {}),
+    "resumed late": ([probe.with_values(step=probe.step + 5000) for probe in quadratic()], {"steps": 5030}),
 }
 
 
-def drawn(case, lines=()):
-    rows, run = CASES[case]
-    table = ProbeTable(rows)
-    summary = summary_of(*rows, **run)
-    return table, summary, draw_all(table, summary, list(lines))
+def segments_of(rows):
+    return [
+        SegmentPoint(probe.step, t / 4, probe.loss * (1 - t / 4) + (probe.reference_loss or 0.0) * t / 4)
+        for probe in rows
+        for t in (4, 2, 0, 1, 3)
+    ]
 
 
-def texts(figure):
-    """Return all that is written in a figure, as one text with single spaces."""
-    return " ".join(" ".join(text.get_text() for text in figure.findobj(Text)).split())
+def case(name):
+    rows, run = CASES[name]
+    return Drawn(ProbeTable(rows), summary_of(*rows, **run), segments_of(rows))
 
 
-def curves(figure):
-    """Return {label: (x, y)} of the labelled lines."""
-    return {
-        line.get_label(): (np.asarray(line.get_xdata(), float), np.asarray(line.get_ydata(), float))
-        for axes in figure.axes
-        for line in axes.lines
-        if not line.get_label().startswith("_")
+def drawn_of(rows, segments=None, **run):
+    return Drawn(ProbeTable(rows), summary_of(*rows, **run), segments)
+
+
+def texts(axes):
+    """Return all sentences of a panel, on one line each; the notes are the head of its key."""
+    key = axes.get_legend()
+    said = [text.get_text() for text in axes.texts] + ([key.get_title().get_text()] if key else [])
+    return "\n".join(" ".join(text.split()) for text in said if text)
+
+
+def said(figure):
+    return "\n".join(texts(axes) for axes in figure.axes)
+
+
+def labelled(axes):
+    """Return artists by their label in the key."""
+    return {artist.get_label(): artist for artist in (*axes.lines, *axes.collections) if not artist.get_label().startswith("_")}
+
+
+def points(line):
+    return list(zip(map(float, line.get_xdata()), map(float, line.get_ydata()), strict=True))
+
+
+def same(found, expected):
+    """Whether two lists are equal, ``nan`` where ``nan``."""
+    first, second = (torch.tensor([float(value) for value in values], dtype=torch.float64) for values in (found, expected))
+    return torch.equal(first.nan_to_num(7e77), second.nan_to_num(7e77))
+
+
+def outlines(collection):
+    return [[tuple(point) for point in path.vertices] for path in collection.get_paths()]
+
+
+def area(polygon):
+    return abs(sum(x * v - u * y for (x, y), (u, v) in zip(polygon, polygon[1:] + polygon[:1], strict=True))) / 2
+
+
+# ---------------------------------------------------------------------------------------------------------- every picture
+
+
+def test_pictures_are_named_in_the_order_in_which_they_are_shown():
+    assert list(FIGURES) == NAMES
+    assert list(draw_all(ProbeTable([row(0)]), summary_of(row(0)))) == NAMES
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("of", CASES)
+def test_every_picture_of_every_run_is_drawn_whole_without_a_title_and_without_a_warning(of, name):
+    run = case(of)
+    before = json.dumps(run.summary)
+    figure = FIGURES[name](run)
+    figure.draw_without_rendering()  # scales, ticks and layout are worked out here, and warn here
+    assert json.dumps(run.summary) == before
+    assert not figure.get_suptitle()
+    for axes in figure.axes:
+        assert [axes.get_title(where) for where in ("left", "center", "right")] == ["", "", ""]
+        assert texts(axes) or axes.lines or axes.collections
+        box = (axes.get_legend() or axes).get_window_extent()  # what is above the axes stays in the picture
+        assert box.x0 >= 0
+        assert box.x1 <= figure.bbox.x1 + 1
+        assert box.y1 <= figure.bbox.y1 + 1
+
+
+def test_without_segments_the_others_are_drawn():
+    found = draw_all(ProbeTable(informative()), summary_of(*informative()))
+    assert said(found["segments"]) == "no losses on segments to the reference were evaluated"
+    assert "informative" in said(found["feasible_pairs"])
+
+
+def test_no_setting_of_matplotlib_outlives_a_call():
+    import matplotlib
+    import matplotlib.style
+
+    with matplotlib.style.context({"font.size": 31.0, "axes.titlesize": 3.0}):
+        before = dict(matplotlib.rcParams)
+        figure = FIGURES["angle"](case("usual"))
+        save({"angle": figure}, "pictures")
+        assert dict(matplotlib.rcParams) == before
+        assert figure.axes[0].xaxis.label.get_fontsize() == 9  # nor do the user's settings change a picture
+
+
+def test_matplotlib_is_imported_by_the_pictures_alone_and_pyplot_by_nothing():
+    for path in FILES:
+        names = [name or "" for name in imports(path)]
+        assert not any("pyplot" in name for name in names), path
+        typed_only = {"compare_figure.py", "pictures.py", "tensorboard.py"}  # when they are checked, or called
+        if "figures" not in path.parts and path.name not in typed_only:
+            assert not any(name.split(".")[0] == "matplotlib" for name in names), path
+
+
+def test_steps_are_written_in_full():
+    rows = [probe.with_values(step=probe.step * 50 + 100_000) for probe in informative()]
+    figure = FIGURES["margin"](drawn_of(rows, steps=100_400))
+    figure.draw_without_rendering()
+    assert "100040" in [label.get_text() for label in figure.axes[0].get_xticklabels()]
+
+
+def test_series_differ_in_grey_as_well():
+    assert len({(line, marker) for _, line, marker in SERIES}) == len(SERIES)
+
+
+def test_files_are_whole_and_the_same_for_the_same_run(tmp_path):
+    run = case("usual")
+    found = draw_all(run.table, run.summary, run.segments)
+    paths = save(found, tmp_path / "new" / "folder")
+    assert [path.name for path in paths] == [f"{name}.{kind}" for name in NAMES for kind in ("pdf", "png")]
+    assert sorted(paths) == sorted((tmp_path / "new" / "folder").iterdir())  # no temporary file is left
+    first = {path: path.read_bytes() for path in paths}
+    for path, content in first.items():
+        assert content.startswith(b"%PDF" if path.suffix == ".pdf" else b"\x89PNG")
+        assert b"/Type3" not in content
+    again = save(draw_all(run.table, run.summary, run.segments), tmp_path / "new" / "folder")
+    assert {path: path.read_bytes() for path in again} == first
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
+    figure = FIGURES["margin"](case("usual"))
+    (old,) = (path for path in save({"margin": figure}, tmp_path) if path.suffix == ".pdf")
+    before = old.read_bytes()
+
+    def broken(file, **_):
+        file.write_bytes(b"%PDF half of")
+        raise OSError("no space left")
+
+    monkeypatch.setattr(figure, "savefig", broken)
+    with pytest.raises(OSError, match="no space left"):
+        save({"margin": figure}, tmp_path)
+    assert old.read_bytes() == before
+
+
+# ---------------------------------------------------------------------------------------------------------- feasible pairs
+
+
+@pytest.mark.parametrize("of", ["usual", "informative", "vacuous", "bounded", "violations", "one probe"])
+def test_the_envelope_is_exact_at_its_corners_and_straight_between(of):
+    run = case(of)
+    (axes,) = FIGURES["feasible_pairs"](run).axes
+    line = points(labelled(axes)[r"$\beta_{\min}(\delta)$, exact"])
+    columns = run.rows.columns(*COLUMNS)
+    corners = {tuple(corner) for corner in F.alpha_beta_vertices(**columns).tolist()}
+    assert corners & set(line) == {corner for corner in corners if corner[0] < axes.get_xlim()[1]}
+    for rate, beta in line:
+        if (rate, beta) not in corners:
+            assert beta == F.beta_min(rate, **columns)
+    for (r, b), (s, c) in itertools.pairwise(line):
+        middle = (r + s) / 2
+        assert float(F.beta_min(middle, **columns)) == pytest.approx((b + c) / 2, abs=1e-12)
+
+
+def test_the_usual_case_has_corners_to_be_exact_at():
+    assert len(case("usual").alpha_beta["vertices"]) >= 2
+
+
+def test_the_reported_pair_is_marked():
+    run = case("usual")
+    (axes,) = FIGURES["feasible_pairs"](run).axes
+    marked = points(labelled(axes)[r"smallest $\beta/\delta$"])
+    assert marked == [(run.alpha_beta["rate"], run.alpha_beta["beta"])]
+
+
+@pytest.mark.parametrize("of", ["usual", "informative", "steady", "violations"])
+def test_the_informative_region_is_that_of_the_certificate(of):
+    run = case(of)
+    (axes,) = FIGURES["feasible_pairs"](run).axes
+    (region,) = outlines(labelled(axes)[r"informative: $(\beta/\delta)\,\sigma^2 <$ drop"])
+    columns, error = run.rows.columns(*COLUMNS), run.alpha_beta["interpolation_error"]
+    for rate, beta in region:
+        low = float(F.beta_min(max(rate, 1e-12), **columns))
+        assert low - 1e-9 <= beta <= rate * run.drop / error + 1e-9
+    top, end = axes.get_ylim()[1], axes.get_xlim()[1]
+    widths = [(k + 0.5) * end / 2000 for k in range(2000)]
+    lows = F.beta_min(torch.tensor(widths, dtype=torch.float64), **columns).tolist()
+    heights = [max(0.0, min(top, rate * run.drop / error) - low) for rate, low in zip(widths, lows, strict=True)]
+    assert area(region) == pytest.approx(sum(heights) * end / 2000, rel=1e-3)
+
+
+def test_without_an_interpolation_error_all_pairs_inform():
+    run = case("no noise")
+    (axes,) = FIGURES["feasible_pairs"](run).axes
+    assert run.alpha_beta["interpolation_error"] == 0
+    (region,) = outlines(labelled(axes)[r"informative: $(\beta/\delta)\,\sigma^2 <$ drop"])
+    (all_pairs,) = outlines(labelled(axes)["holds at every probe"])
+    assert set(region) == set(all_pairs)
+
+
+@pytest.mark.parametrize("of", ["vacuous", "no drop", "drop not measured", "not exact", "never above"])
+def test_where_nothing_informs_no_region_is_said_to(of):
+    (axes,) = FIGURES["feasible_pairs"](case(of)).axes
+    regions = [label for label in labelled(axes) if label.startswith("informative")]
+    if of == "vacuous":  # σ² max (a − b)/(b − l) is the drop itself: no pair is below it
+        assert "vacuous: smallest (β/δ) σ² = 1, 1 of the drop 1, approached only as δ → ∞" in texts(axes)
+    assert regions == []
+
+
+def test_a_bound_of_δ_is_a_wall():
+    run = case("bounded")
+    (axes,) = FIGURES["feasible_pairs"](run).axes
+    last = run.alpha_beta["vertices"][-1]
+    assert last[0] == pytest.approx(0.1 / 3)
+    walls = [line for line in axes.lines if set(line.get_xdata()) == {last[0]} and len(line.get_xdata()) == 2]
+    assert [points(wall) for wall in walls] == [[tuple(last), (last[0], axes.get_ylim()[1])]]
+
+
+def test_lines_of_equal_ratio_have_the_ratio_that_is_written():
+    (axes,) = FIGURES["feasible_pairs"](case("usual")).axes
+    dotted = [line for line in axes.lines if to_hex(line.get_color()) == "#666666"]
+    written = [float(text.get_text()) for text in axes.texts if text.get_text()[0].isdigit()]
+    slopes = [line.get_ydata()[1] / line.get_xdata()[1] for line in dotted]
+    assert len(dotted) == len(written) >= 3
+    assert slopes == pytest.approx(written)
+
+
+def test_each_theorems_pair_is_marked_where_it_is_in_view():
+    run = case("steady")
+    (axes,) = FIGURES["feasible_pairs"](run).axes
+    best = {
+        " ".join(label.split()).removeprefix("best for "): line for label, line in labelled(axes).items() if "best" in label
     }
-
-
-@pytest.mark.parametrize("case", CASES)
-def test_every_picture_of_every_run_is_drawn_and_has_no_title(case):
-    before = dict(rcParams)
-    figures = drawn(case)[2]
-    assert dict(rcParams) == before  # nobody else's settings
-    assert list(figures) == list(FIGURES)
-    for figure in figures.values():
-        assert isinstance(figure, Figure)
-        assert figure.get_suptitle() == ""
-        assert not any(axes.get_title(loc) for axes in figure.axes for loc in ("left", "center", "right"))
-        with io.BytesIO() as file:
-            figure.savefig(file, format="png", dpi=40)
-            assert file.getvalue().startswith(b"\x89PNG")
-
-
-@pytest.mark.parametrize("case", ["rich", "one probe"])
-def test_pictures_are_saved_for_papers_and_for_screens(case, tmp_path):
-    figures = drawn(case, LINES)[2]
-    paths = save(figures, tmp_path / "figures")
-    assert sorted(paths) == sorted((tmp_path / "figures").iterdir())
-    assert {path.name for path in paths} == {f"{name}.{kind}" for name in FIGURES for kind in ("pdf", "png")}
-    assert all(path.read_bytes().startswith(b"%PDF" if path.suffix == ".pdf" else b"\x89PNG") for path in paths)
-    assert b"/Type0" in (tmp_path / "figures" / "bounds.pdf").read_bytes()  # letters, not outlines
+    marked = {key: points(line) for keys, line in best.items() for key in keys.split(", ")}
+    in_view = {
+        key: [(bound["alpha"] - bound["beta"], bound["beta"])]
+        for key, bound in run.applying.items()
+        if bound["alpha"] is not None
+        and bound["alpha"] - bound["beta"] <= axes.get_xlim()[1]
+        and bound["beta"] <= axes.get_ylim()[1]
+    }
+    assert marked == in_view
+    assert marked
 
 
 @pytest.mark.parametrize(
-    ("case", "name", "said"),
+    ("of", "sentence"),
     [
-        ("no probe", "feasible_pairs", "no probe was evaluated at the reference"),
-        ("no probe", "bounds", "no probe was evaluated at the reference"),
-        ("no probe", "angle", "no probe was evaluated at the reference"),
-        ("no probe", "constants", "no probe was evaluated at the reference"),
-        ("no probe", "margin", "there is no reported pair"),
-        ("nothing evaluated", "feasible_pairs", "no probe was evaluated at the reference"),
-        ("infeasible", "feasible_pairs", "no pair"),
-        ("infeasible", "margin", "there is no reported pair"),
-        ("vacuous", "feasible_pairs", "vacuous: the neighbourhood 1 is not below the drop"),
-        ("vacuous", "margin", "there is no reported pair: "),
-        ("below the infimum", "feasible_pairs", "below loss_infimum 0"),
-        ("below the infimum", "angle", "below loss_infimum 0"),
-        ("sequential", "bounds", "the certificate of this trajectory"),
-        ("at the reference", "angle", "defined at no probe"),
-        ("one probe", "segments", "no line to the reference was evaluated"),
-        ("rich", "margin", "α = "),
+        ("informative", "informative: smallest (β/δ) σ² = 0, 0 of the drop 2"),
+        ("no drop", "vacuous: training achieved no drop (-0.25)"),
+        ("drop not measured", "the drop of training, to compare it with, was not measured"),
+        ("empty envelope", "no pair holds at 1 probes whose loss at the reference equals loss_infimum"),
+        ("below infimum", "loss -0.5 at step 0 is below loss_infimum 0"),
+        ("never above", "every pair holds: the loss of no probe is above its value at the reference"),
+        ("not exact", "not to be relied on: replays differ from the recorded losses by up to 0.25 smallest (β/δ) σ² = 0"),
+        ("zero probes", NO_PROBE),
+        ("none evaluated", NO_PROBE),
+        ("beyond float64", "approached only as δ → ∞"),
     ],
 )
-def test_a_picture_with_nothing_to_show_says_why(case, name, said):
-    assert said in texts(drawn(case)[2][name])
+def test_the_panel_of_pairs_says_what_it_is_worth(of, sentence):
+    assert sentence in said(FIGURES["feasible_pairs"](case(of)))
 
 
-def test_the_boundary_is_beta_min_at_its_corners_and_the_pair_is_the_reported_one():
-    table, summary, figures = drawn("rich")
-    shown = curves(figures["feasible_pairs"])
-    rates, betas = shown["β_min(δ), exact"]
-    columns = table.columns("loss", "reference_loss", "inner_product", "loss_infimum")
-    assert betas.tolist() == F.beta_min(torch.as_tensor(rates), **columns).tolist()
-    corners = [rate for rate, _ in summary["conditions"]["alpha_beta"]["vertices"]]
-    assert set(corners) & set(rates.tolist()) == {rate for rate in corners if rate < rates[-1]}
-    found = summary["conditions"]["alpha_beta"]
-    assert [value.tolist() for value in shown["smallest β/δ"]] == [[found["rate"]], [found["beta"]]]
-    # between two neighbouring corners β_min is a straight line: nothing was cut off
-    end, exact, _ = boundary(Drawn(table, summary))
-    middle = (exact[1:] + exact[:-1]) / 2
-    between = torch.as_tensor(np.interp(middle, rates, betas))
-    torch.testing.assert_close(F.beta_min(middle, **columns), between)
-    assert end == rates[-1]
+# ------------------------------------------------------------------------------------------------------------------ bounds
 
 
-def test_gaps_and_bounds_are_those_of_the_table_and_of_the_curves():
-    table, summary, figures = drawn("rich")
-    shown = curves(figures["bounds"])
-    gap = (table.column("loss") - table.column("reference_loss")).numpy()
-    assert shown["gap of a probe"][1].tolist() == gap[gap > 0].tolist()
-    assert "not shown: 1 with a gap of 0 or less" in texts(figures["bounds"])
-    expected = scalars.bound_curves(table, summary["run"])
-    applying = {key: bound for key, bound in summary["bounds"].items() if bound["applies"]}
-    assert len(applying) >= 3
-    for key, bound in applying.items():
-        values = expected[f"bound/{key}"]
-        steps, heights = shown[bound["title"]]
-        assert heights.tolist() == values[values.isfinite()].tolist()
-        assert steps.tolist() == [2 * k for k in range(1, 8)]
-
-
-def test_stacked_terms_sum_to_the_bound():
-    _, summary, figures = drawn("rich")
-    axes = figures["bounds"].axes[1]
-    applying = [bound for bound in summary["bounds"].values() if bound["applies"]]
-    sums = np.zeros(len(applying))
-    for patch in axes.patches:
-        sums[round(patch.get_y() + patch.get_height() / 2)] += patch.get_width()
-    assert sums.tolist() == pytest.approx([bound["value"] for bound in applying])
-    (drop,) = [line for line in axes.lines if line.get_label() == "drop of training"]
-    assert list(drop.get_xdata()) == [summary["run"]["drop"]["value"]] * 2
-    for bound in applying:
-        assert f"{bound['value']:.3g}" in texts(figures["bounds"])
-
-
-def test_angles_margins_and_lines_are_those_of_the_table():
-    table, summary, figures = drawn("rich", LINES)
-    upper = figures["angle"].axes[0].lines
-    cosines = F.cosine(**table.columns("inner_product", "grad_sq_norm", "sq_distance"))
-    assert upper[1].get_ydata().tolist() == cosines.tolist()
-    found = summary["conditions"]["alpha_beta"]
-    margins = F.alpha_beta_margin(
-        found["alpha"], found["beta"], **table.columns("loss", "reference_loss", "inner_product", "loss_infimum")
+@pytest.mark.parametrize("of", ["usual", "steady", "resumed late"])
+def test_bounds_are_those_of_the_curves_and_gaps_those_of_the_table(of):
+    run = case(of)
+    above, _ = FIGURES["bounds"](run).axes
+    lines = labelled(above)
+    updates = [probe.step - run.rows[0].step for probe in run.rows]
+    assert same(
+        list(lines["gap of a probe"].get_ydata()), (run.rows.column("loss") - run.rows.column("reference_loss")).tolist()
     )
-    assert any(list(line.get_ydata()) == margins.tolist() for line in figures["margin"].axes[0].lines)
-    shown = curves(figures["segments"])
-    for step in (0, 8):
-        points = [(p.fraction, p.loss) for p in LINES if p.step == step]
-        assert list(zip(*shown[f"from step {step}"], strict=True)) == points
+    gaps = (run.rows.column("loss") - run.rows.column("reference_loss")).tolist()
+    assert list(lines["gap of a probe"].get_ydata()) == gaps
+    means = [sum(gaps[: k + 1]) / (k + 1) for k in range(len(gaps))]
+    assert list(lines["its running mean"].get_ydata()) == pytest.approx(means)
+    curves = bound_curves(run.rows, run.summary["run"])
+    margin = {"lower", "gap", "in_force"}
+    assert {key for key in run.applying if key in lines} == {tag.removeprefix("bound/") for tag in curves} - margin
+        "lower",
+        "gap",
+        "in_force",
+    }
+    for key in run.applying:
+        assert list(lines[key].get_xdata()) == updates
+        expected = [value if 0 < value < 1e100 else math.nan for value in curves[f"bound/{key}"].tolist()]
+        assert same(list(lines[key].get_ydata()), expected)
+    assert run.applying
+    assert above.get_yscale() == "log"
 
 
-def test_negative_angles_are_marked_and_counted():
-    rows = [row(k, inner_product=-1.0 if k < 3 else 1.0) for k in range(8)]
-    figure = draw_all(ProbeTable(rows), summary_of(*rows))["angle"]
-    assert "3 of 8 probes are negative" in texts(figure)
+@pytest.mark.parametrize("of", ["usual", "steady", "drop not measured"])
+def test_the_stacked_parts_of_a_bound_sum_to_its_value(of):
+    run = case(of)
+    _, below = FIGURES["bounds"](run).axes
+    keys = [label.get_text() for label in below.get_yticklabels()]
+    assert keys == list(run.applying)
+    widths = {key: [] for key in keys}
+    for bar in below.patches:
+        widths[keys[round(bar.get_y() + bar.get_height() / 2)]].append(bar.get_width())
+    for key, bound in run.applying.items():
+        assert sorted(widths[key]) == pytest.approx(sorted(bound["terms"].values()))
+        assert sum(widths[key]) == pytest.approx(bound["value"])
+        assert f" {bound['value']:.3g}" in [text.get_text() for text in below.texts]  # without an arrow: all are in view
 
 
-def test_windows_are_drawn_with_their_constants():
-    _, summary, figures = drawn("rich")
-    panels = dict(zip([key for key in summary["conditions"] if key != "alpha_beta"], figures["constants"].axes, strict=False))
-    for key, axes in panels.items():
-        condition = summary["conditions"][key]
-        heights = [line.get_ydata()[0] for line in axes.lines if line.get_linewidth() == 2.5]
-        assert heights == [w["value"] for w in condition["windows"] if w["value"] is not None]
+def with_terms(**bounds):
+    """Return a run whose theorems' parts are given."""
+    run = case("steady")
+    template = next(iter(run.applying.values()))
+    names = ("initial_distance", "step_size_noise", "neighbourhood")
+    run.summary["bounds"] = {
+        key: {**template, "value": sum(parts), "terms": dict(zip(names, parts, strict=True))} for key, parts in bounds.items()
+    }
+    return run
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_the_overview_has_three_panels(case):
-    table, summary, _ = drawn(case)
-    assert len(overview(table, summary).axes) == 3
+def test_a_part_below_zero_is_to_the_left_and_the_value_is_marked():
+    _, below = FIGURES["bounds"](with_terms(sgd=(2.0, -1.0, 3.0))).axes
+    spans = sorted((bar.get_x(), bar.get_x() + bar.get_width()) for bar in below.patches)
+    assert [(min(span), max(span)) for span in spans] == [(-1.0, 0.0), (0.0, 2.0), (2.0, 5.0)]
+    assert [points(line) for line in below.lines if line.get_marker() == "d"] == [[(4.0, 0.0)]]
+    assert below.get_xlim()[0] < -1
+
+
+def test_a_bound_far_beyond_the_others_leaves_the_view_and_says_its_value():
+    figure = FIGURES["bounds"](with_terms(sgd=(0.0, 1e6, 0.0), sgd_sharp=(1.0, 0.0, 1.0)))
+    figure.draw_without_rendering()
+    _, below = figure.axes
+    assert below.get_xlim()[1] < 100
+    assert [text.get_text() for text in below.texts] == ["1e+06 →", " 2"]
+
+
+def test_what_training_achieved_is_a_line_in_both_panels():
+    run = case("steady")
+    above, below = FIGURES["bounds"](run).axes
+    label = "drop (beyond: vacuous)"
+    assert set(labelled(above)[label].get_ydata()) == set(labelled(below)[label].get_xdata()) == {run.drop}
+
+
+@pytest.mark.parametrize(
+    ("of", "panel", "sentence"),
+    [
+        ("no theorem", 1, "no theorem applies: steps of SGD were not along the mini-batch gradient"),
+        ("no theorem", 0, "no theorem applies"),
+        ("empty envelope", 1, "no theorem applies: no pair of the α-β-condition holds at every probe"),
+        ("never above", 0, "no probe's loss is above its value at the reference"),
+        ("drop not measured", 1, "the drop of training, with which bounds compare, was not measured"),
+        ("below infimum", 0, "1 probe at or below the reference: no place on a log axis"),
+        ("beyond float64", 0, "the gaps are beyond the numbers that can be drawn"),
+        ("zero probes", 0, NO_PROBE),
+        ("none evaluated", 0, NO_PROBE),
+        ("not exact", 0, "not to be relied on: replays differ"),
+    ],
+)
+def test_the_panels_of_bounds_say_what_is_not_there(of, panel, sentence):
+    assert sentence in texts(FIGURES["bounds"](case(of)).axes[panel])
+
+
+def test_the_theorems_are_certified_once_for_a_set_of_pictures(monkeypatch):
+    calls = []
+    monkeypatch.setattr(figures._drawn, "bound_curves", lambda *given: calls.append(given) or {})
+    run = case("steady")
+    for name in NAMES:
+        FIGURES[name](run)
+    assert len(calls) == 1
+
+
+# ------------------------------------------------------------------------------------------------------- angle and margin
+
+
+def test_angles_are_those_of_the_table_and_those_below_zero_are_marked():
+    run = case("violations")
+    above, below = FIGURES["angle"](run).axes
+    cosines = F.cosine(**run.rows.columns("inner_product", "grad_sq_norm", "sq_distance")).tolist()
+    thetas = F.aiming_ratio(**run.rows.columns("loss", "inner_product", "loss_infimum")).tolist()
+    steps = [probe.step for probe in run.rows]
+    for axes, values in ((above, cosines), (below, thetas)):
+        curve = next(line for line in axes.lines if len(line.get_xdata()) == len(steps))
+        assert points(curve) == list(zip(steps, values, strict=True))
+        marked = points(labelled(axes)["gradient towards $x_p$: 2"])
+        assert marked == [(2, values[2]), (4, values[4])]
+
+
+def test_probes_without_an_angle_are_counted():
+    above, below = FIGURES["angle"](case("no angle")).axes
+    assert "2 probes without an angle: gradient or distance is 0" in texts(above)
+    assert "1 probe without a θ" in texts(FIGURES["angle"](case("below infimum")).axes[1])
+    assert texts(FIGURES["angle"](case("zero probes")).axes[0]) == NO_PROBE
+    assert labelled(below)
+    beyond = FIGURES["angle"](case("beyond float64")).axes[0]
+    assert texts(beyond) == "2 probes not drawn: infinite, or beyond any axis"
+
+
+def test_margins_are_those_of_the_reported_pair():
+    run = case("usual")
+    (axes,) = FIGURES["margin"](run).axes
+    found = run.alpha_beta
+    expected = F.alpha_beta_margin(found["alpha"], found["beta"], **run.rows.columns(*COLUMNS)).tolist()
+    assert points(labelled(axes)["holds"]) == list(zip(run.steps, expected, strict=True))
+    assert [label for label in labelled(axes) if label.startswith("violated")] == []
+    assert f"at step {run.steps[expected.index(min(expected))]:.0f}" in texts(axes)
+
+
+def test_a_pair_that_does_not_hold_everywhere_is_marked_where_it_does_not():
+    run = case("violations")
+    run.summary["conditions"]["alpha_beta"].update(alpha=0.5, beta=0.0)
+    (axes,) = FIGURES["margin"](run).axes
+    assert points(labelled(axes)["violated: 2"]) == [(2, -1.5), (4, -1.5)]
+
+
+@pytest.mark.parametrize("of", ["vacuous", "empty envelope", "below infimum", "zero probes", "never above"])
+def test_without_a_pair_the_panel_of_margins_says_why(of):
+    run = case(of)
+    assert said(FIGURES["margin"](run)) == f"no pair whose margin could be drawn: {run.alpha_beta['reason']}"
+
+
+# ------------------------------------------------------------------------------------------------- constants and segments
+
+
+def test_constants_are_those_of_the_windows():
+    run = case("violations")
+    above, below = FIGURES["constants"](run).axes
+    lines = {**labelled(above), **labelled(below)}
+    names = {**figures.constants.CURVATURES, **figures.constants.SHARES}
+    assert set(names) == set(run.summary["conditions"]) - {"alpha_beta"}
+    for key, name in names.items():
+        found = run.summary["conditions"][key]["windows"]
+        values = [math.nan if window["value"] is None else window["value"] for window in found]
+        if all(map(math.isnan, values)):
+            assert f"no window has a constant of {name.split(' $')[0]}" in texts(above) + texts(below)
+            continue
+        assert list(lines[name].get_xdata()) == [(window["from"] + window["to"]) / 2 for window in found]
+        assert same(list(lines[name].get_ydata()), values)
+
+
+def test_constants_of_both_signs_and_any_size_are_in_view():
+    run = drawn_of([probe.with_values(grad_sq_norm=1e-3) for probe in quadratic()], steps=30)
+    above, _ = FIGURES["constants"](run).axes
+    values = [value for line in labelled(above).values() for value in line.get_ydata() if math.isfinite(value)]
+    assert above.get_yscale() == "symlog"
+    assert above.get_ylim()[0] < min(values) < 0 < max(values) < above.get_ylim()[1]
+
+
+def test_conditions_without_a_constant_are_named():
+    run = case("no angle")
+    _, below = FIGURES["constants"](run).axes
+    assert "no window has a constant of quasar convexity, gradient angle" in texts(below)
+    nothing = FIGURES["constants"](case("zero probes"))
+    assert said(nothing).count(f"no window of training has a constant: {NO_PROBE}") == 2
+
+
+def test_segments_are_a_line_a_start_in_the_order_of_the_fraction():
+    run = case("informative")
+    (axes,) = FIGURES["segments"](run).axes
+    lines = labelled(axes)
+    assert list(lines) == ["k = 0", "k = 2", "k = 4", "k = 6"]
+    assert points(lines["k = 0"]) == [(0.0, 2.0), (0.25, 1.75), (0.5, 1.5), (0.75, 1.25), (1.0, 1.0)]
+
+
+def test_of_many_segments_some_are_drawn_and_it_is_said():
+    rows = [row(k) for k in range(20)]
+    (axes,) = FIGURES["segments"](drawn_of(rows, segments_of(rows), steps=20)).axes
+    assert list(labelled(axes)) == ["k = 0", "k = 4", "k = 8", "k = 11", "k = 15", "k = 19"]
+    assert "6 of 20 starts are drawn" in texts(axes)
+
+
+def test_losses_that_are_not_finite_are_counted_not_drawn():
+    bad = [SegmentPoint(0, 0.0, 2.0), SegmentPoint(0, 0.5, math.inf), SegmentPoint(0, 1.0, 1.0)]
+    (axes,) = FIGURES["segments"](drawn_of(informative(), bad)).axes
+    assert same(list(labelled(axes)["k = 0"].get_ydata()), [2.0, math.nan, 1.0])
+    assert "1 of the losses are not drawn: not finite" in texts(axes)
+    none = drawn_of(informative(), [SegmentPoint(0, 0.0, math.nan)])
+    assert said(FIGURES["segments"](none)) == "no finite loss on a segment was found"
+    assert "no losses on segments" in said(FIGURES["segments"](drawn_of(informative(), [])))
+
+
+@pytest.mark.parametrize("of", CASES)
+def test_the_overview_of_every_run_is_drawn(of):
+    run = case(of)
+    figure = overview(run.table, run.summary)
+    figure.draw_without_rendering()
+    assert len(figure.axes) == 3

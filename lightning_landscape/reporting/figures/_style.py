@@ -1,102 +1,175 @@
-"""How all pictures look: colours that colour-blind readers tell apart, line styles that tell apart in grey, no title."""
+"""How every picture looks: readable as a thumbnail of 480 × 360 pixels, in a paper's column, in grey, to the colour-blind."""
 
 from __future__ import annotations
 
+import math
 import textwrap
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
-import matplotlib as mpl
+from matplotlib import style as _styles
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.text import Text
+from matplotlib.ticker import MaxNLocator, ScalarFormatter
+from torch import Tensor
 
-from lightning_landscape.probes import ProbeTable
-from lightning_landscape.records import SegmentPoint
+from lightning_landscape.reporting.figures._drawn import Drawn
 
-# Okabe and Ito's palette
-BLUE, ORANGE, GREEN, PURPLE, SKY, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#666666"
-LINES = tuple(zip((BLUE, ORANGE, GREEN, PURPLE, SKY, GREY), ("-", "--", "-.", ":", (0, (5, 1)), (0, (1, 1))), strict=True))
-"""Colour and line style of the first, second, … of several curves"""
+Panel = Callable[[Axes, Drawn], None]
+"""Draws one panel of a run into axes that the caller owns"""
 
-NOT_EVALUATED = "no probe was evaluated at the reference"
+# Okabe and Ito's palette, which colour-blind readers can tell apart
+BLACK, BLUE, VERMILION, GREEN = "#000000", "#0072B2", "#D55E00", "#009E73"
+ORANGE, SKY, PURPLE, GREY = "#E69F00", "#56B4E9", "#CC79A7", "#666666"
+SERIES: tuple[tuple[str, str, str], ...] = (
+    (BLUE, "-", "o"),
+    (VERMILION, "--", "s"),
+    (GREEN, "-.", "^"),
+    (PURPLE, ":", "D"),
+    (ORANGE, "-", "v"),
+    (SKY, "--", "P"),
+    (BLACK, "-.", "X"),
+    (GREY, ":", "*"),
+)
+"""Colour, line and marker of each of several series: what differs in colour differs in line and marker as well"""
 
-_RC: dict[Any, Any] = {
+WIDTH, HEIGHT = 4.8, 3.6
+"""Inches, at 100 dots an inch a thumbnail's 480 × 360 pixels"""
+DPI = 200
+"""Of the PNG files: a thumbnail twice over"""
+_LARGEST = 1e100
+"""Beyond it axes overflow while they are laid out; no loss that trains is there"""
+_CHARACTERS = 62
+"""Of a line of a note, as wide as axes whose ticks are names of theorems"""
+
+_RC: dict[str, Any] = {
     "font.size": 9,
+    "axes.labelsize": 9,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+    "legend.fontsize": 8,
+    "legend.title_fontsize": 8,
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.alpha": 0.25,
-    "legend.frameon": False,
-    "legend.fontsize": "small",
-    "lines.linewidth": 1.6,
-    "pdf.fonttype": 42,  # letters stay letters in a PDF
+    "axes.linewidth": 0.8,
+    "lines.linewidth": 1.5,
+    "lines.markersize": 4,
+    "hatch.linewidth": 0.6,
+    "figure.constrained_layout.h_pad": 0.07,
+    "figure.constrained_layout.w_pad": 0.07,
+    "pdf.fonttype": 42,  # text stays text: journals refuse Type 3 fonts
+    "savefig.dpi": DPI,
 }
 
 
-@dataclass(frozen=True)
-class Drawn:
-    """What pictures are drawn of: a run as its files have it."""
-
-    table: ProbeTable
-    """The table of probes; only rows whose reference columns are known are drawn"""
-    summary: dict[str, Any]
-    segments: list[SegmentPoint] = field(default_factory=list)
-
-    @property
-    def rows(self) -> ProbeTable:
-        """The rows whose reference columns are known."""
-        return self.table.evaluated
-
-    @property
-    def alpha_beta(self) -> dict[str, Any]:
-        """What is reported of the α-β-condition."""
-        found: dict[str, Any] = self.summary["conditions"]["alpha_beta"]
-        return found
-
-    @property
-    def drop(self) -> float | None:
-        """What training achieved; None where it was not measured."""
-        value: float | None = self.summary["run"]["drop"]["value"]
-        return value
+def style() -> AbstractContextManager[None]:
+    """Return a context in which artists look as they should, whatever the user's own settings are."""
+    return _styles.context(["default", _RC])
 
 
-@contextmanager
-def style() -> Iterator[None]:
-    """Inside the block pictures are drawn in this style; nobody else's settings change."""
-    with mpl.rc_context(_RC):
-        yield
+def picture(*panels: Panel, height: float = HEIGHT, share_x: bool = False) -> Callable[[Drawn], Figure]:
+    """Return a function that draws panels of a run, one above the other, in a figure of their own."""
+
+    def figure(drawn: Drawn) -> Figure:
+        with style():
+            figure = Figure(figsize=(WIDTH, height), layout="constrained")
+            column = figure.subplots(len(panels), 1, squeeze=False, sharex=share_x)[:, 0]
+            for axes, panel in zip(column, panels, strict=True):
+                panel(axes, drawn)
+                plain_numbers(axes)
+                if share_x:
+                    axes.label_outer()
+            figure.draw_without_rendering()
+            figure.set_layout_engine("none")  # it is found once: figures are saved more than once, and finding it takes longest
+        return figure
+
+    return figure
 
 
-def canvas(rows: int = 1, columns: int = 1, *, width: float = 4.2, height: float = 3.0) -> tuple[Figure, list[Axes]]:
-    """Return a figure and its panels, row by row, of a size in inches.
+class _Sentence(Text):
+    """A text that wraps at the width of its axes; matplotlib's own wraps at the edge of the figure, over the next panel."""
 
-    That of a column in a paper: there, and in TensorBoard, pictures are shown small.
-    """
-    figure = Figure(figsize=(width, height), layout="constrained")
-    panels = figure.subplots(rows, columns, squeeze=False)
-    return figure, list(panels.flat)
+    def _get_wrap_line_width(self) -> float:
+        return 0.92 * self.axes.bbox.width if self.axes else 0.0
 
 
-def say(axes: Axes, what: str, *, width: int = 48, fontsize: str = "medium") -> None:
-    """Say in the place of a picture why there is none, in lines of so many letters."""
-    text = textwrap.fill(what, width)
-    axes.text(0.5, 0.5, text, ha="center", va="center", color=GREY, fontsize=fontsize, transform=axes.transAxes)
+def say(axes: Axes, what: str) -> None:
+    """Write a sentence in place of what cannot be drawn."""
+    text = _Sentence(0.5, 0.5, what, ha="center", va="center", wrap=True, color=GREY, fontsize=8, parse_math=False)
+    text.set(transform=axes.transAxes, in_layout=False)
+    axes.add_artist(text)
     axes.set(xticks=[], yticks=[])
-    axes.grid(visible=False)
 
 
-def note(axes: Axes, what: str, *, where: str = "upper right") -> None:
-    """Say something in a corner of a picture."""
-    right, up = "right" in where, "upper" in where
-    axes.text(
-        0.98 if right else 0.02,
-        0.97 if up else 0.03,
-        textwrap.fill(what, 46),
-        ha="right" if right else "left",
-        va="top" if up else "bottom",
-        fontsize="small",
-        transform=axes.transAxes,
-        bbox={"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 1.5},
+def plain_numbers(axes: Axes) -> None:
+    """Write numbers at linear axes in full, instead of a factor for all of them above the axes, where the key is."""
+    for axis in (axes.xaxis, axes.yaxis):
+        if isinstance(axis.get_major_formatter(), ScalarFormatter):
+            axis.set_major_formatter("{x:.6g}")
+
+
+def over_steps(axes: Axes, steps: Sequence[float]) -> None:
+    """Let the horizontal axis count steps of the optimiser, from the first of these to the last."""
+    axes.set_xlabel("optimiser step")
+    axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
+    if steps:
+        room = 0.04 * (steps[-1] - steps[0]) or 1.0
+        axes.set_xlim(steps[0] - room, steps[-1] + room)
+
+
+def legend(axes: Axes, *notes: str, columns: int = 2) -> None:
+    """Put the key, under sentences on what is drawn and what is not, above the axes, where it hides no data."""
+    lines = [textwrap.fill(note, _CHARACTERS) for note in notes if note]
+    handles, labels = axes.get_legend_handles_labels()
+    if not handles and not lines:
+        return
+    key = axes.legend(
+        handles,
+        labels,
+        title="\n".join(lines) or None,
+        alignment="left",
+        loc="lower left",
+        bbox_to_anchor=(0.0, 1.0),
+        ncols=columns,
+        frameon=False,
+        borderaxespad=0.2,
+        borderpad=0.0,
+        handlelength=2.4,
+        columnspacing=1.2,
     )
+    key.get_title().set(color=GREY, parse_math=False)
+
+
+def drawable(values: Tensor | Iterable[float | None]) -> list[float]:
+    """Return values with ``nan``, which is not drawn, for what is not known, infinite, or beyond any axis."""
+    listed: Iterable[float | None] = values.tolist() if isinstance(values, Tensor) else values
+    return [math.nan if value is None or not abs(value) < _LARGEST else float(value) for value in listed]
+
+
+def finite(values: Iterable[float]) -> list[float]:
+    """Return the values that are drawn."""
+    return [value for value in values if not math.isnan(value)]
+
+
+def symlog(axes: Axes, values: Iterable[float], decades: int) -> None:
+    """Scale the vertical axis so that zero, both signs and small values show, where a linear one would hide the small.
+
+    It is linear below the smallest size, at most so many decades below the largest.
+    """
+    known = finite(values)
+    sizes = [abs(value) for value in known if value]
+    if not sizes or max(sizes) < 30 * min(sizes):
+        return
+    smallest = max(min(sizes), max(sizes) * 10.0**-decades)
+    axes.set_yscale("symlog", linthresh=10.0 ** math.floor(math.log10(smallest)), linscale=0.5)
+    scale = axes.yaxis.get_transform()
+    low, high = scale.transform([min(0.0, *known), max(0.0, *known)])
+    room = 0.06 * (high - low)
+    axes.set_ylim(*scale.inverted().transform([low - room, high + room]))
+
+
+def counted(count: int, what: str) -> str:
+    """Return a note such as ``2 probes <what>``, empty for none."""
+    return f"{count} probe{'s' if count > 1 else ''} {what}" if count else ""

@@ -1,52 +1,79 @@
-"""Whether the gradient pointed away from the reference: the angle, and aiming, over training."""
+"""Whether gradients point away from the reference, and by how much, over training."""
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from lightning_landscape import functional as F
-from lightning_landscape.reporting.conditions import reason_against_infimum
-from lightning_landscape.reporting.figures._style import BLUE, GREEN, GREY, NOT_EVALUATED, ORANGE, Drawn, canvas, note, say
+from lightning_landscape.reporting.figures._drawn import Drawn
+from lightning_landscape.reporting.figures._style import (
+    BLUE,
+    GREEN,
+    GREY,
+    VERMILION,
+    counted,
+    drawable,
+    finite,
+    legend,
+    over_steps,
+    picture,
+    say,
+)
+
+NO_PROBE = "no probe was evaluated at the reference"
 
 
-def angle(run: Drawn) -> Figure:
-    """Draw the cosine between gradient and x − x_p, and below the aiming constant of each probe."""
-    figure, (above, below) = canvas(2, 1, height=3.8)
-    cosine(above, run)
-    aiming(below, run)
-    return figure
-
-
-def cosine(axes: Axes, run: Drawn) -> None:
-    """Draw into a panel the cosine of each probe; a negative one is a gradient step that led away from x_p."""
-    axes.set(xlabel="step", ylabel="cosine(∇f_i, x − x_p)")
-    if not len(run.rows):
-        say(axes, NOT_EVALUATED)
+def draw_cosine(axes: Axes, drawn: Drawn) -> None:
+    """Draw the cosine between the gradient and the direction away from the reference."""
+    over_steps(axes, drawn.steps)
+    axes.set_ylabel(r"cos(gradient, $x - x_p$)")
+    if not len(drawn.rows):
+        say(axes, NO_PROBE)
         return
-    _signed(axes, run, F.cosine(**run.rows.columns("inner_product", "grad_sq_norm", "sq_distance")))
+    cosines = F.cosine(**drawn.rows.columns("inner_product", "grad_sq_norm", "sq_distance"))
+    values = drawable(cosines)
+    _series(axes, drawn, values, BLUE, "o")
+    low = -1.0 if any(value < 0 for value in finite(values)) else 0.0
+    axes.set_ylim(low - 0.05, 1.05)
+    legend(axes, drawn.doubt, *_missing(cosines, "without an angle: gradient or distance is 0"))
 
 
-def aiming(axes: Axes, run: Drawn) -> None:
-    """Draw into a panel θ = ⟨∇f_i, x − x_p⟩/(f_i − l) of each probe."""
-    axes.set(xlabel="step", ylabel="aiming θ")
-    reason = reason_against_infimum(run.rows, "loss") if len(run.rows) else NOT_EVALUATED
-    if reason is not None:
-        say(axes, reason)
+def draw_aiming(axes: Axes, drawn: Drawn) -> None:
+    """Draw each probe's own θ of the aiming condition."""
+    over_steps(axes, drawn.steps)
+    axes.set_ylabel(r"aiming $\theta$")
+    if not len(drawn.rows):
+        say(axes, NO_PROBE)
         return
-    _signed(axes, run, F.aiming_ratio(**run.rows.columns("inner_product", "loss", "loss_infimum")), colour=GREEN)
+    ratios = F.aiming_ratio(**drawn.rows.columns("loss", "inner_product", "loss_infimum"))
+    values = drawable(ratios)
+    _series(axes, drawn, values, GREEN, "^")
+    legend(axes, *_missing(ratios, "without a θ: the loss is at its infimum, or below"))
 
 
-def _signed(axes: Axes, run: Drawn, values: Tensor, colour: str = BLUE) -> None:
-    """Draw values over training, the negative ones marked."""
-    steps, shown = run.rows.column("logged_step"), values.isfinite()
-    if not bool(shown.any()):
-        say(axes, "defined at no probe: gradient, distance or loss above the infimum is zero")
-        return
+def _missing(values: Tensor, why: str) -> tuple[str, str]:
+    """Return notes on the probes that have no value, and on those whose value no axis has a place for."""
+    undefined = int(values.isnan().sum())
+    lost = sum(map(math.isnan, drawable(values))) - undefined
+    return counted(undefined, why), counted(lost, "not drawn: infinite, or beyond any axis")
+
+
+def _series(axes: Axes, drawn: Drawn, values: list[float], colour: str, marker: str) -> None:
+    """Draw values over training, with what is below zero, and the smallest, marked."""
     axes.axhline(0, color=GREY, linewidth=0.8)
-    axes.plot(steps[shown], values[shown], color=colour, marker="." if len(values) < 60 else None)
-    negative = shown & (values < 0)
-    if bool(negative.any()):
-        axes.plot(steps[negative], values[negative], "x", color=ORANGE)
-        note(axes, f"{int(negative.sum())} of {int(shown.sum())} probes are negative")
+    axes.plot(drawn.steps, values, color=colour, marker=marker, markersize=3.5)
+    below = [(step, value) for step, value in zip(drawn.steps, values, strict=True) if value < 0]
+    if below:
+        axes.plot(*zip(*below, strict=True), "X", color=VERMILION, markersize=6, label=f"gradient towards $x_p$: {len(below)}")
+    known = [(value, step) for step, value in zip(drawn.steps, values, strict=True) if not math.isnan(value)]
+    if known:
+        value, step = min(known)
+        ring: dict[str, Any] = {"markerfacecolor": "none", "markeredgecolor": "black", "markersize": 9, "clip_on": False}
+        axes.plot([step], [value], "o", label=f"smallest: {value:.3g} at step {step:.0f}", **ring)
+
+
+figure = picture(draw_cosine, draw_aiming, height=4.0, share_x=True)

@@ -1,114 +1,158 @@
-"""The loss gap that was measured beside every bound that applies, and what the bounds are made of."""
+"""What each theorem that applies promises, beside what the run did, and what its promise is made of."""
 
 from __future__ import annotations
 
-import textwrap
-from typing import Any
+import math
+from itertools import accumulate
 
-import numpy as np
-import torch
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from torch import Tensor
 
-from lightning_landscape.reporting import scalars
-from lightning_landscape.reporting.figures._style import BLUE, GREY, LINES, NOT_EVALUATED, ORANGE, SKY, Drawn, canvas, note, say
-
-TERMS = (
-    ("initial_distance", "distance of the start", BLUE, ""),
-    ("step_size_noise", "noise of the step size", SKY, "//"),
-    ("neighbourhood", "neighbourhood β", ORANGE, ".."),
+from lightning_landscape.reporting.certificates import TERMS, own_theorem
+from lightning_landscape.reporting.figures._drawn import Drawn
+from lightning_landscape.reporting.figures._style import (
+    BLACK,
+    BLUE,
+    GREY,
+    ORANGE,
+    SERIES,
+    SKY,
+    counted,
+    drawable,
+    finite,
+    legend,
+    picture,
+    say,
 )
-"""Key of a term, what it is called, its colour and its hatching"""
 
-FAR = 12
-"""A bar that is so many times longer than the shortest, or than the drop, is cut there and says its value"""
-
-
-def bounds(run: Drawn) -> Figure:
-    """Draw the gap and the bounds over training, and below the terms of each bound."""
-    figure, (above, below) = canvas(2, 1, width=4.4, height=5.4)
-    gap_and_bounds(above, run)
-    terms(below, run)
-    return figure
+_LOOKS = {"initial_distance": (BLUE, ""), "step_size_noise": (ORANGE, "///"), "neighbourhood": (SKY, "...")}
+_NAMES = {
+    "initial_distance": "initial distance",
+    "step_size_noise": "step-size noise",
+    "neighbourhood": r"neighbourhood, $\beta\sigma^2$",
+}
+_FARTHEST = 20.0
+"""A bar longer than so many times the shortest, or the drop, leaves the view: else it would hide all others"""
 
 
-def gap_and_bounds(axes: Axes, run: Drawn) -> None:
-    """Draw into a panel, on logarithmic axes, each probe's gap, the smallest so far, and each bound after so many steps."""
-    axes.set(xlabel="steps", ylabel="loss − loss at x_p")
-    if not len(run.rows):
-        say(axes, NOT_EVALUATED)
+def draw_curves(axes: Axes, drawn: Drawn) -> None:
+    """Draw the measured gap and, over the number of updates, every bound that applies; what is not positive has no place."""
+    axes.set(xlabel=r"updates since $x_0$", ylabel="gap to the reference")
+    if not len(drawn.rows):
+        say(axes, "no probe was evaluated at the reference")
         return
-    steps = run.rows.column("step") - run.rows[0].step + 1
-    gap = run.rows.column("loss") - run.rows.column("reference_loss")
-    axes.plot(*_positive(steps, gap), ".", color=GREY, markersize=4, label="gap of a probe")
-    axes.plot(*_positive(steps, gap.cummin(0).values), color=GREY, linewidth=0.8, label="smallest so far")
-    curves = scalars.bound_curves(run.rows, run.summary["run"])
-    for (key, bound), (colour, line) in zip(_applying(run).items(), LINES * 4, strict=False):
-        axes.plot(*_positive(steps - 1, curves[f"bound/{key}"]), color=colour, linestyle=line, label=bound["title"])
-    if not any(np.size(line.get_xdata()) for line in axes.lines):
-        say(axes, "no gap is above 0, and no bound is above it")
+    updates = [step - drawn.steps[0] for step in drawn.steps]
+    gaps = drawable(drawn.rows.column("loss") - drawn.rows.column("reference_loss"))
+    lines = _curves(drawn)
+    if not any(value > 0 for values in (gaps, *lines.values()) for value in finite(values)):
+        below = "no probe's loss is above its value at the reference, and no bound is to be drawn"
+        say(axes, below if finite(gaps) else "the gaps are beyond the numbers that can be drawn")
         return
-    axes.set(xscale="log", yscale="log")
-    axes.legend(loc="lower left", fontsize="x-small")
-    hidden = int((gap <= 0).sum())
-    said = ["no theorem applies"] * (not _applying(run)) + [f"not shown: {hidden} with a gap of 0 or less"] * bool(hidden)
-    if said:
-        note(axes, "; ".join(said))
+    stride = updates[1] if len(updates) > 1 else 1.0
+    axes.set_xscale("symlog", linthresh=stride)  # zero updates have a place as well
+    axes.set_yscale("log")
+    axes.plot(updates, _positive(gaps), "o", color=GREY, markersize=3, zorder=3, label="gap of a probe")
+    axes.plot(updates, _positive(_running_mean(gaps)), color=BLACK, linewidth=1.8, label="its running mean")
+    _bound_lines(axes, updates, lines)
+    _drop(axes.axhline, drawn)
+    axes.set_xlim(-0.1 * stride, max(updates[-1], 1.0) * 1.1)
+    hidden = counted(sum(gap <= 0 for gap in gaps), "at or below the reference: no place on a log axis")
+    legend(axes, drawn.doubt, "" if drawn.applying else "no theorem applies", hidden)
 
 
-def terms(axes: Axes, run: Drawn) -> None:
-    """Draw into a panel the three terms of each bound, stacked, beside the drop."""
-    applying = _applying(run)
-    if not applying:
-        say(axes, "no theorem applies: " + next((b["reason"] for b in run.summary["bounds"].values()), "nothing was measured"))
+def draw_terms(axes: Axes, drawn: Drawn) -> None:
+    """Draw each bound as its three parts, those below zero to the left of it, with its value and what training achieved."""
+    axes.set(xlabel="bound, in units of the loss")
+    bounds = {key: bound for key, bound in drawn.applying.items() if abs(bound["value"]) < 1e100}
+    if not bounds:
+        say(axes, _none_applies(drawn) or "the bounds are beyond the numbers that can be drawn")
         return
-    values = [bound["value"] for bound in applying.values()]
-    drop = run.drop if run.drop is not None and run.drop > 0 else None
-    end = 1.15 * min(max([*values, drop or 0.0]), FAR * max(min(abs(value) for value in values), drop or 0.0) or 1.0) or 1.0
-    for row, (key, bound) in enumerate(applying.items()):
-        _stack(axes, row, bound["terms"])
-        cut = bound["value"] > end
-        axes.annotate(
-            f"{bound['value']:.3g}{' →' if cut else ''}",
-            (end if cut else max(bound["value"], 0.0), row),
-            xytext=(-4 if cut else 4, 0),
-            textcoords="offset points",
-            ha="right" if cut else "left",
-            va="center",
-            fontsize="small",
-            bbox={"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 1},
-        ).set_gid(key)
-    if drop is not None:
-        axes.axvline(drop, color="black", linewidth=1.2, linestyle="--", label="drop of training")
-    low = min(0.0, *(sum(min(term, 0.0) for term in bound["terms"].values()) for bound in applying.values()))
-    axes.set(xlim=(1.15 * low, end), ylim=(len(applying) - 0.4, -0.6), xlabel="bound on the loss above f(x_p)")
-    axes.set_yticks(range(len(applying)), [textwrap.fill(b["title"], 20) for b in applying.values()], fontsize="x-small")
-    axes.grid(visible=False, axis="y")
-    axes.legend(loc="upper center", bbox_to_anchor=(0.4, -0.22), ncols=2, fontsize="x-small")
+    end = _end(drawn, [bound["value"] for bound in bounds.values()])
+    sums = [_stack(axes, row, bound["terms"], row == 0) for row, bound in enumerate(bounds.values())]
+    start = min(0.0, *(low for low, _ in sums)) if sums else 0.0
+    for row, bound in enumerate(bounds.values()):
+        _value(axes, row, bound["value"], sums[row][1], end)
+    _drop(axes.axvline, drawn)
+    axes.axvline(0, color=GREY, linewidth=0.8)
+    axes.set_yticks(range(len(bounds)), list(bounds))
+    axes.set(xlim=(1.1 * max(start, -end), 1.25 * end), ylim=(len(bounds) - 0.4, -0.6))
+    legend(axes, _no_line(drawn), columns=2)
 
 
-def _stack(axes: Axes, row: int, parts: dict[str, float]) -> None:
-    """Draw one bar: what is positive to the right of 0, what is negative to the left."""
-    right, left = 0.0, 0.0
-    for name, said, colour, hatch in TERMS:
-        value = parts[name]
-        start = right if value >= 0 else left
-        label = said if row == 0 else None
-        axes.barh(row, value, left=start, height=0.6, color=colour, hatch=hatch, edgecolor="white", linewidth=0.5, label=label)
-        right, left = right + max(value, 0.0), left + min(value, 0.0)
+def _curves(drawn: Drawn) -> dict[str, list[float]]:
+    found = {tag.removeprefix("bound/"): drawable(curve) for tag, curve in drawn.bound_curves.items() if tag != "bound/lower"}
+    return {key: values for key, values in found.items() if finite(values)}
 
 
-def _applying(run: Drawn) -> dict[str, dict[str, Any]]:
-    """Return the theorems with a value, and with terms that can be drawn."""
-    return {
-        key: bound
-        for key, bound in run.summary["bounds"].items()
-        if bound["value"] is not None and None not in bound["terms"].values()
-    }
+def _bound_lines(axes: Axes, updates: list[float], lines: dict[str, list[float]]) -> None:
+    """Draw bounds that may coincide: the earlier ones are wider and show beside those on top of them."""
+    for number, (key, values) in enumerate(lines.items()):
+        colour, line, marker = SERIES[number % len(SERIES)]
+        width = 1.2 + 0.6 * (len(lines) - 1 - number)
+        places = max(1, len(values) // 6)
+        axes.plot(
+            updates, _positive(values), line, color=colour, linewidth=width, marker=marker, markevery=(number % places, places),
+            markersize=4, markerfacecolor="white", label=key,
+        )  # fmt: skip
 
 
-def _positive(steps: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the points that logarithmic axes have room for."""
-    shown = values.isfinite() & (values > 0) & (steps > 0)
-    return steps[shown], torch.as_tensor(values)[shown]
+def _positive(values: list[float]) -> list[float]:
+    return [value if value > 0 else math.nan for value in values]
+
+
+def _running_mean(values: list[float]) -> list[float]:
+    """Return the mean of the values up to each; those that cannot be drawn count for nothing."""
+    sums = accumulate(0.0 if math.isnan(value) else value for value in values)
+    counts = accumulate(not math.isnan(value) for value in values)
+    return [total / count if count else math.nan for total, count in zip(sums, counts, strict=True)]
+
+
+def _stack(axes: Axes, row: int, terms: dict[str, float | None], labelled: bool) -> tuple[float, float]:
+    """Stack the parts above zero to the right and those below to the left; return where both stacks end."""
+    low = high = 0.0
+    for name in TERMS:
+        size = terms[name] or 0.0
+        colour, hatch = _LOOKS[name]
+        start = high if size >= 0 else low
+        label = _NAMES[name] if labelled else "_nolegend_"
+        axes.barh(row, size, 0.7, start, color=colour, hatch=hatch, edgecolor="white", linewidth=0, label=label)
+        low, high = (low, high + size) if size >= 0 else (low + size, high)
+    return low, high
+
+
+def _value(axes: Axes, row: int, value: float, stacked: float, end: float) -> None:
+    """Mark the value, where parts below zero are taken off, and write it beside the bar."""
+    if value < stacked * (1 - 1e-9):
+        axes.plot([value], [row], "d", color=BLACK, markersize=6)
+    beyond = stacked > end * (1 + 1e-9)
+    text = f"{value:.3g} →" if beyond else f" {value:.3g}"
+    paper = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}  # the line of the drop may run behind it
+    place, side = (1.24 * end, "right") if beyond else (stacked, "left")
+    axes.text(place, row, text, va="center", ha=side, fontsize=8, bbox=paper)
+
+
+def _end(drawn: Drawn, values: list[float]) -> float:
+    drop = drawn.drop or 0.0
+    scale = max(min(abs(value) for value in values), drop)
+    return max(min(max(abs(value) for value in values), _FARTHEST * scale), 1.1 * drop) or 1.0
+
+
+def _drop(line: object, drawn: Drawn) -> None:
+    """Mark what training achieved: a bound beyond it is vacuous."""
+    if drawn.drop is not None and 0 < drawn.drop < 1e100 and callable(line):
+        line(drawn.drop, color=BLACK, linestyle=(0, (4, 2)), linewidth=1.2, label="drop (beyond: vacuous)")
+
+
+def _no_line(drawn: Drawn) -> str:
+    if drawn.drop is None:
+        return "the drop of training, with which bounds compare, was not measured"
+    return f"vacuous: training achieved no drop ({drawn.drop:.3g})" if drawn.drop <= 0 else ""
+
+
+def _none_applies(drawn: Drawn) -> str:
+    if drawn.applying:
+        return ""
+    run, bounds = drawn.summary["run"], drawn.summary["bounds"]
+    return f"no theorem applies: {bounds[own_theorem(run)]['reason']}"
+
+
+figure = picture(draw_curves, draw_terms, height=5.4)

@@ -1,41 +1,90 @@
-"""The constants of all conditions but the α-β-condition, per window of training."""
+"""The constants of the conditions, each window of training by itself."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
-from lightning_landscape.reporting.figures._style import BLUE, GREY, ORANGE, Drawn, canvas, say
+from lightning_landscape.reporting.figures._drawn import Drawn
+from lightning_landscape.reporting.figures._style import (
+    GREY,
+    SERIES,
+    drawable,
+    finite,
+    legend,
+    over_steps,
+    picture,
+    say,
+    symlog,
+)
 
-COLUMNS = 3
+CURVATURES = {
+    "polyak_lojasiewicz": r"Polyak-Łojasiewicz $\mu$",
+    "relaxed_polyak_lojasiewicz": r"relaxed PL $\mu$",
+    "restricted_secant": r"restricted secant $\mu$",
+    "error_bound": r"error bound $\mu$",
+    "quadratic_growth": r"quadratic growth $\mu$",
+    "weak_strong_convexity": r"weak strong conv. $\mu$",
+    "upper_error_bound": r"upper error bound $L$",
+    "smoothness": r"smoothness $L$",
+}
+"""Constants in units of a curvature (of the relaxed inequality and of the error bounds: nearly so)"""
+SHARES = {
+    "quasar_convexity": r"quasar convexity $\theta$",
+    "star_convexity": "star convexity, share",
+    "aiming": r"aiming $\theta$",
+    "gradient_angle": "gradient angle, cosine",
+}
+"""Constants without a unit"""
 
 
-def constants(run: Drawn) -> Figure:
-    """Draw a small panel for each condition: its constant in each window of training, and over all of it."""
-    found = {key: condition for key, condition in run.summary["conditions"].items() if key != "alpha_beta"}
-    figure, panels = canvas(-(-len(found) // COLUMNS), COLUMNS, width=6.2, height=6.4)
-    for axes, (key, condition) in zip(panels, found.items(), strict=False):
-        windows(axes, key, condition)
-    for axes in panels[len(found) :]:
-        axes.set_axis_off()
-    return figure
+def draw_curvatures(axes: Axes, drawn: Drawn) -> None:
+    """Draw μ and L of every condition that has them, on an axis on which zero and both signs show."""
+    axes.set_ylabel(r"$\mu$, $L$")
+    values = _lines(axes, drawn, CURVATURES)
+    symlog(axes, values, decades=5)
 
 
-def windows(axes: Axes, key: str, condition: dict[str, Any]) -> None:
-    """Draw into a panel a condition's constant in each window, with the name of both; a window without one is left out."""
-    axes.set_ylabel(f"{key.replace('_', ' ')}\n{condition['constant']}", fontsize="small")
-    axes.tick_params(labelsize="x-small")
+def draw_shares(axes: Axes, drawn: Drawn) -> None:
+    """Draw θ, the share of star convexity, and the cosine."""
+    axes.set_ylabel(r"$\theta$, share, cosine")
+    values = _lines(axes, drawn, SHARES)
+    if any(abs(value) > 10 for value in values):
+        symlog(axes, values, decades=3)
+
+
+def _lines(axes: Axes, drawn: Drawn, names: Mapping[str, str]) -> list[float]:
+    """Draw a line for each condition, a point in the middle of each window; return all values."""
+    found = {key: drawn.summary["conditions"][key] for key in names}
+    over_steps(axes, [edge for window in found[next(iter(names))]["windows"] for edge in (window["from"], window["to"])])
+    drawable_ones = {key: entry for key, entry in found.items() if finite(windows(entry)[1])}
+    if not drawable_ones:
+        say(axes, _reason(found))
+        return []
     axes.axhline(0, color=GREY, linewidth=0.8)
-    shown = [window for window in condition["windows"] if window["value"] is not None]
-    if condition["value"] is None and not shown:
-        say(axes, condition["reason"] or "no value", width=24, fontsize="x-small")
-        return
-    for window in shown:
-        axes.plot([window["from"], window["to"]], [window["value"]] * 2, color=BLUE, linewidth=2.5, solid_capstyle="butt")
-    if condition["value"] is not None:
-        axes.axhline(condition["value"], color=ORANGE, linewidth=1, linestyle="--")
-    missing = len(condition["windows"]) - len(shown)
-    if missing:
-        axes.text(0.02, 0.03, f"{missing} windows without", fontsize="xx-small", color=GREY, transform=axes.transAxes)
+    everything: list[float] = []
+    for number, (key, entry) in enumerate(found.items()):
+        colour, line, marker = SERIES[number]
+        if key in drawable_ones:
+            middles, values = windows(entry)
+            axes.plot(middles, values, line, color=colour, marker=marker, label=names[key])
+            everything += finite(values)
+    missing = [names[key].split(" $")[0].split(",")[0] for key in found if key not in drawable_ones]
+    legend(axes, f"no window has a constant of {', '.join(missing)}" if missing else "")
+    return everything
+
+
+def windows(entry: Mapping[str, Any]) -> tuple[list[float], list[float]]:
+    """Return the middle of each window and the constant there, ``nan`` where there is none."""
+    middles = [(window["from"] + window["to"]) / 2 for window in entry["windows"]]
+    return middles, drawable(window["value"] for window in entry["windows"])
+
+
+def _reason(found: Mapping[str, Any]) -> str:
+    reasons = list(dict.fromkeys(entry["reason"] for entry in found.values() if entry["reason"]))
+    return f"no window of training has a constant: {reasons[0]}" if reasons else "no window of training has a constant"
+
+
+figure = picture(draw_curvatures, draw_shares, height=5.4, share_x=True)

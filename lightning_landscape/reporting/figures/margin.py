@@ -1,36 +1,49 @@
-"""How far each probe is from contradicting the reported pair."""
+"""By how much the reported pair of the α-β-condition holds at each probe."""
 
 from __future__ import annotations
 
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from lightning_landscape import functional as F
-from lightning_landscape.reporting.figures._style import BLUE, GREY, ORANGE, Drawn, canvas, note, say
+from lightning_landscape.reporting.figures._drawn import Drawn
+from lightning_landscape.reporting.figures._style import (
+    BLUE,
+    GREY,
+    VERMILION,
+    drawable,
+    finite,
+    legend,
+    over_steps,
+    picture,
+    say,
+    symlog,
+)
+
+_COLUMNS = ("loss", "reference_loss", "inner_product", "loss_infimum")
 
 
-def margin(run: Drawn) -> Figure:
-    """Draw ⟨∇f_i, x − x_p⟩ − α(f_i(x) − f_i(x_p)) + β(f_i(x) − l) of each probe, for the reported pair."""
-    figure, (axes,) = canvas()
-    margins(axes, run)
-    return figure
-
-
-def margins(axes: Axes, run: Drawn) -> None:
-    """Draw into a panel; where the margin is zero the probe decides the pair."""
-    axes.set(xlabel="step", ylabel="margin")
-    found = run.alpha_beta
-    if found["alpha"] is None:
-        say(axes, f"there is no reported pair: {found['reason']}")
+def draw(axes: Axes, drawn: Drawn) -> None:
+    """Draw the margin of each probe, on an axis on which zero and both signs show; violations are marked."""
+    over_steps(axes, drawn.steps)
+    axes.set_ylabel(r"margin of $(\alpha, \beta)$")
+    found = drawn.alpha_beta
+    alpha, beta = found["alpha"], found["beta"]
+    if alpha is None or beta is None:
+        say(axes, f"no pair whose margin could be drawn: {found['reason']}")
         return
-    columns = run.rows.columns("loss", "reference_loss", "inner_product", "loss_infimum")
-    values = F.alpha_beta_margin(found["alpha"], found["beta"], **columns)
-    steps, size = run.rows.column("logged_step"), float(values.abs().max())
+    columns = drawn.rows.columns(*_COLUMNS)
+    margins = drawable(F.alpha_beta_margin(alpha, beta, **columns))
+    violated = F.alpha_beta_violations(alpha, beta, **columns).tolist()
     axes.axhline(0, color=GREY, linewidth=0.8)
-    axes.vlines(steps, 0, values, color=BLUE, linewidth=0.8)
-    axes.plot(steps, values, ".", color=BLUE)
-    tight = values <= 1e-9 * size
-    axes.plot(steps[tight], values[tight], "o", color=ORANGE, label="decides the pair")
-    axes.legend(loc="upper left")
-    said = f"α = {found['alpha']:.3g}, β = {found['beta']:.3g}"
-    note(axes, f"{said}; vacuous" if found["informative"] is False else said)
+    axes.plot(drawn.steps, margins, "o-", color=BLUE, linewidth=0.8, label="holds")
+    marked = [(step, margin) for step, margin, bad in zip(drawn.steps, margins, violated, strict=True) if bad]
+    if marked:
+        axes.plot(*zip(*marked, strict=True), "X", color=VERMILION, markersize=7, label=f"violated: {len(marked)}")
+    if any(finite(margins)):
+        symlog(axes, margins, decades=3)
+    tight = min(zip(margins, drawn.steps, strict=True))
+    note = f"α = {alpha:.4g}, β = {beta:.4g}: smallest margin {tight[0]:.2g}, at step {tight[1]:.0f}"
+    legend(axes, drawn.doubt, note)
+
+
+figure = picture(draw)

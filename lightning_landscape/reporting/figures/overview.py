@@ -1,31 +1,60 @@
-"""One picture of a run: the pairs, the losses, the angle."""
+"""One picture of a run beside its table and summary: pairs, losses, angle."""
 
 from __future__ import annotations
+
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from lightning_landscape.reporting.figures._style import BLUE, GREEN, NOT_EVALUATED, Drawn, canvas, say
-from lightning_landscape.reporting.figures.angle import cosine
-from lightning_landscape.reporting.figures.feasible_pairs import region
+from lightning_landscape.probes import ProbeTable
+from lightning_landscape.reporting.figures._drawn import Drawn
+from lightning_landscape.reporting.figures._style import (
+    BLUE,
+    GREEN,
+    GREY,
+    drawable,
+    legend,
+    over_steps,
+    plain_numbers,
+    say,
+    style,
+)
+from lightning_landscape.reporting.figures.angle import NO_PROBE, draw_cosine
+from lightning_landscape.reporting.figures.feasible_pairs import draw_set
 
 
-def overview(run: Drawn) -> Figure:
-    """Draw the feasible pairs, the loss beside the reference's, and the angle."""
-    figure, (left, middle, right) = canvas(1, 3, width=13, height=3.8)
-    region(left, run)
-    losses(middle, run)
-    cosine(right, run)
+def overview(table: ProbeTable, summary: dict[str, Any]) -> Figure:
+    """Draw the feasible pairs, the loss beside the reference's, and the angle, of one run.
+
+    Args:
+        table: the table of probes; rows whose reference columns are not known are left out.
+        summary: the content of ``summary.json``.
+
+    Returns:
+        A figure of three panels; a panel that has nothing to show says why.
+    """
+    drawn = Drawn(table, summary)
+    with style():
+        figure = Figure(figsize=(11, 3.4), layout="constrained")
+        left, middle, right = figure.subplots(1, 3)
+        if draw_set(left, drawn):
+            legend(left)
+        draw_losses(middle, drawn)
+        draw_cosine(right, drawn)
+        for axes in (left, middle, right):
+            plain_numbers(axes)
     return figure
 
 
-def losses(axes: Axes, run: Drawn) -> None:
-    """Draw into a panel each mini-batch's loss at the iterate and at the reference."""
-    axes.set(xlabel="step", ylabel="mini-batch loss")
-    if not len(run.rows):
-        say(axes, NOT_EVALUATED)
+def draw_losses(axes: Axes, drawn: Drawn) -> None:
+    """Draw each mini-batch's loss at the iterate and at the reference."""
+    over_steps(axes, drawn.steps)
+    axes.set_ylabel("mini-batch loss")
+    if not len(drawn.rows):
+        say(axes, NO_PROBE)
         return
-    steps = run.rows.column("logged_step")
-    axes.plot(steps, run.rows.column("loss"), color=BLUE, label="at the iterate")
-    axes.plot(steps, run.rows.column("reference_loss"), color=GREEN, linestyle="--", label="at the reference")
-    axes.legend()
+    axes.plot(drawn.steps, drawable(drawn.rows.column("loss")), color=BLUE, label="at the iterate")
+    axes.plot(drawn.steps, drawable(drawn.rows.column("reference_loss")), "--", color=GREEN, label="at the reference")
+    axes.axhline(0, color=GREY, linewidth=0)
+    legend(axes)
