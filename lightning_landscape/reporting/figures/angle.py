@@ -17,7 +17,6 @@ from lightning_landscape.reporting.figures._style import (
     VERMILION,
     counted,
     drawable,
-    finite,
     legend,
     over_steps,
     picture,
@@ -27,8 +26,8 @@ from lightning_landscape.reporting.figures._style import (
 NO_PROBE = "no probe was evaluated at the reference"
 
 
-def draw_cosine(axes: Axes, drawn: Drawn) -> None:
-    """Draw the cosine between the gradient and the direction away from the reference."""
+def draw_cosine(axes: Axes, drawn: Drawn, columns: int = 2) -> None:
+    """Draw the cosine between the gradient and the direction away from the reference, its key in so many columns."""
     over_steps(axes, drawn.steps)
     axes.set_ylabel(r"cos(gradient, $x - x_p$)")
     if not len(drawn.rows):
@@ -37,9 +36,7 @@ def draw_cosine(axes: Axes, drawn: Drawn) -> None:
     cosines = F.cosine(**drawn.rows.columns("inner_product", "grad_sq_norm", "sq_distance"))
     values = drawable(cosines)
     _series(axes, drawn, values, BLUE, "o")
-    low = -1.0 if any(value < 0 for value in finite(values)) else 0.0
-    axes.set_ylim(low - 0.05, 1.05)
-    legend(axes, drawn.doubt, *_missing(cosines, "without an angle: gradient or distance is 0"))
+    legend(axes, drawn.doubt, *_missing(cosines, "without an angle: gradient or distance is 0"), columns=columns)
 
 
 def draw_aiming(axes: Axes, drawn: Drawn) -> None:

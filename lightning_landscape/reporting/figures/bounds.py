@@ -34,6 +34,10 @@ _FARTHEST = 20.0
 """A bar longer than so many times the shortest, or the drop, leaves the view: else it would hide all others"""
 
 
+MARGIN = ("bound/lower", "bound/gap", "bound/in_force")
+"""Of TensorBoard's margin chart; no theorem's own curves"""
+
+
 def draw_curves(axes: Axes, drawn: Drawn) -> None:
     """Draw the measured gap and, over the number of updates, every bound that applies; what is not positive has no place."""
     axes.set(xlabel=r"updates since $x_0$", ylabel="gap to the reference")
@@ -79,7 +83,7 @@ def draw_terms(axes: Axes, drawn: Drawn) -> None:
 
 
 def _curves(drawn: Drawn) -> dict[str, list[float]]:
-    found = {tag.removeprefix("bound/"): drawable(curve) for tag, curve in drawn.bound_curves.items() if tag != "bound/lower"}
+    found = {tag.removeprefix("bound/"): drawable(curve) for tag, curve in drawn.bound_curves.items() if tag not in MARGIN}
     return {key: values for key, values in found.items() if finite(values)}
 
 

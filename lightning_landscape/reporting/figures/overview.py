@@ -36,12 +36,12 @@ def overview(table: ProbeTable, summary: dict[str, Any]) -> Figure:
     """
     drawn = Drawn(table, summary)
     with style():
-        figure = Figure(figsize=(11, 3.4), layout="constrained")
+        figure = Figure(figsize=(12, 3.6), layout="constrained")
         left, middle, right = figure.subplots(1, 3)
         if draw_set(left, drawn):
             legend(left)
         draw_losses(middle, drawn)
-        draw_cosine(right, drawn)
+        draw_cosine(right, drawn, columns=1)
         for axes in (left, middle, right):
             plain_numbers(axes)
     return figure
