@@ -192,7 +192,7 @@ class Replayer:
         state = thaw(moment, self._module.device)
         put_back(self._trainer, self._module, state)
         args, kwargs = state["args"], state["kwargs"]
-        with self._trainer.precision_plugin.train_step_context():
+        with self._trainer.precision_plugin.train_step_context(), without_cudnns_dropout(self._module):
             if self._loss is not None:
                 output: Any = self._loss(self._module, batch_of(args, kwargs))
             else:
@@ -202,6 +202,24 @@ class Replayer:
             raise NotMeasurable("training_step returned None in the replay")
         scalar_loss(loss)
         return torch.as_tensor(loss).reshape(())
+
+
+@contextmanager
+def without_cudnns_dropout(module: nn.Module) -> Iterator[None]:
+    """Keep away from the random numbers that cuDNN's recurrent layers draw for dropout between their layers.
+
+    They come from a state inside of cuDNN that nothing can read or put back: a replay would move those of training. Other
+    kernels draw from the generator that is put back, but not the same masks: such replays are not exact, and are marked so.
+    """
+    layers = (part for part in module.modules() if isinstance(part, nn.RNNBase))
+    drawing = any(part.dropout > 0 and part.num_layers > 1 and part.all_weights[0][0].is_cuda for part in layers)
+    cudnn = torch.backends.cudnn
+    if not (drawing and cudnn.enabled):
+        yield
+        return
+    as_they_are = {"benchmark": cudnn.benchmark, "deterministic": cudnn.deterministic, "allow_tf32": cudnn.allow_tf32}
+    with cudnn.flags(enabled=False, **as_they_are):
+        yield
 
 
 @contextmanager

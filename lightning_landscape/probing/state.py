@@ -12,6 +12,8 @@ import io
 import itertools
 import random
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import Enum
 from typing import Any
 
@@ -160,10 +162,42 @@ def write_random_state(state: dict[str, Any], device: torch.device) -> None:
     """Set the global generators to what `read_random_state` returned."""
     torch.set_rng_state(state["torch"])
     random.setstate(state["python"])
-    if "device" in state and device.type not in ("cpu", "meta"):
+    if "device" in state and device.type == "cuda":
+        _cuda_generator(device).graphsafe_set_state(_generator_at(state["device"], device))
+    elif "device" in state and device.type not in ("cpu", "meta"):
         torch.get_device_module(device).set_rng_state(state["device"], device)
     if "numpy" in state:
         sys.modules["numpy"].random.set_state(state["numpy"])
+
+
+@contextmanager
+def kept_cuda_generator(device: torch.device) -> Iterator[None]:
+    """Inside the block the CUDA generator works on a copy of its state; afterwards it has its own again, as it was.
+
+    Setting its state would tell cuDNN to draw a new seed for the dropout of recurrent layers, and so move training.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    generator = _cuda_generator(device)
+    own = generator.graphsafe_get_state()
+    generator.graphsafe_set_state(own.clone_state())
+    try:
+        yield
+    finally:
+        generator.graphsafe_set_state(own)
+
+
+def _cuda_generator(device: torch.device) -> torch.Generator:
+    index = torch.cuda.current_device() if device.index is None else device.index
+    return torch.cuda.default_generators[index]
+
+
+def _generator_at(state: Tensor, device: torch.device) -> torch.Generator:
+    """Return a generator of its own at a state, from which the global one can take it over."""
+    twin = torch.Generator(device)
+    twin.set_state(state)
+    return twin
 
 
 # ------------------------------------------------------------------------------------------------------------- iterators

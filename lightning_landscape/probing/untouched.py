@@ -27,6 +27,7 @@ from lightning_landscape.probing.state import (
     is_array,
     is_random,
     is_script,
+    kept_cuda_generator,
     read_random_state,
     write_random_state,
 )
@@ -44,7 +45,9 @@ def untouched(trainer: Trainer, module: LightningModule) -> Iterator[None]:
     """
     belongings = _Belongings(module)
     with ExitStack() as undo:  # each by itself: one that fails does not keep the others from being undone
-        undo.callback(write_random_state, read_random_state(module.device), module.device)
+        elsewhere = torch.device("cpu") if module.device.type == "cuda" else module.device
+        undo.callback(write_random_state, read_random_state(elsewhere), elsewhere)
+        undo.enter_context(kept_cuda_generator(module.device))
         undo.callback(setattr, trainer, "should_stop", trainer.should_stop)
         undo.callback(lightning_compat.write_counters, trainer, lightning_compat.read_counters(trainer))
         for group in (group for optimizer in trainer.optimizers for group in optimizer.param_groups):

@@ -37,13 +37,16 @@ class Step:
 
 
 def rng_state():
-    return torch.get_rng_state(), random.getstate(), np.random.get_state()
+    on_device = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
+    return torch.get_rng_state(), random.getstate(), np.random.get_state(), on_device
 
 
 def set_rng_state(state):
     torch.set_rng_state(state[0])
     random.setstate(state[1])
     np.random.set_state(state[2])
+    if state[3] is not None:
+        torch.cuda.set_rng_state(state[3])
 
 
 def parameters_of(optimizer, module):
