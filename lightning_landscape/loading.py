@@ -9,9 +9,9 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
+from lightning_landscape.files import PROBES_CSV, PROBES_JSONL, RECORDS_CSV, STORE, SUMMARY
 from lightning_landscape.probes import ProbeTable, check_schema, from_json_lines, to_frame
 from lightning_landscape.records import LayerRow, Record, SecantRow, SegmentPoint, records_from_csv
-from lightning_landscape.reporting.folder import PROBES_CSV, PROBES_JSONL, RECORDS_CSV, STORE, SUMMARY
 
 _FILES = {PROBES_CSV, PROBES_JSONL, SUMMARY}
 

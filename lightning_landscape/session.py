@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_landscape import interrupts
+from lightning_landscape.files import STORE
 from lightning_landscape.loading import load
 from lightning_landscape.probes import SCHEMA, Probe, ProbeTable
 from lightning_landscape.probing import checks, lightning_compat
@@ -30,7 +31,7 @@ from lightning_landscape.probing.window import Guard
 from lightning_landscape.records import LayerRow, SecantRow, SegmentPoint
 from lightning_landscape.reporting import pictures, tensorboard
 from lightning_landscape.reporting.curves import RunCurves
-from lightning_landscape.reporting.folder import STORE, RunFolder, free_folder, parent_folder
+from lightning_landscape.reporting.folder import RunFolder, free_folder, parent_folder
 from lightning_landscape.reporting.numbers import number
 from lightning_landscape.reporting.progress import tracker
 from lightning_landscape.reporting.summary import summarise

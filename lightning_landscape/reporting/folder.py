@@ -11,16 +11,12 @@ from typing import Any
 
 from lightning.pytorch import Trainer
 
+from lightning_landscape.files import PROBES_CSV, PROBES_JSONL, RECORDS_CSV, SUMMARY
 from lightning_landscape.probes import Probe, ProbeTable, to_json_line, write_atomically
-from lightning_landscape.records import LayerRow, Record, SecantRow, SegmentPoint, records_to_csv
+from lightning_landscape.records import Record, records_to_csv
 
 CSV_SECONDS = 30.0
 """While training, ``probes.csv`` is rewritten no more often than this"""
-
-PROBES_CSV, PROBES_JSONL, SUMMARY = "probes.csv", "probes.jsonl", "summary.json"
-STORE = "store"
-"""Subfolder with what a probe needs until it is evaluated, the training batches among it"""
-RECORDS_CSV: dict[type[Any], str] = {SecantRow: "secant.csv", LayerRow: "layers.csv", SegmentPoint: "segments.csv"}
 
 
 def parent_folder(trainer: Trainer, dirpath: str | os.PathLike[str] | None) -> Path:

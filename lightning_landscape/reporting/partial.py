@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from lightning_landscape.bounds import Evidence, certify
+from lightning_landscape.files import PROBES_CSV, PROBES_JSONL, RECORDS_CSV, SUMMARY
 from lightning_landscape.loading import Run, read_lines, read_records, read_secants, read_summary, read_table
 from lightning_landscape.probes import SCHEMA, Probe, ProbeTable
 from lightning_landscape.records import LayerRow, SegmentPoint
 from lightning_landscape.reporting.alpha_beta import alpha_beta_condition
 from lightning_landscape.reporting.certificates import entries
 from lightning_landscape.reporting.conditions import other_conditions
-from lightning_landscape.reporting.folder import PROBES_CSV, PROBES_JSONL, RECORDS_CSV, SUMMARY
 from lightning_landscape.reporting.summary import drop_of
 from lightning_landscape.reporting.tables import at, shown
 from lightning_landscape.reporting.verdict import caveats, verdict

@@ -7,7 +7,7 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from lightning_landscape.reporting.folder import STORE, SUMMARY
+from lightning_landscape.files import STORE, SUMMARY
 
 
 @dataclass(frozen=True, slots=True)
