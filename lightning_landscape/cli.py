@@ -16,6 +16,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
+from lightning_landscape.files import STORE
 from lightning_landscape.loading import find_runs
 from lightning_landscape.reporting.compare import as_dict, as_table
 from lightning_landscape.reporting.compare import compare as pooled
@@ -119,11 +120,15 @@ def clean(runs: list[str], dry_run: bool = False, recursive: bool = False, force
     if not (recursive or dry_run):
         _refuse_trees(runs)
     stores = [store for store in map(leftover, folders) if store is not None]
+    foreign = [folder / STORE for folder in folders if (folder / STORE).is_dir() and leftover(folder) is None]
+    _warn([f"{path} stays: it holds what no monitor writes" for path in foreign])
     chosen = [store for store in stores if store.ended or force]
     waiting = [store.path for store in stores if store not in chosen]
     _warn(
         [f"{path} stays: without summary.json its run was killed, or is still training; --force removes it" for path in waiting]
     )
+    if foreign and not stores:
+        raise Refusal(f"nothing was removed: {_counted(len(foreign), 'folder')} of that name, of no monitor")
     if stores and not chosen:
         raise Refusal(f"nothing was removed: {_counted(len(stores), 'store')}, of runs that have not ended")
     for store in chosen:
@@ -241,6 +246,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
         print(f"lightning-landscape: {error}", file=sys.stderr)
+        return NOTHING
+    except Exception as error:  # of files that hold something else than what a run writes
+        said = " ".join(f"{type(error).__name__}: {error}".split())
+        print(f"lightning-landscape: a file does not hold what a run writes ({said})", file=sys.stderr)
         return NOTHING
     return 0
 

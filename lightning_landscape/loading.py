@@ -82,15 +82,21 @@ def find_runs(path: str | os.PathLike[str]) -> list[Path]:
         return [path]
     found = []
     for folder, below, names in os.walk(path):
-        if _FILES & set(names):
+        if _FILES & set(names) and is_run(Path(folder)):
             found.append(Path(folder))
             below[:] = [name for name in below if name != STORE]  # a folder for each probe, and no run among them
     return sorted(found, key=_natural)
 
 
 def is_run(path: Path) -> bool:
-    """Whether a folder holds files of a run."""
-    return any((path / name).is_file() for name in _FILES)
+    """Whether a folder holds files of a run; a ``summary.json`` alone must say that it is one of ours."""
+    if any((path / name).is_file() for name in (PROBES_CSV, PROBES_JSONL)):
+        return True
+    try:
+        text = (path / SUMMARY).read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return False
+    return all(f'"{key}"' in text for key in ("schema", "run", "conditions"))
 
 
 def read_table(folder: Path) -> ProbeTable:

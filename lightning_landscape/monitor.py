@@ -58,7 +58,8 @@ class LandscapeMonitor(Callback):
         segments: From so many iterates, x_0 among them, the loss is evaluated along the straight line to x_p; 0 for none.
         live_epochs: After which epochs the probes so far are evaluated at the present iterate, in the place of x_p, to see the
             conditions settle (curves ``live/…``); "doubling" is 1, 2, 4, 8, …; None for never.
-        layout: Write charts for TensorBoard's tab "Custom scalars"; a layout that the module writes later replaces them.
+        layout: Write charts for TensorBoard's tab "Custom scalars"; a layout that the module, or another monitor, writes later
+            replaces them.
         figures: Draw pictures at the end, as files and for loggers that take them, where matplotlib is installed.
         progress_bar: Show two values in the progress bar.
 
@@ -264,7 +265,8 @@ class LandscapeMonitor(Callback):
         if session.measurement.gradient_taken:
             shown = session.finish_probe()
             if self.progress_bar and shown:
-                session.module.log_dict(shown, prog_bar=True, logger=False)
+                # the user's own values may have plain names, and schedulers and callbacks look values up by name
+                session.module.log_dict({f"{self.prefix}/{k}": v for k, v in shown.items()}, prog_bar=True, logger=False)
             self._just_probed = True
             self._watching, self._next_step = False, session.measurement.schedule.next_step
 

@@ -31,7 +31,7 @@ from lightning_landscape.probing.window import Guard
 from lightning_landscape.records import LayerRow, SecantRow, SegmentPoint
 from lightning_landscape.reporting import pictures, tensorboard
 from lightning_landscape.reporting.curves import RunCurves
-from lightning_landscape.reporting.folder import RunFolder, free_folder, parent_folder
+from lightning_landscape.reporting.folder import CSV_SECONDS, RunFolder, free_folder, parent_folder
 from lightning_landscape.reporting.numbers import number
 from lightning_landscape.reporting.progress import tracker
 from lightning_landscape.reporting.summary import summarise
@@ -99,6 +99,8 @@ class Session:
         self._loss_meaning = checks.describe_loss(module, settings.loss, settings.loss_infimum)
         self._last: dict[str, Tensor] | None = None
         self._may_be_overwritten = may_be_overwritten
+        self._provisional_failed = False
+        self._written = time.perf_counter()
         if path.name != settings.prefix:
             rank_zero_info(f"LandscapeMonitor found another run in {parent / settings.prefix} and writes to {path}")
 
@@ -126,19 +128,30 @@ class Session:
             self._warn_of_infidelity()
         if probe is None:
             return {}
+        now = time.perf_counter()
         self.folder.append(probe, self.measurement.table)
-        self._write_records()
-        seconds = time.perf_counter() - self._started
+        if now - self._written > CSV_SECONDS:
+            self._write_records()
         layers = (self.measurement.layers or {}).get(probe.step, [])
-        self._curves.add(probe, overhead=self.measurement.seconds / max(seconds, 1e-9), layers=layers)
+        self._curves.add(probe, overhead=self.measurement.seconds / max(now - self._started, 1e-9), layers=layers)
+        self.measurement.seconds += time.perf_counter() - now
         return in_brief(probe)
 
     def evaluate_provisionally(self) -> None:
         """At the end of some epochs, see what the probes so far say of the present iterate; nothing of the table changes."""
         epochs, last = self._trainer.current_epoch + 1, self._trainer.max_epochs
-        if self._live or epochs == last or not self._settings.live_at(epochs):
+        if self._live or self._provisional_failed or epochs == last or not self._settings.live_at(epochs):
             return
-        rows = self.measurement.provisional()
+        try:
+            rows = self.measurement.provisional()
+        except Exception as error:
+            self.measurement.abandon()
+            self._provisional_failed = True
+            rank_zero_warn(
+                f"LandscapeMonitor could not evaluate at the present iterate, {type(error).__name__}: {error}; live/… ends "
+                "here, all else goes on"
+            )
+            return
         with interrupts.put_off():
             self._curves.provisional(rows, lightning_compat.batches_that_stepped(self._trainer))
 
@@ -155,6 +168,7 @@ class Session:
 
     def _write_records(self) -> None:
         """Write the tables beside the table of probes, those that there are."""
+        self._written = time.perf_counter()
         secants, layers, segments = self.measurement.secants, self.measurement.layers, self.measurement.segments
         if secants is not None:
             self.folder.write_records(SecantRow, [SecantRow(step, secants[step]) for step in sorted(secants)])
@@ -346,8 +360,7 @@ class Session:
 def declare_results(trainer: Trainer, settings: Settings) -> None:
     """Tell loggers, before training starts, what there will be to see; nothing here may stop a run."""
     try:
-        shown = lightning_compat.shown_hyperparameters(trainer)
-        hparams = {logger: tensorboard.HParams(*known) for logger, known in shown.items()}
+        hparams = lightning_compat.declared_hyperparameters(trainer)
         tensorboard.declare(trainer.loggers, settings.prefix, with_layout=settings.layout, hparams=hparams)
     except Exception as error:
         rank_zero_warn(f"LandscapeMonitor could not declare its results to the loggers: {type(error).__name__}: {error}")

@@ -354,25 +354,25 @@ def test_clean(tmp_path, say):
 
 def test_clean_leaves_a_run_that_may_be_training(run_folder, say):
     without_summary(run_folder)
-    (run_folder / "store").mkdir()
-    (run_folder / "store" / "batch").write_bytes(b"12345")
+    (run_folder / "store" / f"{0:012d}").mkdir(parents=True)
+    (run_folder / "store" / f"{0:012d}" / "batch").write_bytes(b"12345")
     status, out, err = say("clean", run_folder)
     assert (status, out) == (1, "")
     assert "killed, or is still training; --force removes it" in err
-    assert (run_folder / "store" / "batch").exists()
+    assert (run_folder / "store" / f"{0:012d}" / "batch").exists()
     status, out, _ = say("clean", run_folder, "--force")
     assert (status, out) == (0, f"removed {run_folder / 'store'}, 5 bytes\n")
 
 
 def test_clean_refuses_where_no_run_is_and_then_removes_nothing(run_folder, tmp_path, say):
-    other = tmp_path / "other" / "store"
-    for store in (run_folder / "store", other):
-        store.mkdir(parents=True)
-        (store / "batch").write_bytes(b"12345")
+    other, ours = tmp_path / "other" / "store", run_folder / "store" / f"{0:012d}"
+    for folder in (ours, other):
+        folder.mkdir(parents=True)
+        (folder / "batch").write_bytes(b"12345")
     status, out, err = say("clean", run_folder, other.parent)
     assert (status, out) == (1, "")
     assert is_one_line(err)
-    assert (run_folder / "store" / "batch").exists()
+    assert (ours / "batch").exists()
     assert (other / "batch").exists()
 
 
@@ -394,20 +394,21 @@ def test_clean_of_a_tree_asks_for_it(grid, tmp_path, say):
 
 
 def test_clean_does_not_follow_links(run_folder, tmp_path, say):
-    (tmp_path / "precious").mkdir()
-    (tmp_path / "precious" / "file").write_bytes(b"1")
+    (tmp_path / "precious" / f"{0:012d}").mkdir(parents=True)
+    (tmp_path / "precious" / f"{0:012d}" / "file").write_bytes(b"1")
     (run_folder / "store").symlink_to(tmp_path / "precious")
     status, _, err = say("clean", run_folder)
     assert status == 1
     assert is_one_line(err)
-    assert (tmp_path / "precious" / "file").exists()
+    assert (tmp_path / "precious" / f"{0:012d}" / "file").exists()
 
 
 def test_files_that_another_run_links_are_not_counted(run_folder, tmp_path, say):
-    (run_folder / "store").mkdir()
-    (run_folder / "store" / "shared").write_bytes(b"12345")
-    os.link(run_folder / "store" / "shared", tmp_path / "linked")
-    (run_folder / "store" / "own").write_bytes(b"123")
+    store = run_folder / "store" / f"{0:012d}"
+    store.mkdir(parents=True)
+    (store / "shared").write_bytes(b"12345")
+    os.link(store / "shared", tmp_path / "linked")
+    (store / "own").write_bytes(b"123")
     assert say("clean", run_folder)[1].endswith(" 3 bytes\n")
     assert (tmp_path / "linked").read_bytes() == b"12345"
 
@@ -492,3 +493,33 @@ def test_a_console_without_greek_letters(grid):
 def test_the_program_is_installed_by_that_name():
     text = (ROOT / "pyproject.toml").read_text()
     assert '[project.scripts]\nlightning-landscape = "lightning_landscape.cli:main"\n' in text
+
+
+def test_clean_leaves_what_is_not_ours(tmp_path, say):
+    folder = tmp_path / "experiment"
+    (folder / "store").mkdir(parents=True)
+    (folder / "summary.json").write_text('{"accuracy": 0.9}')
+    (folder / "store" / "my_data.bin").write_bytes(b"12345678")
+    assert say("clean", folder)[0] != 0
+    train(folder, 3, 0, epochs=1)  # a run of ours beside another tool's store
+    ours = next(path.parent for path in folder.rglob("probes.csv"))
+    (ours / "store").mkdir()
+    (ours / "store" / "my_data.bin").write_bytes(b"1")
+    say("clean", folder, "--recursive", "--force")
+    assert (folder / "store" / "my_data.bin").exists()
+    assert (ours / "store" / "my_data.bin").exists()
+
+
+def test_files_that_hold_something_else_are_one_line(run_folder, say):
+    content = json.loads((run_folder / "summary.json").read_text())
+    content["conditions"]["alpha_beta"] = {}
+    content["run"]["fidelity"] = {}
+    (run_folder / "summary.json").write_text(json.dumps(content))
+    for command in (("summary", run_folder), ("plot", run_folder, "--out", run_folder)):
+        status, _, err = say(*command)
+        assert status in (0, 1)
+        assert "Traceback" not in err
+        assert err.count("\n") <= 1
+    (run_folder / "probes.csv").write_text("step\n" + "9" * 200_000 + "\n")
+    status, _, err = say("summary", run_folder)
+    assert "Traceback" not in err

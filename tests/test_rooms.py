@@ -48,7 +48,7 @@ ALLOWED = {
     "reporting": {"reporting", "bounds", "conditions", "functional", "probes", "records", "files", "loading"},
     "files": {"records"},
     "loading": {"files", "probes", "records"},
-    "cli": {"command_line", "loading", "reporting"},
+    "cli": {"command_line", "files", "loading", "reporting"},
     "command_line": set(),
 }
 

@@ -15,19 +15,19 @@ def batches_that_stepped(trainer: Trainer) -> int:
     return int(trainer.fit_loop.epoch_loop._batches_that_stepped)
 
 
-def shown_hyperparameters(trainer: Trainer) -> dict[Any, tuple[dict[str, Any], bool]]:
-    """Return the hyper-parameters that Lightning is about to give to loggers like TensorBoard's, by logger.
+def declared_hyperparameters(trainer: Trainer) -> dict[Any, dict[str, Any]]:
+    """Return, by logger, the hyper-parameters that Lightning is about to declare together with ``hp_metric``.
 
-    One flat dictionary of text and numbers, and whether ``hp_metric`` comes with it.
+    One flat dictionary of text and numbers; empty where Lightning leaves the declaration to the user.
     """
     holders = [trainer.lightning_module, trainer.datamodule]  # type: ignore[attr-defined]
     given = [holder.hparams_initial for holder in holders if holder is not None and holder._log_hyperparams]
-    alike: list[Any] = [logger for logger in trainer.loggers if hasattr(logger, "_default_hp_metric")]
-    if not given or not alike:
+    alike: list[Any] = [logger for logger in trainer.loggers if getattr(logger, "_default_hp_metric", False)]
+    if not given or not alike or not trainer.enable_autolog_hparams:
         return {}
     merged = {key: value for hparams in given for key, value in hparams.items() if key != "_class_path"}
     flat = _flatten_dict(_convert_params(merged))
-    return {logger: (logger._sanitize_params(flat), bool(logger._default_hp_metric)) for logger in alike}
+    return {logger: logger._sanitize_params(flat) for logger in alike}
 
 
 def _progresses(trainer: Trainer) -> dict[str, Any]:

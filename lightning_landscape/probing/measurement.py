@@ -446,11 +446,25 @@ class Measurement:
         """Evaluate some probes' losses on the straight lines from their iterates to x_p; the ends are known."""
         chosen = evenly(self.schedule.kept, self._lines) if self._lines else []
         for step in track([step for step in chosen if self.store.holds_iterate(step)], "lines to x_p"):
-            with suppress(NotMeasurable):
-                inside = [self._stored.between(step, reference.parameters, fraction) for fraction in FRACTIONS[1:-1]]
-                probe = self.table.at_step(step)
-                points = zip(FRACTIONS, [probe.loss, *inside, probe.reference_loss], strict=True)
-                self.segments += [SegmentPoint(step, t, loss) for t, loss in points if loss is not None and is_finite(loss)]
+            if not self._evaluate_segment(step, reference):
+                return
+
+    def _evaluate_segment(self, step: int, reference: Reference) -> bool:
+        """Evaluate one line; return whether others are worth trying."""
+        try:
+            inside = [self._stored.between(step, reference.parameters, fraction) for fraction in FRACTIONS[1:-1]]
+        except NotMeasurable:
+            return True
+        except Exception as error:  # between two points that it knows a module may be where it cannot be
+            rank_zero_warn(
+                f"LandscapeMonitor could not evaluate the line from step {step} to x_p, {type(error).__name__}: {error}; "
+                "there are no further lines, all else goes on"
+            )
+            return False
+        probe = self.table.at_step(step)
+        points = zip(FRACTIONS, [probe.loss, *inside, probe.reference_loss], strict=True)
+        self.segments += [SegmentPoint(step, t, loss) for t, loss in points if loss is not None and is_finite(loss)]
+        return True
 
     def provisional(self) -> ProbeTable:
         """Return the probes kept so far, at most `PROVISIONAL` of them, evaluated at the current iterate in the place of x_p.

@@ -101,9 +101,12 @@ class CurveWriter:
         if not finite:
             return
         for logger in tuple(self._loggers):
+            self._write_to(logger, step, finite)
+
+    def _write_to(self, logger: Logger, step: int, values: Mapping[str, float]) -> None:
+        try:
             separator = logger.group_separator
-            try:
-                logger.log_metrics({tag.replace("/", separator): value for tag, value in finite.items()}, step=step)
-            except Exception as error:
-                self._loggers.remove(logger)
-                rank_zero_warn(f"LandscapeMonitor no longer logs to {type(logger).__name__}: {error}; its files go on")
+            logger.log_metrics({tag.replace("/", separator): value for tag, value in values.items()}, step=step)
+        except Exception as error:
+            self._loggers.remove(logger)
+            rank_zero_warn(f"LandscapeMonitor no longer logs to {type(logger).__name__}: {error}; its files go on")

@@ -28,7 +28,8 @@ def names_of(folders: Sequence[Path]) -> list[str]:
         return ["/".join(own[-2:]) for own in parts]
     start = len(Path(os.path.commonpath([os.path.abspath(folder) for folder in folders])).parts)
     same_end = len({own[-1] for own in parts}) == 1 and all(len(own) > start + 1 for own in parts)
-    return ["/".join(own[start : -1 if same_end else None]) or own[-1] for own in parts]
+    names = ["/".join(own[start : -1 if same_end else None]) or own[-1] for own in parts]
+    return names if len(set(names)) == len({*parts}) else ["/".join(own) for own in parts]
 
 
 def key_of(run: Run, name: str) -> Key | None:

@@ -77,7 +77,7 @@ def escaped(text: str) -> str:
     """
     text = "".join(_MARKUP.get(letter, letter) for letter in " ".join(text.split()))
     text = text.replace(r"β\_min", r"$\beta_{\min}$")
-    text = re.sub(r"(?<![\w\\])([xf])\\_(\w)(?!\w)", r"$\1_{\2}$", text)
+    text = re.sub(r"(?<![\w\\])([xf])\\_([A-Za-z0-9])(?!\w)", r"$\1_{\2}$", text)
     text = re.sub("[⁰¹²³⁴⁵⁶⁷⁸⁹⁻]+", lambda found: f"$^{{{found.group().translate(_SUPERSCRIPTS)}}}$", text)
     text = "".join(f"${_MATH[letter]}$" if letter in _MATH else letter for letter in text)
     return re.sub(r"(?<!\\)\$( ?)\$", r"\1", text)  # formulas side by side are one

@@ -65,7 +65,7 @@ def read(folder: Path) -> Found:
 def _attempt(reader: Callable[[], Content], name: str, notes: list[str]) -> Content | None:
     try:
         return reader()
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:  # whatever a damaged file makes of a parser
+    except Exception as error:  # whatever a damaged file makes of a parser
         notes.append(f"{name} cannot be read and is left out: {' '.join(str(error).split())}.")
         return None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections import Counter
 from dataclasses import dataclass
@@ -29,14 +30,21 @@ class Leftover:
         shutil.rmtree(self.path)
 
 
+def _is_ours(entry: Path) -> bool:
+    """Return whether an entry of a store is one that a monitor writes: a probe, one half written, or what probes share."""
+    if entry.is_dir():
+        return re.fullmatch(r"\d{12}|\.\d{12}\.part", entry.name) is not None
+    return entry.name in ("others.safetensors", ".others.safetensors.tmp")
+
+
 def leftover(folder: Path) -> Leftover | None:
-    """Return the store of a run; None where there is none.
+    """Return the store of a run; None where there is none, or where anything in it is not a monitor's.
 
     Args:
         folder: the monitor's folder, ``<prefix>/``.
     """
     path = folder / STORE
-    if not path.is_dir():
+    if not path.is_dir() or not all(map(_is_ours, path.iterdir())):
         return None
     files = [file.lstat() for file in path.rglob("*") if not file.is_dir()]
     here = Counter(file.st_ino for file in files)  # probes of one run share files, too

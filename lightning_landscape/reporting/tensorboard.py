@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch.loggers import Logger
@@ -51,16 +50,7 @@ def layout(prefix: str) -> dict[str, dict[str, list[Any]]]:
     return {CATEGORY: charts}
 
 
-@dataclass(frozen=True, slots=True)
-class HParams:
-    """What a logger will show as hyper-parameters, as Lightning is about to write it."""
-
-    params: Mapping[str, Any]
-    with_hp_metric: bool
-    """Whether Lightning adds ``hp_metric`` to the results"""
-
-
-def declare(loggers: Iterable[Logger], prefix: str, *, with_layout: bool, hparams: Mapping[Logger, HParams]) -> None:
+def declare(loggers: Iterable[Logger], prefix: str, *, with_layout: bool, hparams: Mapping[Logger, Mapping[str, Any]]) -> None:
     """Declare layout and results before the module and Lightning do.
 
     Of two layouts TensorBoard takes the later one, of two declarations of results the first: a layout of the user's module
@@ -70,7 +60,7 @@ def declare(loggers: Iterable[Logger], prefix: str, *, with_layout: bool, hparam
         loggers: the Trainer's.
         prefix: group of all tags.
         with_layout: whether to write a layout.
-        hparams: of the loggers that will show any.
+        hparams: of the loggers to which Lightning is about to declare them with ``hp_metric``.
     """
     if with_layout:
         _each(loggers, "add_custom_scalars", lambda writer, _: writer.add_custom_scalars(layout(prefix)))
@@ -78,13 +68,13 @@ def declare(loggers: Iterable[Logger], prefix: str, *, with_layout: bool, hparam
     _each(named, "add_hparams", lambda writer, logger: _declare_results(writer, prefix, hparams[logger]))
 
 
-def _declare_results(writer: Any, prefix: str, known: HParams) -> None:
+def _declare_results(writer: Any, prefix: str, params: Mapping[str, Any]) -> None:
     """Write which hyper-parameters and results there will be, without a value of any."""
     from torch.utils.tensorboard.summary import hparams
 
-    results = ["hp_metric"] * known.with_hp_metric + [f"{prefix}/{name}" for name in RESULTS]
+    results = ["hp_metric", *(f"{prefix}/{name}" for name in RESULTS)]
     experiment, _, _ = hparams(  # type: ignore[no-untyped-call]
-        dict(known.params), dict.fromkeys(results, 0.0)
+        dict(params), dict.fromkeys(results, 0.0)
     )
     writer._get_file_writer().add_summary(experiment)  # as Lightning does; ``add_hparams`` would start a run of its own
 

@@ -1,5 +1,6 @@
 """What loggers are shown beside curves: layout, hyper-parameters with results, text, pictures; progress bars."""
 
+import copy
 import json
 
 import lightning.pytorch as pl
@@ -111,13 +112,11 @@ def experiment(folder):
     return hparams_metadata.parse_experiment_plugin_data(content)
 
 
-@pytest.mark.parametrize("default_hp_metric", [True, False])
-def test_results_are_declared_beside_hp_metric_and_have_values_at_the_end(default_hp_metric, tmp_path):
-    logger = TensorBoardLogger(tmp_path, name="", version="run", default_hp_metric=default_hp_metric)
-    _, monitor = fit(tmp_path, loggers=[logger])
+def test_results_are_declared_beside_hp_metric_and_have_values_at_the_end(tmp_path):
+    _, monitor = fit(tmp_path)
     found = experiment(tmp_path / "run")
     ours = [f"landscape/{name}" for name in RESULTS]
-    assert [info.name.tag for info in found.metric_infos] == ["hp_metric"] * default_hp_metric + ours
+    assert [info.name.tag for info in found.metric_infos] == ["hp_metric", *ours]
     assert {info.name for info in found.hparam_infos} == {"width", "lr", "name"}
     accumulator = read(tmp_path / "run")
     last = {tag: accumulator.Scalars(tag)[-1].value for tag in ours}
@@ -126,8 +125,25 @@ def test_results_are_declared_beside_hp_metric_and_have_values_at_the_end(defaul
         assert last[f"landscape/alpha_beta/{name}"] == pytest.approx(report[name], rel=1e-6)
     in_force = bounds[monitor.summary["bound_in_force"]]
     assert last["landscape/bound/final"] == pytest.approx(in_force["value"], rel=1e-6)
-    if default_hp_metric:
-        assert accumulator.Scalars("hp_metric")[0].value == -1
+    assert accumulator.Scalars("hp_metric")[0].value == -1
+
+
+class OwnResults(Saved):
+    """Declares results of its own, as Lightning's documentation shows it."""
+
+    def on_train_start(self):
+        self.logger.log_hyperparams(self.hparams, {"hp/best": 0.0})
+
+
+def test_results_that_the_user_declares_stay(tmp_path):
+    logger = TensorBoardLogger(tmp_path, name="", version="run", default_hp_metric=False)
+    fit(tmp_path, OwnResults(), loggers=[logger])
+    assert [info.name.tag for info in experiment(tmp_path / "run").metric_infos] == ["hp/best"]
+
+
+def test_nothing_is_declared_where_hyper_parameters_are_not_logged(tmp_path):
+    fit(tmp_path, enable_autolog_hparams=False)
+    assert not [tag for tag in read(tmp_path / "run").Tags()["tensors"] if tag.startswith("_hparams_")]
 
 
 def test_a_module_without_hyper_parameters_declares_nothing(tmp_path):
@@ -209,14 +225,41 @@ def test_the_progress_bar_shows_two_values_on_request(tmp_path):
             shown.update(trainer.progress_bar_metrics)
 
     _, monitor = fit(tmp_path / "a", callbacks=[TQDMProgressBar(), Looking()])
-    assert not {"grad_norm", "smoothness"} & shown.keys()
+    assert not [name for name in shown if name.startswith("landscape/")]
     _, monitor = fit(
         tmp_path / "b", monitor=LandscapeMonitor(every_n_steps=3, progress_bar=True), callbacks=[TQDMProgressBar(), Looking()]
     )
     newest = monitor.table[-1]
-    assert shown["grad_norm"] == pytest.approx(newest.grad_sq_norm**0.5, rel=1e-3)
-    assert shown["smoothness"] == pytest.approx(newest.grad_sq_norm / (2 * newest.loss), rel=1e-3)
-    assert "grad_norm" not in read(tmp_path / "b" / "run").Tags()["scalars"]  # the loggers have it under our own tag
+    assert shown["landscape/grad_norm"] == pytest.approx(newest.grad_sq_norm**0.5, rel=1e-3)
+    assert shown["landscape/smoothness"] == pytest.approx(newest.grad_sq_norm / (2 * newest.loss), rel=1e-3)
+
+
+def test_the_progress_bar_does_not_take_the_users_names(tmp_path):
+    class Named(Saved):
+        """Logs values of the names that we might have taken, and lets a scheduler look at one."""
+
+        def training_step(self, batch, batch_idx):
+            loss = super().training_step(batch, batch_idx)
+            self.log("grad_norm", 1.0 + batch_idx, on_step=True)
+            return loss
+
+        def on_train_batch_end(self, outputs, batch, batch_idx):
+            self.log("smoothness", 1.0, logger=True)
+
+        def configure_optimizers(self):
+            optimizer = super().configure_optimizers()
+            scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=1)
+            return [optimizer], [{"scheduler": scheduler, "monitor": "grad_norm", "interval": "step"}]
+
+    bars = [TQDMProgressBar()]
+    pl.seed_everything(1, verbose=False)
+    one = Named()
+    other = copy.deepcopy(one)
+    plain, _ = fit(tmp_path / "a", one, LandscapeMonitor(every_n_steps=3), callbacks=bars)
+    shown, monitor = fit(tmp_path / "b", other, LandscapeMonitor(every_n_steps=3, progress_bar=True), callbacks=bars)
+    for a, b in zip(plain.lightning_module.parameters(), shown.lightning_module.parameters(), strict=True):
+        assert torch.equal(a, b)
+    assert len(monitor.table) == 12
 
 
 def test_the_evaluation_at_the_end_has_tqdms_bar(tmp_path, capfd):

@@ -182,3 +182,28 @@ def test_parts_of_earlier_probes_go_on_after_a_resume(tmp_path):
     rows = load(tmp_path / "b").layers
     assert sorted({row.step for row in rows}) == [probe.step for probe in later.table] == list(range(0, 36, 3))
     assert rows[: 3 * len(monitor.table)] == load(tmp_path / "a").layers
+
+
+def test_a_failure_before_x_p_is_known_costs_nothing_else(tmp_path, monkeypatch):
+    def failing(self):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr("lightning_landscape.probing.measurement.Measurement.provisional", failing)
+    with pytest.warns(UserWarning, match="could not evaluate at the present iterate, RuntimeError: out of memory"):
+        _, monitor = fit(tmp_path)
+    assert len(monitor.table) == 20
+    assert monitor.summary["run"]["complete"] is True
+
+
+def test_a_failure_on_a_line_costs_nothing_else(tmp_path, monkeypatch):
+    from lightning_landscape.probing.evaluation import StoredProbes
+
+    def failing(self, step, there, fraction):
+        raise RuntimeError("a point that was never there")
+
+    monkeypatch.setattr(StoredProbes, "between", failing)
+    with pytest.warns(UserWarning, match="could not evaluate the line from step 0 to x_p, RuntimeError"):
+        _, monitor = fit(tmp_path)
+    assert monitor.summary["run"]["complete"] is True
+    assert "gap" in curves(tmp_path / "run")[0]
+    assert load(tmp_path / "run").segments is None
