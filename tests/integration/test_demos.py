@@ -105,7 +105,7 @@ def cli():
 
 def test_both_protocols_from_yaml(cli, tmp_path):
     configs = ROOT / "demos" / "configs"
-    short = ("--trainer.max_epochs", 3, "--trainer.enable_progress_bar", "false")
+    short = ("--trainer.max_epochs", 3, "--trainer.enable_progress_bar", "false", "--trainer.callbacks.figures", "false")
     python(cli, "fit", "--config", configs / "one_pass.yaml", *short, folder=tmp_path)
     python(cli, "fit", "--config", configs / "two_passes.yaml", *short, folder=tmp_path)
     one, two = (load(tmp_path / "runs" / "cli" / name) for name in ("one_pass", "two_passes"))
@@ -131,6 +131,7 @@ def test_from_the_command_line_with_a_loss_by_import_path(cli, tmp_path):
         "--trainer.callbacks.every_n_steps=3",
         "--trainer.callbacks.loss=losses.smoothed",
         "--trainer.callbacks.dirpath=out",
+        "--trainer.callbacks.figures=false",
         "--trainer.max_steps=10",
         "--trainer.accelerator=cpu",
         "--trainer.logger=false",
