@@ -23,7 +23,7 @@ def declared_hyperparameters(trainer: Trainer) -> dict[Any, dict[str, Any]]:
     holders = [trainer.lightning_module, trainer.datamodule]  # type: ignore[attr-defined]
     given = [holder.hparams_initial for holder in holders if holder is not None and holder._log_hyperparams]
     alike: list[Any] = [logger for logger in trainer.loggers if getattr(logger, "_default_hp_metric", False)]
-    if not given or not alike or not trainer.enable_autolog_hparams:
+    if not given or not alike or not getattr(trainer, "enable_autolog_hparams", True):
         return {}
     merged = {key: value for hparams in given for key, value in hparams.items() if key != "_class_path"}
     flat = _flatten_dict(_convert_params(merged))

@@ -18,12 +18,15 @@ CATEGORY = "Loss landscape"
 RESULTS = (
     "alpha_beta/alpha",
     "alpha_beta/beta",
-    "alpha_beta/rate",
-    "alpha_beta/neighbourhood",
     "alpha_beta/informativeness",
     "bound/final",
+    "alpha_beta/rate",
+    "alpha_beta/neighbourhood",
 )
-"""Curves whose last points are a run's results: metrics of TensorBoard's tab "HParams" """
+"""Curves whose last points are a run's results: metrics of TensorBoard's tab "HParams".
+
+Its table shows the first five at once, ``hp_metric`` among them; the others are a click away.
+"""
 
 
 CONSTANTS = ("polyak_lojasiewicz/mu$", "restricted_secant/mu$", "aiming/theta$", "smoothness/L$")

@@ -42,7 +42,7 @@ def simulate(p, rule, steps=STEPS, seeds=SEEDS):
     return Recorded(torch.stack(gaps), float(largest.mean()), grad_bound, steps)
 
 
-def stays_below(record, bound):
+def assert_stays_below(record, bound):
     """Assert that for every K the best of the first K iterates is below the bound of K steps."""
     compared = 0
     for steps in (1, 2, 5, 20, record.steps):
@@ -66,9 +66,9 @@ def test_sgd(name, share):
         γ = share * (α - β) / p.smoothness
         record = simulate(p, lambda *_, γ=γ: torch.full((SEEDS,), γ, dtype=D))
         pair = {"alpha": α, "beta": β, **constants(p)}
-        stays_below(record, lambda K, γ=γ, pair=pair: B.sgd_sharp(steps=K, step_size=γ, **pair))
+        assert_stays_below(record, lambda K, γ=γ, pair=pair: B.sgd_sharp(steps=K, step_size=γ, **pair))
         if share <= 0.5:
-            stays_below(record, lambda K, γ=γ, pair=pair: B.sgd(steps=K, step_size=γ, **pair))
+            assert_stays_below(record, lambda K, γ=γ, pair=pair: B.sgd(steps=K, step_size=γ, **pair))
 
 
 @pytest.mark.parametrize("name", PROBLEMS)
@@ -78,10 +78,10 @@ def test_sgd_decreasing_and_any_schedule(name):
         γ_0 = 0.5 * (α - β) / p.smoothness * (1 - 1e-9)
         record = simulate(p, lambda k, *_, γ=γ_0: torch.full((SEEDS,), γ / math.sqrt(k + 1), dtype=D))
         pair = {"alpha": α, "beta": β, **constants(p)}
-        stays_below(record, lambda K, γ=γ_0, pair=pair: B.sgd_decreasing(steps=K, step_size=γ, **pair))
+        assert_stays_below(record, lambda K, γ=γ_0, pair=pair: B.sgd_decreasing(steps=K, step_size=γ, **pair))
         steps = γ_0 * 1.9 * (0.55 + 0.45 * torch.cos(torch.arange(STEPS, dtype=D)))
         record = simulate(p, lambda k, *_, steps=steps: steps[k].expand(SEEDS))
-        stays_below(record, lambda K, steps=steps, pair=pair: B.sgd_schedule(step_sizes=steps[:K], **pair))
+        assert_stays_below(record, lambda K, steps=steps, pair=pair: B.sgd_schedule(step_sizes=steps[:K], **pair))
 
 
 @pytest.mark.parametrize("γ_b", [0.1, 10.0])
@@ -92,8 +92,8 @@ def test_sps_max(name, γ_b):
         c = 1.01 / (2 * (α - β)) if γ_b < 1 else 1 / (α - β)
         record = simulate(p, lambda k, above, loss, squares, c=c: (above / (c * squares)).clamp(max=γ_b))
         arguments = {"c": c, "step_size_bound": γ_b, "alpha": α, "beta": β, **constants(p)}
-        stays_below(record, lambda K, a=arguments: B.sps_max(steps=K, **a))
-        stays_below(record, lambda K, a=arguments: B.sps_max_sharp(steps=K, **a))
+        assert_stays_below(record, lambda K, a=arguments: B.sps_max(steps=K, **a))
+        assert_stays_below(record, lambda K, a=arguments: B.sps_max_sharp(steps=K, **a))
 
 
 @pytest.mark.parametrize("γ_b", [0.1, 10.0])
@@ -112,7 +112,7 @@ def test_dec_sps(name, γ_b):
             k = constants(p)
             del k["sq_distance"]
             for bound in bounds:
-                stays_below(
+                assert_stays_below(
                     record,
                     lambda K, bound=bound, c_0=c_0, k=k, a=α, b=β, r=record: bound(
                         steps=K,
@@ -136,11 +136,11 @@ def test_ngn(name, γ):
         k = {**constants(p), "positivity_error": p.positivity, "step_size": γ, "alpha": α, "beta": β}
         record = simulate(p, lambda _, above, loss, squares: γ / (1 + γ * squares / (2 * loss)))
         if α - β > 2 * γ * p.smoothness / (1 + 2 * γ * p.smoothness):
-            stays_below(record, lambda K, k=k: B.ngn_sharp(steps=K, **k))
+            assert_stays_below(record, lambda K, k=k: B.ngn_sharp(steps=K, **k))
         if α - β >= 1:
-            stays_below(record, lambda K, k=k: B.ngn(steps=K, **k))
+            assert_stays_below(record, lambda K, k=k: B.ngn(steps=K, **k))
             record = simulate(p, lambda j, above, loss, squares: decreasing(γ, j, loss, squares))
-            stays_below(record, lambda K, k=k: B.ngn_decreasing(steps=K, **k))
+            assert_stays_below(record, lambda K, k=k: B.ngn_decreasing(steps=K, **k))
 
 
 def decreasing(γ, k, loss, squares):
@@ -167,7 +167,7 @@ def test_adagrad_norm_max(name, start):
         arguments = {**k, "step_size": γ, "b_init": start * (1 + 1e-12), "alpha": α, "beta": β, "grad_bound": record.grad_bound}
         for smallest in (0.0, float(first.min())):
             for bound in (B.adagrad_norm_max, B.adagrad_norm_max_sharp):
-                stays_below(record, lambda K, f=bound, a=arguments, s=smallest: f(steps=K, grad_min=s, **a))
+                assert_stays_below(record, lambda K, f=bound, a=arguments, s=smallest: f(steps=K, grad_min=s, **a))
 
 
 @pytest.mark.parametrize("share", [0.1, 0.9])

@@ -45,7 +45,7 @@ def run(name, problem, batches, by_loss=False, scheduler=None, **constants):
     return steps, path
 
 
-def check(name, problem, batches, schedule=lambda k: 1.0, by_loss=False, scheduler=None, **constants):
+def assert_follows_the_formula(name, problem, batches, schedule=lambda k: 1.0, by_loss=False, scheduler=None, **constants):
     """Compare every step with the formula's."""
     steps, path = run(name, problem, batches, by_loss, scheduler, **constants)
     expected, reached = reference_along(name, problem, path[:-1], batches, schedule, **constants)
@@ -61,7 +61,7 @@ def check(name, problem, batches, schedule=lambda k: 1.0, by_loss=False, schedul
 def test_steps_and_parameters_are_those_of_the_formula(name, constants, problem_class, by_loss):
     problem = problem_class()
     batches = [problem.draw() for _ in range(STEPS)]
-    check(name, problem, batches, by_loss=by_loss, **constants)
+    assert_follows_the_formula(name, problem, batches, by_loss=by_loss, **constants)
 
 
 def test_both_branches_of_every_minimum_are_taken_above():
@@ -84,13 +84,15 @@ def test_a_scheduler_scales_lr(name):
         return (k + 1) ** -0.5
 
     # the formula of DecSPS has lr at the first step only
-    check(name, problem, batches, decay, scheduler=lambda optimizer: LambdaLR(optimizer, decay), lr=2.0)
+    assert_follows_the_formula(name, problem, batches, decay, scheduler=lambda optimizer: LambdaLR(optimizer, decay), lr=2.0)
 
 
 def test_chainable_schedulers_move_all_groups_alike():
     problem = Logistic()
     batches = [problem.draw() for _ in range(STEPS)]
-    check("NGN", problem, batches, lambda k: 0.5 ** (k // 10), scheduler=lambda optimizer: StepLR(optimizer, 10, 0.5))
+    assert_follows_the_formula(
+        "NGN", problem, batches, lambda k: 0.5 ** (k // 10), scheduler=lambda optimizer: StepLR(optimizer, 10, 0.5)
+    )
 
 
 @pytest.mark.parametrize(("name", "last"), [("SPSMax", 0), ("NGN", 0), ("AdaGradNormMax", 0), ("DecSPS", 0.5 / 3**0.5)])
