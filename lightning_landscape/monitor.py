@@ -19,6 +19,7 @@ from lightning_landscape import interrupts
 from lightning_landscape.probes import ProbeTable
 from lightning_landscape.probing import checks
 from lightning_landscape.probing.parameters import named_parameters, optimized_parameters
+from lightning_landscape.probing.processes import Processes
 from lightning_landscape.probing.reference import FINAL, Reference, check_reference_file, load_reference
 from lightning_landscape.probing.sums import StepSums
 from lightning_landscape.reporting.folder import parent_folder
@@ -139,6 +140,7 @@ class LandscapeMonitor(Callback):
         """Steps without a gradient: training_step returned None"""
         self._first_step = 0
         self._may_refuse = True
+        self._processes = Processes()
 
     # --------------------------------------------------------------------------------------------------- before training
 
@@ -170,20 +172,23 @@ class LandscapeMonitor(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert self._optimizer is not None
         self.table, self.summary = None, None
-        self._session = Session(
-            self._settings(),
-            trainer,
-            pl_module,
-            self._optimizer,
-            self._reference,
-            guard=self._guarded,
-            may_be_overwritten=any(map(_may_overwrite_parameters, trainer.callbacks)),  # type: ignore[attr-defined]
-        )
+        self._processes = Processes(trainer.strategy)
+        with self._processes.agreed():
+            self._session = Session(
+                self._settings(),
+                trainer,
+                pl_module,
+                self._optimizer,
+                self._reference,
+                processes=self._processes,
+                may_be_overwritten=any(map(_may_overwrite_parameters, trainer.callbacks)),  # type: ignore[attr-defined]
+            )
         self._step = self._first_step = trainer.global_step
         self._idle_steps, self._backward = 0, False
         self._moved, self._may_refuse, self._just_probed = False, True, False
         if self._resumed and self._step > 0:
-            self._session.resume(self._resumed)
+            with self._processes.agreed():
+                self._session.resume(self._resumed)
         self._resumed = {}
         self._next_step = max(self._session.measurement.schedule.next_step, self._step)
         self._sums = self._session.measurement.sums
@@ -243,9 +248,11 @@ class LandscapeMonitor(Callback):
 
     def _watch(self) -> None:
         session = self._require_session()
-        session.watch(self._step)
+        thinned = session.watch(self._step, may_refuse=self._may_refuse)
         self._watching = session.measurement.watching
         self._next_step = self._step if self._watching else session.measurement.schedule.next_step
+        if thinned:  # from here on something may fail in the one process that writes
+            session.follow()
 
     def _read_gradient(self) -> None:
         session = self._require_session()
@@ -257,16 +264,20 @@ class LandscapeMonitor(Callback):
             )
         if measurement.gradient_taken:  # manual optimisation: another step within the same batch
             self._finish_probe()
-        measurement.read_gradient()
+        with self._processes.agreed():
+            measurement.read_gradient()
 
     def _finish_probe(self) -> None:
         session = self._require_session()
         session.measurement.look_away()
-        if session.measurement.gradient_taken:
+        if not session.measurement.gradient_taken:
+            return
+        try:
             shown = session.finish_probe()
             if self.progress_bar and shown:
                 # the user's own values may have plain names, and schedulers and callbacks look values up by name
                 session.module.log_dict({f"{self.prefix}/{k}": v for k, v in shown.items()}, prog_bar=True, logger=False)
+        finally:  # whatever failed in this process alone, it stays in step with the others
             self._just_probed = True
             self._watching, self._next_step = False, session.measurement.schedule.next_step
 
@@ -285,8 +296,8 @@ class LandscapeMonitor(Callback):
             self._session.discard()
             self._session = None
         elif isinstance(exception, KeyboardInterrupt):
-            with interrupts.let_through():
-                self._end("KeyboardInterrupt", complete=False)
+            with interrupts.let_through():  # other processes may be gone already: nothing that waits for them
+                self._end("KeyboardInterrupt", complete=False, evaluate=self._processes.size == 1)
         else:
             self._end(type(exception).__name__, complete=False, evaluate=False)
 
@@ -350,6 +361,9 @@ class LandscapeMonitor(Callback):
                 function(*args)
             except Exception as error:
                 session = self._require_session()
+                if self._processes.size > 1 and not self._processes.over:
+                    session.measurement.note(error)  # the others go on, and are told at the next probe
+                    return
                 session.measurement.abandon()
                 self._next_step, self._watching, self._just_probed, self._sums = _NEVER, False, False, None
                 if isinstance(error, MisconfigurationException) and self._may_refuse:

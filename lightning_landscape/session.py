@@ -17,17 +17,18 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_landscape import interrupts
-from lightning_landscape.files import STORE
+from lightning_landscape.files import STORE, store_of
 from lightning_landscape.loading import load
 from lightning_landscape.probes import SCHEMA, Probe, ProbeTable
 from lightning_landscape.probing import checks, lightning_compat
 from lightning_landscape.probing.description import describe_run
 from lightning_landscape.probing.measurement import Measurement
-from lightning_landscape.probing.parameters import optimized_parameters
-from lightning_landscape.probing.reference import FINAL, Reference, last_iterate, sq_distance
+from lightning_landscape.probing.parameters import named_parameters, optimized_parameters
+from lightning_landscape.probing.processes import Processes
+from lightning_landscape.probing.reference import FINAL, Reference, last_iterate, last_sharded_iterate
 from lightning_landscape.probing.schedule import Schedule
+from lightning_landscape.probing.sharding import is_sharded
 from lightning_landscape.probing.store import ProbeStore
-from lightning_landscape.probing.window import Guard
 from lightning_landscape.records import LayerRow, SecantRow, SegmentPoint
 from lightning_landscape.reporting import pictures, tensorboard
 from lightning_landscape.reporting.curves import RunCurves
@@ -48,7 +49,7 @@ class Session:
         module: the module in training.
         optimizer: its optimiser.
         reference: x_p; None for the last iterate of this run.
-        guard: keeps failures away from the user's training.
+        processes: those of the run; the first one alone writes, the others measure with it.
         may_be_overwritten: whether another callback may change the parameters at the end, before our turn comes.
 
     Raises:
@@ -63,33 +64,35 @@ class Session:
         optimizer: Optimizer,
         reference: Reference | None,
         *,
-        guard: Guard,
+        processes: Processes,
         may_be_overwritten: bool,
     ) -> None:
         self._settings, self._trainer, self._module, self._optimizer = settings, trainer, module, optimizer
+        self._processes = processes
         self._live = reference is not None
         self._temporary = Path(tempfile.mkdtemp()) if _writes_nothing(trainer) else None
         parent = self._temporary or parent_folder(trainer, settings.dirpath)
-        path = free_folder(parent, settings.prefix)
+        path = Path(processes.of_first(str(free_folder(parent, settings.prefix))))
         trained = optimized_parameters(module, optimizer)
-        budget = checks.store_budget(path, settings.store_gib, trained, stored=not self._live)
-        self.folder = RunFolder(path)
+        stored = not self._live and (processes.first or any(map(is_sharded, trained.values())))
+        budget = checks.store_budget(path, settings.store_gib, trained, stored=stored)
+        self.folder = RunFolder(path, writes=processes.first)
         self.measurement = Measurement(
             trainer=trainer,
             module=module,
             optimizer=optimizer,
+            processes=processes,
             schedule=Schedule(settings.every_n_steps, settings.max_probes),
-            store=ProbeStore(path / STORE, budget),
+            store=ProbeStore(path / store_of(processes.rank), budget),
             loss=settings.loss,
             loss_infimum=settings.loss_infimum,
             reference=reference,
-            guard=guard,
             secant=settings.secant,
             exact_sums=settings.exact_sums,
             per_layer=settings.per_layer,
             segments=settings.segments,
         )
-        self._curves = RunCurves(trainer.loggers, settings.prefix, live=self._live)
+        self._curves = RunCurves(trainer.loggers if processes.first else [], settings.prefix, live=self._live)
         self.first_step = trainer.global_step
         self.automatic = module.automatic_optimization
         self.failure: str | None = None
@@ -106,10 +109,15 @@ class Session:
 
     # ---------------------------------------------------------------------------------------------------- while training
 
-    def watch(self, step: int) -> None:
-        """Watch the batch that is about to start, if its step is due."""
-        if self.measurement.watch(step):
-            self._follow(self.measurement.table)
+    def watch(self, step: int, *, may_refuse: bool) -> bool:
+        """Watch the batch that is about to start, if its step is due; return whether rows were thinned out for that."""
+        return bool(self.measurement.watch(step, may_refuse=may_refuse))
+
+    def follow(self) -> None:
+        """Bring files and curves in line, after rows were thinned out or taken over from another run."""
+        self.folder.rewrite(self.measurement.table)
+        self._write_records()
+        self._curves.restart(self.measurement.table)
 
     @property
     def module(self) -> LightningModule:
@@ -123,7 +131,8 @@ class Session:
 
     def _finish_probe(self) -> dict[str, float]:
         unchecked = not self.measurement.fidelity.steps
-        probe = self.measurement.finish()
+        with self._processes.agreed():
+            probe = self.measurement.finish()
         if unchecked:
             self._warn_of_infidelity()
         if probe is None:
@@ -132,7 +141,7 @@ class Session:
         self.folder.append(probe, self.measurement.table)
         if now - self._written > CSV_SECONDS:
             self._write_records()
-        layers = (self.measurement.layers or {}).get(probe.step, [])
+        layers = (self.measurement.rows.layers or {}).get(probe.step, [])
         self._curves.add(probe, overhead=self.measurement.seconds / max(now - self._started, 1e-9), layers=layers)
         self.measurement.seconds += time.perf_counter() - now
         return in_brief(probe)
@@ -143,14 +152,17 @@ class Session:
         if self._live or self._provisional_failed or epochs == last or not self._settings.live_at(epochs):
             return
         try:
-            rows = self.measurement.provisional()
+            with self._processes.agreed():
+                rows = self.measurement.provisional()
         except Exception as error:
             self.measurement.abandon()
-            self._provisional_failed = True
+            self._processes.over, self._provisional_failed = False, True  # all know, and nothing else ends with it
             rank_zero_warn(
                 f"LandscapeMonitor could not evaluate at the present iterate, {type(error).__name__}: {error}; live/… ends "
                 "here, all else goes on"
             )
+            return
+        if not self._processes.first:
             return
         with interrupts.put_off():
             self._curves.provisional(rows, lightning_compat.batches_that_stepped(self._trainer))
@@ -160,16 +172,11 @@ class Session:
         if self._may_be_overwritten:
             self._last = self.measurement.current_parameters()
 
-    def _follow(self, table: ProbeTable) -> None:
-        """Bring files and curves in line, after rows were thinned out or taken over."""
-        self.folder.rewrite(table)
-        self._write_records()
-        self._curves.restart(table)
-
     def _write_records(self) -> None:
         """Write the tables beside the table of probes, those that there are."""
         self._written = time.perf_counter()
-        secants, layers, segments = self.measurement.secants, self.measurement.layers, self.measurement.segments
+        rows = self.measurement.rows
+        secants, layers, segments = rows.secants, rows.layers, rows.segments
         if secants is not None:
             self.folder.write_records(SecantRow, [SecantRow(step, secants[step]) for step in sorted(secants)])
         if layers:
@@ -194,7 +201,7 @@ class Session:
 
     def end(
         self, stopped_by: str, *, steps: int, idle_steps: int, complete: bool, evaluate: bool, moved: bool
-    ) -> tuple[ProbeTable, dict[str, Any]]:
+    ) -> tuple[ProbeTable, dict[str, Any] | None]:
         """Evaluate what waits for x_p; write table, summary and the remaining curves.
 
         Args:
@@ -206,15 +213,19 @@ class Session:
             moved: whether the parameters moved since `note_epoch_end`.
 
         Returns:
-            The table of probes and the content of ``summary.json``.
+            The table of probes and, in the process that writes, the content of ``summary.json``.
         """
         seconds, started = time.perf_counter() - self._started, time.perf_counter()
         last = self._last if self._last is not None and not moved else self.measurement.current_parameters()
-        final = last_iterate(last, self.folder.path if self._settings.save_reference else None)
-        reference = self.measurement.reference or final
+        reference = self.measurement.reference
+        final = self._last_iterate(last, together=evaluate)
+        reference = reference or final
         self.folder.rewrite(self.measurement.table)
         evaluated = evaluate and self._evaluate(reference)
         self.folder.rewrite(self.measurement.table)  # whatever comes now, what was evaluated is on disk
+        final_sq_distance = self._final_sq_distance(last, reference, together=evaluated)
+        if not self._processes.first:
+            return self._leave(complete), None
         self._write_records()
         run = {
             "complete": complete and self.failure is None,
@@ -227,7 +238,7 @@ class Session:
                 "path": reference.path,
                 "sha256": reference.sha256,
                 "step": steps if reference.kind == FINAL else None,
-                "final_sq_distance": number(sq_distance(last, reference)),
+                "final_sq_distance": number(final_sq_distance),
             },
             "overhead": {
                 "training": self.measurement.seconds / max(seconds, 1e-9),
@@ -238,11 +249,35 @@ class Session:
         }
         return self._report(run, evaluated)
 
+    def _last_iterate(self, last: dict[str, Tensor], *, together: bool) -> Reference:
+        """Return x_K as reference, and write it down where that is asked for."""
+        if not self._settings.save_reference:
+            return last_iterate(last, None)
+        if not self.measurement.sharded:
+            return last_iterate(last, self.folder.path if self._processes.first else None)
+        if not together:  # its parts are written by all processes together
+            return last_iterate(last, None)
+        return last_sharded_iterate(last, named_parameters(self._module), self.folder.path)
+
+    def _final_sq_distance(self, last: dict[str, Tensor], reference: Reference, *, together: bool) -> float:
+        if self.measurement.sharded and not together:
+            return math.nan
+        return self.measurement.sq_distance(last, reference)
+
+    def _leave(self, complete: bool) -> ProbeTable:
+        """End in a process that writes nothing; return the table."""
+        if complete and self.failure is None and not self._settings.keep_store:
+            self.measurement.rows.store.remove()
+        if self._temporary is not None:
+            shutil.rmtree(self._temporary, ignore_errors=True)
+        return self.measurement.table
+
     def _evaluate(self, reference: Reference) -> bool:
         """Evaluate at the reference; False if an interrupt ended that."""
         exact = self.measurement.fidelity.exact
         try:
-            self.measurement.evaluate(reference, tracker(self._trainer))
+            with self._processes.agreed():
+                self.measurement.evaluate(reference, tracker(self._trainer))
         except KeyboardInterrupt:
             self.measurement.abandon()
             rank_zero_info("LandscapeMonitor: interrupted again, the rest of the probes stays unevaluated")
@@ -263,7 +298,7 @@ class Session:
             "first_step": measurement.table[0].step if len(measurement.table) else None,
             "probes": len(measurement.table),
             "stride": measurement.schedule.stride,
-            "dropped": dict(measurement.dropped),
+            "dropped": dict(measurement.rows.dropped),
             "loss": self._loss_meaning,
             "fidelity": {
                 "steps": fidelity.steps,
@@ -272,7 +307,7 @@ class Session:
                 "gradient": None if fidelity.gradient is None else number(fidelity.gradient),
                 "autograd": measurement.replayer.gradients_enabled,
             },
-            "store": {"dtype": self._settings.store_dtype, "bytes": measurement.store.nbytes},
+            "store": {"dtype": self._settings.store_dtype, "bytes": measurement.rows.store.nbytes},
             "learning_rates": _learning_rates(measurement.learning_rates),
             "off_schedule": measurement.off_schedule,
             "moved_between": measurement.moved_between,
@@ -280,31 +315,31 @@ class Session:
         }
 
     def _report(self, run: dict[str, Any], evaluated: bool) -> tuple[ProbeTable, dict[str, Any]]:
-        table = self.measurement.table
-        summary = summarise(table, run, self._settings.windows, self.measurement.secants)
+        table, rows = self.measurement.table, self.measurement.rows
+        summary = summarise(table, run, self._settings.windows, rows.secants)
         removable = run["complete"] and not self._settings.keep_store
         try:
             self.folder.finish(table, summary)
         except OSError:  # a full disk, on which the store takes the room: its probes are evaluated and in the table
             if not removable:
                 raise
-            self.measurement.store.remove()
+            rows.store.remove()
             self.folder.finish(table, summary)
         if evaluated:  # a partial evaluation writes files only: a tag is written once
             with interrupts.put_off():
                 steps = lightning_compat.batches_that_stepped(self._trainer)
-                self._curves.finish(table, summary, steps, self.measurement.layers or {})
+                self._curves.finish(table, summary, steps, rows.layers or {})
                 self._show(table, summary, steps)
         if removable:
-            self.measurement.store.remove()
+            rows.store.remove()
         rank_zero_info(f"LandscapeMonitor: {summary['verdict']}")
         if self._temporary is not None:
             shutil.rmtree(self._temporary, ignore_errors=True)
             return table, summary
         rank_zero_info(f"LandscapeMonitor: the table of {len(table)} probes and its summary are in {self.folder.path}")
-        if self.measurement.store.folder.exists():
+        if rows.store.folder.exists():
             rank_zero_info(
-                f"LandscapeMonitor keeps {self.measurement.store.folder} to resume from a checkpoint; it holds training "
+                f"LandscapeMonitor keeps {rows.store.folder} to resume from a checkpoint; it holds training "
                 "batches, remove it when it is not needed"
             )
         return table, summary
@@ -314,7 +349,7 @@ class Session:
         loggers, prefix = self._trainer.loggers, self._settings.prefix
         tensorboard.show_text(loggers, prefix, report(summary), steps)
         if self._settings.figures:
-            figures = pictures.draw(table, summary, self.measurement.segments, self.folder.path)
+            figures = pictures.draw(table, summary, self.measurement.rows.segments, self.folder.path)
             tensorboard.show_figures(loggers, prefix, figures, steps)
 
     # --------------------------------------------------------------------------------------------------- stop and resume
@@ -332,21 +367,22 @@ class Session:
     def resume(self, state: Mapping[str, Any]) -> None:
         """Go on with the probes before the checkpoint, where they can be evaluated; else a new table starts."""
         folder = Path(state["folder"])
-        reason = self._reason_for_a_new_table(state, folder)
+        reason = self._processes.of_first(self._reason_for_a_new_table(state, folder))
         if reason is not None:
             rank_zero_info(f"LandscapeMonitor: {reason}; a new table starts at step {self.first_step}")
             return
-        self.measurement.adopt(state, folder / STORE)
+        self.measurement.adopt(state, folder / store_of(self._processes.rank))
         if (folder / STORE).exists():
             rank_zero_info(f"LandscapeMonitor goes on from {folder / STORE}, which is not changed; remove it when all is well")
         self._run_id = state["run_id"]
-        self._follow(self.measurement.table)
+        self.follow()
         if folder.parent != self.folder.path.parent.absolute():  # a new log folder: its curves start with the old ones
             self._curves.repeat(self.measurement.table)
 
     def _reason_for_a_new_table(self, state: Mapping[str, Any], folder: Path) -> str | None:
         if state["schema"] != SCHEMA:
             return f"the checkpoint holds schema {state['schema']}, supported is {SCHEMA}"
+        checks.check_same_processes(state.get("processes", 1), self._processes.size, self._settings.prefix)
         if state["reference"] != self._reference_identity():
             return "the checkpoint was measured against another reference"
         if not self._live and not (folder / STORE).exists() and _is_complete(folder):

@@ -15,31 +15,41 @@ from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signatu
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lightning_landscape.probing.sharding import local
 from lightning_landscape.probing.store import WAYS_OUT
 
 GIB = 2**30
 
 # by name: an import of a strategy would import what it needs
-_SHARDED = {
-    "FSDPStrategy": "fully sharded parameters (FSDP1)",
-    "DeepSpeedStrategy": "DeepSpeed",
-    "ModelParallelStrategy": "sharded parameters (FSDP2, tensor parallelism)",
-    "XLAStrategy": "XLA devices",
+_REFUSED = {
+    "FSDPStrategy": "parameters flattened and sharded by FSDP1, which cannot be swapped and put back",
+    "DeepSpeedStrategy": "DeepSpeed, which keeps gradients and parameters to itself and steps on its own",
+    "XLAStrategy": "XLA devices, on which every exchange of a number is a step of a graph",
 }
+_SEVERAL = ("DDPStrategy", "ModelParallelStrategy")
+_WAYS = (
+    "supported are one process, DistributedDataParallel (strategy='ddp') and FSDP2 or tensor parallelism "
+    "(ModelParallelStrategy): train with one of these to measure"
+)
 
 
 def check_strategy(trainer: Trainer) -> None:
     """Refuse strategies on which the table would be wrong."""
-    kinds = [name for name in (kind.__name__ for kind in type(trainer.strategy).__mro__) if name in _SHARDED]
-    if kinds:
+    name = type(trainer.strategy).__name__
+    kinds = [kind.__name__ for kind in type(trainer.strategy).__mro__]
+    for kind, why in _REFUSED.items():
+        if kind in kinds:
+            raise MisconfigurationException(f"LandscapeMonitor found the strategy {name}: {why}; {_WAYS}")
+    if trainer.world_size > 1 and not any(kind in kinds for kind in _SEVERAL):
         raise MisconfigurationException(
-            f"LandscapeMonitor found the strategy {type(trainer.strategy).__name__}: {_SHARDED[kinds[0]]}, of which it cannot "
-            "take gradients and inner products yet; supported is one process on one device: train with devices=1 to measure"
+            f"LandscapeMonitor found {trainer.world_size} processes under the strategy {name}, of which it does not know how "
+            f"they share parameters and gradients; {_WAYS}"
         )
-    if trainer.world_size > 1:
+    if getattr(trainer.strategy, "_model_averaging_period", None) is not None:
         raise MisconfigurationException(
-            f"LandscapeMonitor found {trainer.world_size} processes ({type(trainer.strategy).__name__}); supported is one "
-            "process on one device: train with devices=1, num_nodes=1 to measure"
+            f"LandscapeMonitor found model averaging ({name}(model_averaging_period=...)): the processes have parameters of "
+            "their own between averages, so there is no one x_k; supported are processes with the same parameters: leave "
+            "model_averaging_period out"
         )
 
 
@@ -120,13 +130,13 @@ def store_budget(folder: Path, store_gib: float, parameters: Mapping[str, Tensor
     Args:
         folder: where the store will be.
         store_gib: the user's limit; half of the free disk is another.
-        parameters: x; a probe holds it and a gradient of its size.
-        stored: whether probes are stored at all.
+        parameters: x; a probe holds it and a gradient of its size, of sharded ones this process's part.
+        stored: whether this process stores them at all.
     """
     existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
     free = shutil.disk_usage(existing).free
     budget = int(min(store_gib * GIB, free / 2))
-    needed = 2 * sum(parameter.nbytes for parameter in parameters.values())
+    needed = 2 * sum(local(parameter).nbytes for parameter in parameters.values())
     if stored and budget < 2 * needed:
         raise MisconfigurationException(
             f"LandscapeMonitor needs {needed / 2**20:.1f} MiB a probe for parameters and gradient, and may use "
@@ -134,6 +144,16 @@ def store_budget(folder: Path, store_gib: float, parameters: Mapping[str, Tensor
             f"budgets of two probes or more: {WAYS_OUT}"
         )
     return budget
+
+
+def check_same_processes(then: int, now: int, prefix: str) -> None:
+    """Refuse to go on from a checkpoint of another number of processes: their mini-batches were others."""
+    if then != now:
+        raise MisconfigurationException(
+            f"LandscapeMonitor found a checkpoint of a run with {then} process{'es' if then > 1 else ''}, and {now} now: the "
+            "mini-batches of its probes were divided among the processes, and would be others. Supported is the same number: "
+            f"train on {then} device{'s' if then > 1 else ''}, or start a new table with another prefix= than {prefix!r}"
+        )
 
 
 def describe_loss(module: nn.Module, loss: Any, infimum: float) -> dict[str, Any]:

@@ -1,10 +1,16 @@
-"""Stored probes at other parameters: at x_p, at x_0, and at their own x_k to check the replay."""
+"""Stored probes at other parameters: at x_p, at x_0, and at their own x_k to check the replay.
+
+Every process evaluates its own micro-batches; a loss is the mean over the processes. Where parameters are the same in each
+process the first one alone has x_k and g_k in its store: it takes the inner products, and gives x_k to the others where a loss
+is asked for there. Where parameters are sharded each process has its part of them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from lightning.pytorch import LightningModule
@@ -12,9 +18,13 @@ from torch import Tensor
 
 from lightning_landscape.probing.freezing import Frozen
 from lightning_landscape.probing.gradients import Gradient
-from lightning_landscape.probing.parameters import Swap, inner_product_and_distance, named_parameters
+from lightning_landscape.probing.parameters import Swap, named_parameters
+from lightning_landscape.probing.processes import Processes
+from lightning_landscape.probing.products import Products
 from lightning_landscape.probing.replay import NotMeasurable, Replayer
 from lightning_landscape.probing.store import ProbeStore
+
+T = TypeVar("T")
 
 
 class AtReference(NamedTuple):
@@ -26,23 +36,73 @@ class AtReference(NamedTuple):
 
 
 class StoredProbes:
-    """Evaluates probes from the store; to be used inside ``replayer.silence()``.
+    """Evaluates probes from the store; to be used inside ``replayer.silence()``, by all processes alike.
+
+    Every method but `iterate` and `gradient` raises `NotMeasurable` in all processes where one lacks what it needs.
 
     Args:
         module: the module; its parameters are put back after each evaluation.
         store: the kept probes.
         replayer: evaluates their moments.
         swap: puts other parameters into the module.
+        processes: those of the run.
+        products: measures inner products.
+        sharded: whether each process has its own part of the parameters.
     """
 
-    def __init__(self, module: LightningModule, store: ProbeStore, replayer: Replayer, swap: Swap) -> None:
+    def __init__(
+        self,
+        module: LightningModule,
+        store: ProbeStore,
+        replayer: Replayer,
+        swap: Swap,
+        processes: Processes,
+        products: Products,
+        *,
+        sharded: bool,
+    ) -> None:
         self._module, self._store, self._replayer, self._swap = module, store, replayer, swap
+        self._processes, self._products, self._sharded = processes, products, sharded
+        self.measures = sharded or processes.first
+        """Whether x_k and g_k are in the store of this process"""
+
+    # --------------------------------------------------------------------------------------------- what this process has
+
+    def iterate(self, step: int, there: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return x_k on the module's device, for the names of x_p, from this process's store.
+
+        Raises:
+            NotMeasurable: if something of it is not there.
+        """
+        return self._for_names({**self._store.others(step), **self._store.iterate(step)}, step, there)
+
+    def gradient(self, step: int) -> Gradient:
+        """Return g_k on the module's device, from this process's store."""
+        gradient = self._store.gradient(step)
+        return Gradient({name: value.to(self._module.device) for name, value in gradient.raw.items()}, gradient.factor)
+
+    # ---------------------------------------------------------------------------------------------------- all together
+
+    def holds(self, step: int) -> bool:
+        """Return whether everything that a loss of this step needs is stored."""
+        return self._processes.everywhere(step in self._store)
+
+    def holds_iterate(self, step: int) -> bool:
+        """Return whether x_k of a step is stored, and what its loss needs."""
+        return self._processes.everywhere(self._store.holds_iterate(step) if self.measures else step in self._store)
 
     @contextmanager
-    def itself(self, step: int) -> Iterator[tuple[list[Frozen], Gradient]]:
-        """Inside the block the module is at a step's own x_k; its moments and g_k, for what training has recorded of them."""
-        with self._swap.to(self._stored(step)):
-            yield self._store.moments(step), self.gradient(step)
+    def itself(self, step: int) -> Iterator[tuple[list[Frozen], Gradient | None, float]]:
+        """Inside the block the module is at a step's own x_k; its moments, and what training has recorded of them.
+
+        That is g_k (None where this process has none) and this process's loss.
+        """
+        here = self._here(step)
+        moments, loss, gradient = self._everywhere(
+            lambda: (self._store.moments(step), self._store.loss(step), self.gradient(step) if self.measures else None)
+        )
+        with self._swap.to(here):
+            yield moments, gradient, loss
 
     def at_reference(self, step: int, there: Mapping[str, Tensor]) -> AtReference:
         """Return what needs x_p.
@@ -50,50 +110,64 @@ class StoredProbes:
         Args:
             step: a stored step.
             there: x_p by name.
-
-        Raises:
-            NotMeasurable: if something of the probe is not in the store.
         """
-        x, gradient = self.iterate(step, there), self.gradient(step)
-        return AtReference(self.elsewhere(step, there), *inner_product_and_distance(x, there, gradient.raw, gradient.factor))
+        both = self._everywhere(lambda: (self.iterate(step, there), self.gradient(step)) if self.measures else None)
+        product = distance = math.nan
+        if both is not None:
+            x, gradient = both
+            product, distance = self._products.inner_product_and_distance(x, there, gradient.raw, gradient.factor)
+        product, distance = self._processes.exchange(product, distance)[0]
+        return AtReference(self.elsewhere(step, there), product, distance)
 
-    def iterate(self, step: int, there: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return x_k on the module's device, for the names of x_p.
-
-        Raises:
-            NotMeasurable: if something of it is not in the store.
-        """
-        here = self._stored(step)
-        missing = [name for name in there if name not in here]
-        if missing:
-            raise NotMeasurable(f"the values of {missing} at step {step} were not stored")
-        return {name: here[name].to(self._module.device) for name in there}
-
-    def gradient(self, step: int) -> Gradient:
-        """Return g_k on the module's device."""
-        gradient = self._store.gradient(step)
-        return Gradient({name: value.to(self._module.device) for name, value in gradient.raw.items()}, gradient.factor)
-
-    def between(self, step: int, there: Mapping[str, Tensor], fraction: float) -> float:
-        """Return the loss of a step at x_k + t (x_p − x_k), with t strictly between 0 and 1."""
-        here = self.iterate(step, there)
-        return self.elsewhere(step, {name: torch.lerp(x, there[name].to(x.dtype), fraction) for name, x in here.items()})
+    def between(self, step: int, there: Mapping[str, Tensor], fractions: Sequence[float]) -> list[float]:
+        """Return the losses of a step at x_k + t (x_p − x_k), for each t strictly between 0 and 1."""
+        here = self._for_names(self._here(step), step, there)
+        points = ({n: torch.lerp(x, there[n].to(x.dtype), t) for n, x in here.items()} for t in fractions)
+        return [self.elsewhere(step, point) for point in points]
 
     def elsewhere(self, step: int, trained: Mapping[str, Tensor]) -> float:
         """Return the loss of a step with the parameters ``trained``, all else as it was then.
 
         Everything is assigned anew for each probe: the loss of the one before may have moved parameters in place.
         """
+        moments, others = self._everywhere(lambda: (self._store.moments(step), self._store.others(step)))
         here = named_parameters(self._module)
-        others = {n: v for n, v in self._store.others(step).items() if n in here and n not in trained}
+        others = {n: v for n, v in others.items() if n in here and n not in trained}
         with self._swap.to(others, trained):
-            return self._replayer.mean_loss(self._store.moments(step))
+            loss = self._everywhere(lambda: self._replayer.mean_loss(moments))
+        return self._processes.mean(loss)
 
     def start(self, step: int, trained: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return x_0, the first probe's parameters, for the parameters that are trained at the end."""
-        stored = self._stored(step)
+        stored = self._here(step)
         return {name: stored[name] for name in trained if name in stored}
 
-    def _stored(self, step: int) -> dict[str, Tensor]:
-        stored = self._store.parameters(step)
+    def _here(self, step: int) -> dict[str, Tensor]:
+        """Return x_k, with the values that other parameters had then, in every process."""
+        others, own = self._everywhere(lambda: (self._store.others(step), self._store.iterate(step) if self.measures else None))
+        x = own if self._sharded else self._processes.tensors_of_first(own)
+        if x is None:
+            raise NotMeasurable(f"the parameters of step {step} are not stored")
+        stored = {**others, **x}
         return {name: stored[name] for name in named_parameters(self._module) if name in stored}
+
+    def _for_names(self, stored: Mapping[str, Tensor], step: int, there: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        missing = [name for name in there if name not in stored]
+        if missing:
+            raise NotMeasurable(f"the values of {missing} at step {step} were not stored")
+        return {name: stored[name].to(self._module.device) for name in there}
+
+    def _everywhere(self, function: Callable[[], T]) -> T:
+        """Return what a function gives.
+
+        Raises:
+            NotMeasurable: in all processes, if it is raised in one.
+        """
+        problem: NotMeasurable | None = None
+        try:
+            value = function()
+        except NotMeasurable as error:
+            problem = error
+        if not self._processes.everywhere(problem is None):
+            raise NotMeasurable("another process lacks what it needs") if problem is None else problem
+        return value

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_landscape.probing.freezing import Frozen
 from lightning_landscape.probing.gradients import Gradient, is_finite, loss_scale
-from lightning_landscape.probing.parameters import optimized_parameters, sq_change
+from lightning_landscape.probing.parameters import optimized_parameters
+from lightning_landscape.probing.processes import Processes
+from lightning_landscape.probing.products import Products
 from lightning_landscape.probing.replay import Replayer
 
 
@@ -49,34 +53,60 @@ class FidelityCheck:
         module: the module.
         optimizer: its optimiser.
         replayer: evaluates losses and gradients; told where exact losses need autograd.
+        processes: those of the run, which compare each its own loss.
+        products: measures how far gradients are apart.
     """
 
-    def __init__(self, trainer: Trainer, module: LightningModule, optimizer: Optimizer, replayer: Replayer) -> None:
+    def __init__(
+        self,
+        trainer: Trainer,
+        module: LightningModule,
+        optimizer: Optimizer,
+        replayer: Replayer,
+        processes: Processes,
+        products: Products,
+    ) -> None:
         self._trainer, self._module, self._optimizer, self._replayer = trainer, module, optimizer, replayer
+        self._processes, self._products = processes, products
         self.found = Fidelity()
 
     def loss(self, step: int, recorded: float, moments: Sequence[Frozen]) -> None:
-        """Compare the loss; where it is not exact without autograd, try with it.
+        """Compare this process's loss; where it is not exact without autograd, in one of them, try with it.
 
         Some kernels (recurrent ones, the fast path of transformers) round differently when no gradient is asked for.
         """
-        difference = abs(self._replayer.mean_loss(moments) - recorded)
+        difference = self._difference(recorded, moments)
         if difference != 0 and not self._replayer.gradients_enabled:
             self._replayer.gradients_enabled = True
-            again = abs(self._replayer.mean_loss(moments) - recorded)
+            again = self._difference(recorded, moments)
             self._replayer.gradients_enabled = again < difference
             difference = min(again, difference)
         self.found.note(step, difference)
 
-    def gradient(self, taken: Gradient, moments: Sequence[Frozen]) -> None:
-        """Compare the gradient that the optimiser got with that of the loss: a callback may have changed it."""
+    def _difference(self, recorded: float, moments: Sequence[Frozen]) -> float:
+        """Return how far the loss is off, in the process in which it is furthest."""
+        off = abs(self._replayer.mean_loss(moments) - recorded)
+        return max(row[0] if is_finite(row[0]) else math.inf for row in self._processes.exchange(off))
+
+    def gradient(self, taken: Gradient | None, moments: Sequence[Frozen]) -> None:
+        """Compare the gradient that the optimiser got with that of the loss: a callback may have changed it.
+
+        Args:
+            taken: what the optimiser got; None where another process has it and compares.
+            moments: of this process's micro-batches.
+        """
         parameters, scale = optimized_parameters(self._module, self._optimizer), loss_scale(self._trainer)
-        try:
+        replayed: dict[str, Tensor] | None = None
+        with suppress(Exception):
             _, replayed = self._replayer.mean_loss_and_gradient(moments, parameters, scale)
-        except Exception:
+        if not self._processes.everywhere(replayed is not None) or replayed is None:
             return  # a module that only ``backward`` goes through: its losses are compared, its gradients are not
-        both = replayed.keys() & taken.raw.keys()  # a part may have been frozen or unfrozen since
+        replayed = self._replayer.averaged(replayed, parameters)
+        if taken is None:
+            return
+        both = [name for name in replayed if name in taken.raw]  # a part may have been frozen or unfrozen since
         there, here, factor = {n: replayed[n] for n in both}, {n: taken.raw[n] for n in both}, 1 / (scale * len(moments))
+        sq_change = self._products.sq_change
         size = max(sq_change(there, factor, {}, 1.0), sq_change(here, taken.factor, {}, 1.0))
         change = sq_change(there, factor, here, taken.factor)
         if is_finite(size, change):  # a loss scale that has grown since may overflow

@@ -7,7 +7,6 @@ original. Inside collections and objects of any kind tensors are found by the pi
 from __future__ import annotations
 
 import copy
-import hashlib
 import io
 import pickle
 from dataclasses import dataclass
@@ -36,11 +35,6 @@ class Frozen:
     def nbytes(self) -> int:
         """Bytes on disk."""
         return len(self.structure) + sum(tensor.nbytes for tensor in self.tensors.values())
-
-    @property
-    def digest(self) -> str:
-        """SHA-256 of the structure: what was not written by a known run is never unpickled."""
-        return hashlib.sha256(self.structure).hexdigest()
 
 
 def freeze(value: Any) -> Frozen:

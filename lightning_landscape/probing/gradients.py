@@ -10,13 +10,17 @@ from lightning.pytorch import Trainer
 from torch import Tensor
 from torch.optim import Optimizer
 
+from lightning_landscape.probing.sharding import is_sharded, local_gradient
+
 
 @dataclass(frozen=True, slots=True)
 class Gradient:
     """g = ``factor`` · ``raw``: kept apart so that undoing a division never rounds a low-precision gradient."""
 
     raw: dict[str, Tensor]
-    """By parameter name; a parameter that is missing has no gradient: frozen, or unused by this batch"""
+    """By parameter name; a parameter that is missing has no gradient: frozen, or unused by this batch.
+
+    Of a sharded parameter it is this process's part."""
     factor: float
 
 
@@ -40,11 +44,13 @@ def accumulation_factor(trainer: Trainer, backward_passes: int) -> float:
 
 
 def read_gradient(parameters: Mapping[str, Tensor], factor: float) -> Gradient:
-    """Copy ``p.grad`` of the given parameters; sparse gradients become dense."""
+    """Copy ``p.grad`` of the given parameters; sparse gradients become dense, of sharded ones each process copies its part."""
     raw = {}
     for name, parameter in parameters.items():
         gradient = parameter.grad
-        if gradient is not None:
+        if gradient is not None and is_sharded(parameter):
+            raw[name] = local_gradient(gradient, parameter).clone()
+        elif gradient is not None:
             raw[name] = gradient.detach().to_dense() if gradient.layout != parameter.layout else gradient.detach().clone()
     return Gradient(raw, factor)
 

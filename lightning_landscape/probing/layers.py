@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lightning_landscape.probes import Probe
 from lightning_landscape.probing.gradients import Gradient
-from lightning_landscape.probing.parameters import inner_product_and_distance, sq_change
+from lightning_landscape.probing.products import Products
 from lightning_landscape.records import LayerRow
 
 
@@ -31,7 +31,9 @@ def layers_of(names: Iterable[str]) -> dict[str, list[str]]:
     return groups
 
 
-def layer_rows(probe: Probe, here: Mapping[str, Tensor], there: Mapping[str, Tensor], gradient: Gradient) -> list[LayerRow]:
+def layer_rows(
+    probe: Probe, here: Mapping[str, Tensor], there: Mapping[str, Tensor], gradient: Gradient, products: Products
+) -> list[LayerRow]:
     """Return what each part contributes to a probe, in the order of the module's parameters.
 
     Args:
@@ -39,11 +41,13 @@ def layer_rows(probe: Probe, here: Mapping[str, Tensor], there: Mapping[str, Ten
         here: x_k by name.
         there: x_p by name.
         gradient: g_k.
+        products: measures inner products.
     """
     rows = []
     for layer, names in layers_of(here).items():
         raw = {name: gradient.raw[name] for name in names if name in gradient.raw}
-        product, distance = inner_product_and_distance({name: here[name] for name in names}, there, raw, gradient.factor)
-        squares = sq_change(raw, gradient.factor, {}, 1.0)
+        part = {name: here[name] for name in names}
+        product, distance = products.inner_product_and_distance(part, there, raw, gradient.factor)
+        squares = products.sq_change(raw, gradient.factor, {}, 1.0)
         rows.append(LayerRow(probe.step, probe.logged_step, layer, product, squares, distance))
     return rows

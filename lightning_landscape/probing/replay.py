@@ -13,6 +13,9 @@ from lightning.pytorch.loggers.logger import DummyLogger
 from torch import Tensor, nn
 
 from lightning_landscape.probing.freezing import Frozen, freeze, thaw
+from lightning_landscape.probing.gradients import read_gradient
+from lightning_landscape.probing.processes import Processes
+from lightning_landscape.probing.sharding import reshard
 from lightning_landscape.probing.state import capture, put_back
 from lightning_landscape.probing.untouched import untouched
 
@@ -65,9 +68,8 @@ class Door:
         @functools.wraps(original)
         def watched(*args: Any, **kwargs: Any) -> Any:
             present = tuple(self.watchers)
-            for before, _ in present:
-                before(args, kwargs)
-            output = original(*args, **kwargs)
+            with _on_entering(trainer, [before for before, _ in present], args, kwargs):
+                output = original(*args, **kwargs)
             for _, after in present:
                 after(output)
             return output
@@ -89,6 +91,32 @@ class Door:
         del self._place["training_step"]
         if self._own is not None:
             self._place["training_step"] = self._own
+
+
+@contextmanager
+def _on_entering(trainer: Trainer, calls: Sequence[Before], args: Any, kwargs: Any) -> Iterator[None]:
+    """Call functions with the arguments of ``training_step`` when it starts.
+
+    That is at once, but where a wrapper stands before the module: DistributedDataParallel gives every process the first one's
+    buffers on the way in, and the loss depends on what is there after that.
+    """
+    module: Any = trainer.strategy.lightning_module
+    if trainer.strategy.model is module:
+        for call in calls:
+            call(args, kwargs)
+        yield
+        return
+
+    def enter(_: Any, args: Any, kwargs: Any) -> None:
+        handle.remove()  # the module may call its own forward later
+        for call in calls:
+            call(args, kwargs)
+
+    handle = module.register_forward_pre_hook(enter, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 class Doorstep:
@@ -123,10 +151,20 @@ class Replayer:
         trainer: the trainer.
         module: the module in training.
         loss: the user's loss; None for the module's own ``training_step``.
+        processes: those of the run.
+        sharded: whether they share the parameters among them.
     """
 
-    def __init__(self, trainer: Trainer, module: LightningModule, loss: Loss | None) -> None:
+    def __init__(
+        self,
+        trainer: Trainer,
+        module: LightningModule,
+        loss: Loss | None,
+        processes: Processes,
+        sharded: bool = False,
+    ) -> None:
         self._trainer, self._module, self._loss = trainer, module, loss
+        self._processes, self._sharded = processes, sharded
         self.of_user = loss is not None
         """Whether the loss is the user's own function, not ``training_step``"""
         self.gradients_enabled = any(isinstance(part, nn.RNNBase) for part in module.modules())
@@ -162,18 +200,34 @@ class Replayer:
     def mean_loss_and_gradient(
         self, moments: Sequence[Frozen], parameters: Mapping[str, Tensor], scale: float
     ) -> tuple[float, dict[str, Tensor]]:
-        """Return the mean of the user's loss over a window and ``scale`` times the gradient's sum over micro-batches."""
+        """Return the mean of this process's loss over a window, and ``scale`` times its gradient's sum over micro-batches.
+
+        Of sharded parameters the gradient is the mean over the processes already, of this process's part; others wait for
+        `averaged`.
+        """
         losses, gradient = [], dict[str, Tensor]()
         trained = {name: parameter for name, parameter in parameters.items() if parameter.requires_grad}
         for moment in moments:
             with without_hooks(trained.values()), torch.enable_grad():
                 loss = self._forward(moment)
-                parts = torch.autograd.grad(loss * scale, list(trained.values()), allow_unused=True)
+                parts = (self._by_backward if self._sharded else _by_grad)(loss * scale, trained)
             losses.append(float(loss.detach()))
-            for name, part in zip(trained, parts, strict=True):
-                if part is not None:
-                    gradient[name] = gradient[name] + part if name in gradient else part
+            for name, part in parts.items():
+                gradient[name] = gradient[name] + part if name in gradient else part
         return sum(losses) / len(losses), gradient
+
+    def averaged(self, gradient: Mapping[str, Tensor], parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the mean of gradients over the processes, as DistributedDataParallel takes it; all have to call this."""
+        return dict(gradient) if self._sharded else self._processes.mean_of(gradient, parameters)
+
+    def _by_backward(self, loss: Tensor, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Take the gradient where FSDP2 leaves it: no other way goes through its gathered parameters."""
+        loss.backward()  # type: ignore[no-untyped-call]
+        reshard(self._module.modules())
+        found = read_gradient(parameters, 1.0).raw
+        for parameter in self._module.parameters():
+            parameter.grad = None
+        return found
 
     def _evaluate(self, moment: Frozen) -> Tensor:
         with torch.set_grad_enabled(self.gradients_enabled):
@@ -202,6 +256,11 @@ class Replayer:
             raise NotMeasurable("training_step returned None in the replay")
         scalar_loss(loss)
         return torch.as_tensor(loss).reshape(())
+
+
+def _by_grad(loss: Tensor, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    parts = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
+    return {name: part for name, part in zip(parameters, parts, strict=True) if part is not None}
 
 
 @contextmanager

@@ -3,6 +3,9 @@
 One folder a probe, named by its step. Tensors lie in safetensors files; the structure of a batch and of the module's plain
 state is pickled beside, and read back only if its SHA-256 is one that this run wrote down (in memory, or in its
 checkpoint). The store holds the user's training batches: its folders are open to the user alone.
+
+In a distributed run each process has a store of its own: the micro-batches are its own, and of sharded parameters it keeps its
+own part. Parameters and gradients that are the same in every process are kept by the first one alone.
 """
 
 from __future__ import annotations
@@ -12,9 +15,10 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -41,6 +45,8 @@ class Kept:
     """One probe in the store; parts that a mode of measuring does not need are absent."""
 
     moments: Sequence[Frozen]
+    loss: float
+    """This process's loss, as training saw it"""
     parameters: Mapping[str, Tensor] | None = None
     """x_k"""
     gradient: Gradient | None = None
@@ -65,8 +71,8 @@ class ProbeStore:
     def __init__(self, folder: Path, budget: int) -> None:
         self.folder = folder
         self.budget = budget
-        self.digests: dict[int, list[str]] = {}
-        """SHA-256 of the structures of each step that this run wrote, or took over from its checkpoint"""
+        self.digests: dict[int, str] = {}
+        """SHA-256 over the structures of each step that this run wrote, or took over from its checkpoint"""
         self.largest = 0
         """Bytes of the largest probe so far"""
         self.shared = 0
@@ -117,7 +123,7 @@ class ProbeStore:
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
-        self.digests[step] = [moment.digest for moment in kept.moments]
+        self.digests[step] = _digest(moment.structure for moment in kept.moments)
         if any(not moment.structure for moment in kept.moments):
             self._held[step] = kept.moments
 
@@ -130,7 +136,8 @@ class ProbeStore:
         for index, moment in enumerate(kept.moments):
             _save(folder / f"moment-{index}.safetensors", moment.tensors)
             _write_private(folder / f"moment-{index}.pickle", moment.structure)
-        _write_private(folder / _MOMENTS, json.dumps({"schema": SCHEMA, "count": len(kept.moments)}).encode())
+        content = {"schema": SCHEMA, "count": len(kept.moments), "loss": kept.loss}
+        _write_private(folder / _MOMENTS, json.dumps(content).encode())
         for file in folder.iterdir():
             file.chmod(0o600)
 
@@ -169,7 +176,7 @@ class ProbeStore:
         """Remove the whole store."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def adopt(self, folder: Path, step: int, digests: Sequence[str]) -> bool:
+    def adopt(self, folder: Path, step: int, digest: str) -> bool:
         """Take over a probe from another run's store by hard links, else copies; False if it is not there."""
         source = folder / f"{step:012d}"
         if not (source / _MOMENTS).is_file():
@@ -178,7 +185,7 @@ class ProbeStore:
         self._make_private(self._of(step))
         for file in source.iterdir():
             _link(file, self._of(step) / file.name)
-        self.digests[step] = list(digests)
+        self.digests[step] = digest
         files = {file.name: file.stat().st_size for file in self._of(step).iterdir()}
         self.largest = max(self.largest, sum(files.values()) - files.get(f"{_OTHERS}.safetensors", 0))
         return True
@@ -192,9 +199,9 @@ class ProbeStore:
         """Return whether x_k of a step is stored, and what its loss needs."""
         return step in self and (self._of(step) / f"{_PARAMETERS}.safetensors").is_file()
 
-    def parameters(self, step: int) -> dict[str, Tensor]:
-        """Return x_k and, where they were stored, the values of the parameters that the optimiser did not hold then."""
-        return {**self.others(step), **self._load(step, _PARAMETERS)}
+    def iterate(self, step: int) -> dict[str, Tensor]:
+        """Return x_k."""
+        return self._load(step, _PARAMETERS)
 
     def others(self, step: int) -> dict[str, Tensor]:
         """Return the stored values of parameters that the optimiser did not hold."""
@@ -218,20 +225,34 @@ class ProbeStore:
         """
         if step in self._held:
             return list(self._held[step])
-        moments = []
-        for index, digest in enumerate(self.digests.get(step, ())):
-            path = self._of(step) / f"moment-{index}"
-            try:
-                structure = path.with_suffix(".pickle").read_bytes()
-                tensors = load_file(path.with_suffix(".safetensors"))
-            except OSError as error:
-                raise NotMeasurable(f"the stored batch of step {step} is gone: {error}") from error
-            if not structure or hashlib.sha256(structure).hexdigest() != digest:
-                raise NotMeasurable(f"the stored batch of step {step} is not the one that this run wrote")
-            moments.append(Frozen(structure, tensors))
-        if not moments:
-            raise NotMeasurable(f"no batch of step {step} is stored")
-        return moments
+        folder = self._of(step)
+        try:
+            paths = [folder / f"moment-{index}" for index in range(self._content(step)["count"])]
+            structures = [path.with_suffix(".pickle").read_bytes() for path in paths]
+            tensors = [load_file(path.with_suffix(".safetensors")) for path in paths]
+        except OSError as error:
+            raise NotMeasurable(f"the stored batch of step {step} is gone: {error}") from error
+        if not paths or not all(structures) or _digest(structures) != self.digests.get(step):
+            raise NotMeasurable(f"the stored batch of step {step} is not the one that this run wrote")
+        return [Frozen(*parts) for parts in zip(structures, tensors, strict=True)]
+
+    def loss(self, step: int) -> float:
+        """Return this process's loss at a step, as training saw it.
+
+        Raises:
+            NotMeasurable: if it is gone.
+        """
+        try:
+            return float(self._content(step)["loss"])
+        except OSError as error:
+            raise NotMeasurable(f"the stored loss of step {step} is gone: {error}") from error
+
+    def _content(self, step: int) -> dict[str, Any]:
+        try:
+            content: dict[str, Any] = json.loads((self._of(step) / _MOMENTS).read_text())
+        except ValueError as error:
+            raise NotMeasurable(f"what is stored of step {step} cannot be read: {error}") from error
+        return content
 
     @property
     def nbytes(self) -> int:
@@ -254,6 +275,14 @@ class ProbeStore:
     @staticmethod
     def _make_private(folder: Path) -> None:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+
+def _digest(structures: Iterable[bytes]) -> str:
+    """Return one SHA-256 over the structures of a probe's micro-batches: what no known run wrote is never unpickled."""
+    whole = hashlib.sha256()
+    for structure in structures:
+        whole.update(hashlib.sha256(structure).digest())
+    return whole.hexdigest()
 
 
 def _sampled(value: Tensor) -> Tensor:

@@ -18,7 +18,8 @@ from lightning_landscape.probing.gradients import (
     read_gradient,
     unscaling_factor,
 )
-from lightning_landscape.probing.parameters import copied, measure_step, named_parameters, optimized_parameters
+from lightning_landscape.probing.parameters import copied, local_values, named_parameters, optimized_parameters
+from lightning_landscape.probing.products import Products
 
 
 @dataclass(slots=True)
@@ -46,10 +47,11 @@ class StepSums:
         trainer: the trainer, in ``fit``.
         module: the module in training, under automatic optimisation.
         optimizer: its optimiser.
+        products: measures steps.
     """
 
-    def __init__(self, trainer: Trainer, module: LightningModule, optimizer: Optimizer) -> None:
-        self._trainer, self._module, self._optimizer = trainer, module, optimizer
+    def __init__(self, trainer: Trainer, module: LightningModule, optimizer: Optimizer, products: Products) -> None:
+        self._trainer, self._module, self._optimizer, self._products = trainer, module, optimizer, products
         self._backward_passes = 0
         self._gradient = Gradient({}, 1.0)
         self._before: dict[str, Tensor] = {}
@@ -94,10 +96,10 @@ class StepSums:
             )
             return
         parameters = named_parameters(self._module)
-        after = {name: parameters[name].detach() for name in before}
-        measures = measure_step(before, after, self._gradient.raw, self._gradient.factor)
+        after = local_values({name: parameters[name] for name in before})
+        measures = self._products.step(before, after, self._gradient.raw, self._gradient.factor)
         if not is_finite(*measures):  # an overflow: what moved nevertheless was not along a gradient
-            measures = measure_step(before, after, {}, 1.0)
+            measures = self._products.step(before, after, {}, 1.0)
         self.sums.steps += 1
         self.sums.step_size += measures.step_size
         self.sums.sq_step += measures.step_size**2 * measures.grad_sq_norm

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.quasirandom import SobolEngine
 
 from lightning_landscape.probing import lightning_compat
+from lightning_landscape.probing.sharding import local, reshard
 from lightning_landscape.probing.state import (
     SCALARS,
     attributes_of,
@@ -53,6 +54,7 @@ def untouched(trainer: Trainer, module: LightningModule) -> Iterator[None]:
         for group in (group for optimizer in trainer.optimizers for group in optimizer.param_groups):
             undo.callback(group.update, {name: value for name, value in group.items() if name != "params"})
         undo.callback(belongings.restore)
+        undo.callback(reshard, list(module.modules()))  # else what FSDP2 gathered would be left in the place of its parameters
         belongings.copy()
         yield
 
@@ -66,7 +68,7 @@ class _Belongings:
     """Attributes, registries of parameters, buffers, submodules and hooks; each with what was in it"""
     _slots: list[tuple[Any, dict[str, Any]]] = field(default_factory=list)
     _values: list[tuple[Tensor, Tensor]] = field(default_factory=list)
-    """Parameters and buffers, each with a copy of its value"""
+    """Parameters and buffers, each with a copy of its value; of sharded ones, of this process's part"""
     _flags: list[tuple[Tensor, bool, Tensor | None]] = field(default_factory=list)
     """Parameters, with requires_grad and gradient"""
     _memo: dict[int, Any] = field(default_factory=dict)
@@ -74,6 +76,7 @@ class _Belongings:
 
     def copy(self) -> None:
         modules = list(self.module.modules())
+        reshard(modules)
         self._memo.update({id(module): module for module in modules})
         for module in modules:
             self._register(module)
@@ -85,7 +88,7 @@ class _Belongings:
         for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
             if id(tensor) not in self._memo:
                 self._memo[id(tensor)] = tensor
-                self._values.append((tensor, tensor.detach().clone()))
+                self._values.append((tensor, local(tensor).clone()))
                 if isinstance(tensor, nn.Parameter):
                     self._flags.append((tensor, tensor.requires_grad, tensor.grad))
                     tensor.grad = None
@@ -108,8 +111,8 @@ class _Belongings:
                 object.__setattr__(holder, name, value)
         with torch.no_grad():
             for tensor, value in self._values:
-                if not torch.equal(tensor, value):
-                    tensor.copy_(value)
+                if not torch.equal(local(tensor), value):
+                    local(tensor).copy_(value)
         for parameter, requires_grad, gradient in self._flags:
             parameter.requires_grad_(requires_grad)
             parameter.grad = gradient

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -19,12 +20,13 @@ from lightning_landscape.probing.gradients import (
     read_gradient,
     unscaling_factor,
 )
-from lightning_landscape.probing.parameters import copied, named_parameters, optimized_parameters
+from lightning_landscape.probing.parameters import copied, local_values, named_parameters, optimized_parameters
+from lightning_landscape.probing.processes import Processes
 from lightning_landscape.probing.replay import Doorstep, Replayer, scalar_loss
 from lightning_landscape.probing.state import iterators
 from lightning_landscape.probing.store import Kept, ProbeStore
 
-Guard = Callable[[Callable[..., None]], Callable[..., None]]
+Timed = Callable[[Callable[..., None]], Callable[..., None]]
 
 
 class Window:
@@ -37,7 +39,9 @@ class Window:
         optimizer: its optimiser.
         store: knows whether the parameters that the optimiser does not hold have changed.
         replayer: freezes the moments of the micro-batches.
-        guard: wraps what runs inside the user's ``training_step``, so that no failure of ours reaches it.
+        processes: those of the run, each with micro-batches of its own.
+        timed: wraps what runs inside the user's ``training_step``, to count its time.
+        may_refuse: whether no optimiser step was made yet.
     """
 
     def __init__(
@@ -49,13 +53,17 @@ class Window:
         optimizer: Optimizer,
         store: ProbeStore,
         replayer: Replayer,
-        guard: Guard,
+        processes: Processes,
+        timed: Timed,
+        may_refuse: bool,
     ) -> None:
         self.step = step
         self.epoch = 0
         self.logged_step = 0
+        self.local_loss = 0.0
+        """Mean over this process's micro-batches that have a loss"""
         self.loss = 0.0
-        """Mean over the micro-batches that have a loss"""
+        """The mean of that over the processes"""
         self.before: dict[str, Tensor] = {}
         """x_k"""
         self.gradient = Gradient({}, 1.0)
@@ -68,7 +76,10 @@ class Window:
         self.stepping = False
         """Whether the window has come to the optimiser's step"""
         self._trainer, self._module, self._optimizer, self._store = trainer, module, optimizer, store
-        self._replayer, self._guard = replayer, guard
+        self._replayer, self._processes, self._timed = replayer, processes, timed
+        self._may_refuse = may_refuse
+        self._error: Exception | None = None
+        """What failed inside ``training_step``: raised where the optimiser steps, in every process"""
         self._losses: list[float] = []
         self._newest_has_loss = False
         self.others: dict[str, Tensor] | None = None
@@ -79,13 +90,31 @@ class Window:
     def watch(self) -> None:
         """Watch the batch that is about to start."""
         self.look_away()
-        self._door = Doorstep(self._trainer, self._guard(self._enter), self._guard(self._leave))
+        self._door = Doorstep(self._trainer, self._kept_from_user(self._enter), self._kept_from_user(self._leave))
 
     def look_away(self) -> None:
         """Give the module its ``training_step`` back."""
         if self._door is not None:
             self._door.leave()
             self._door = None
+
+    def _kept_from_user(self, function: Callable[..., None]) -> Callable[..., None]:
+        """Let no failure of ours reach the user's ``training_step``: the first one is raised later, and nothing is tried again.
+
+        A refusal is raised at once, while the run may be refused and no other process waits for this one.
+        """
+
+        @functools.wraps(function)
+        def kept(*args: Any) -> None:
+            if self._error is None:
+                try:
+                    self._timed(function)(*args)
+                except Exception as error:
+                    self._error = error
+                    if self._may_refuse and self._processes.size == 1 and isinstance(error, MisconfigurationException):
+                        raise
+
+        return kept
 
     def _enter(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
         if not self._replayer.of_user and (found := iterators(self._module)):
@@ -129,12 +158,19 @@ class Window:
     def _changed_others(self) -> dict[str, Tensor]:
         """Return a copy of the parameters that the optimiser does not hold, where they are not those last stored."""
         trained = optimized_parameters(self._module, self._optimizer)
-        others = {n: p.detach() for n, p in named_parameters(self._module).items() if n not in trained}
+        others = local_values({n: p for n, p in named_parameters(self._module).items() if n not in trained})
         return copied(others) if self._store.others_changed(others) else {}
 
     def take(self) -> None:
-        """Take loss, x_k and g_k: everything is accumulated and nothing has moved yet."""
+        """Take loss, x_k and g_k: everything is accumulated and nothing has moved yet.
+
+        Raises:
+            Exception: what failed while the window was watched.
+        """
         self.look_away()
+        if self._error is not None:
+            raise self._error
+        self._processes.exchange()  # every process has come so far: what follows may wait for the others
         self.stepping = True
         rates = {float(group["lr"]) for group in self._optimizer.param_groups if "lr" in group}
         self.lr = rates.pop() if len(rates) == 1 else None
@@ -143,25 +179,26 @@ class Window:
             self._arriving = None
         self.epoch = self._trainer.current_epoch
         self.logged_step = lightning_compat.batches_that_stepped(self._trainer)
-        if not self.moments:
+        if not self._processes.everywhere(bool(self.moments)):
             return
         parameters = optimized_parameters(self._module, self._optimizer)
         if self._replayer.of_user:
             scale = loss_scale(self._trainer)
             try:
                 with self._replayer.silence():
-                    self.loss, raw = self._replayer.mean_loss_and_gradient(self.moments, parameters, scale)
+                    self.local_loss, raw = self._replayer.mean_loss_and_gradient(self.moments, parameters, scale)
             except Exception as error:
                 raise MisconfigurationException(
                     f"LandscapeMonitor(loss=...) failed at step {self.step}, {type(error).__name__}: {error}. Supported is a "
                     "function of (module, batch) that returns a tensor with one element which depends on the parameters"
                 ) from error
-            self.gradient = Gradient(raw, 1 / (scale * len(self.moments)))
+            self.gradient = Gradient(self._replayer.averaged(raw, parameters), 1 / (scale * len(self.moments)))
         else:
-            self.loss = sum(self._losses) / len(self._losses)
+            self.local_loss = sum(self._losses) / len(self._losses)
             self.share = 1 / accumulation_factor(self._trainer, len(self._losses))
             factor = unscaling_factor(self._trainer, self._optimizer) * accumulation_factor(self._trainer, len(self._losses))
             self.gradient = read_gradient(parameters, factor)
+        self.loss = self._processes.mean(self.local_loss)
         if self.measurable:
             self.before = copied(parameters)
 
@@ -173,9 +210,9 @@ class Window:
     def after(self) -> dict[str, Tensor]:
         """Return the parameters now: x_{k+1}, once the optimiser has made its step."""
         parameters = named_parameters(self._module)
-        return {name: parameters[name].detach() for name in self.before}
+        return local_values({name: parameters[name] for name in self.before})
 
     def kept(self, *, parameters: bool = True, gradient: bool = True) -> Kept:
         """Return what the store keeps of this probe."""
         x, g = self.before if parameters else None, self.gradient if gradient else None
-        return Kept(self.moments, x, g, self.others)
+        return Kept(self.moments, self.local_loss, x, g, self.others)

@@ -47,15 +47,19 @@ class RunFolder:
 
     Args:
         path: the folder; made at once.
+        writes: whether this process writes; of several, one does.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, writes: bool = True) -> None:
+        self.path, self._writes = path, writes
         self._written = float("-inf")
-        path.mkdir(parents=True, exist_ok=True)
+        if writes:
+            path.mkdir(parents=True, exist_ok=True)
 
     def append(self, probe: Probe, table: ProbeTable) -> None:
         """Add a probe: a line at once, the whole table if it has not been written for a while."""
+        if not self._writes:
+            return
         with (self.path / PROBES_JSONL).open("a", encoding="utf-8") as file:
             file.write(to_json_line(probe))
         if time.monotonic() - self._written > CSV_SECONDS:
@@ -64,23 +68,27 @@ class RunFolder:
     def rewrite(self, table: ProbeTable) -> None:
         """Write table and lines anew: after rows were thinned out or taken over from another run."""
         self.write_table(table)
-        write_atomically(self.path / PROBES_JSONL, "".join(to_json_line(probe) for probe in table))
+        self._write(PROBES_JSONL, "".join(to_json_line(probe) for probe in table))
 
     def write_table(self, table: ProbeTable) -> None:
         """Write ``probes.csv`` atomically."""
-        write_atomically(self.path / PROBES_CSV, table.to_csv())
+        self._write(PROBES_CSV, table.to_csv())
         self._written = time.monotonic()
 
     def write_records(self, kind: type[Record], rows: Iterable[Record]) -> None:
         """Write one of the tables beside the table of probes, atomically."""
-        write_atomically(self.path / RECORDS_CSV[kind], records_to_csv(kind, rows))
+        self._write(RECORDS_CSV[kind], records_to_csv(kind, rows))
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Write ``summary.json`` atomically, as strict JSON."""
-        write_atomically(self.path / SUMMARY, json.dumps(summary, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+        self._write(SUMMARY, json.dumps(summary, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
 
     def finish(self, table: ProbeTable, summary: dict[str, Any]) -> None:
         """Write the final table and summary; the lines, which say no more, go."""
         self.write_table(table)
         self.write_summary(summary)
         (self.path / PROBES_JSONL).unlink(missing_ok=True)
+
+    def _write(self, name: str, text: str) -> None:
+        if self._writes:
+            write_atomically(self.path / name, text)

@@ -33,6 +33,8 @@ class Leftover:
 def _is_ours(entry: Path) -> bool:
     """Return whether an entry of a store is one that a monitor writes: a probe, one half written, or what probes share."""
     if entry.is_dir():
+        if re.fullmatch(r"process-\d+", entry.name):  # of a distributed run
+            return all(map(_is_ours, entry.iterdir()))
         return re.fullmatch(r"\d{12}|\.\d{12}\.part", entry.name) is not None
     return entry.name in ("others.safetensors", ".others.safetensors.tmp")
 

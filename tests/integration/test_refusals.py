@@ -58,39 +58,38 @@ def test_unwritable_folder(tmp_path):
     assert_refused(LandscapeMonitor(dirpath=tmp_path / "file" / "sub"), "dirpath", "is no folder")
 
 
-@pytest.mark.parametrize("kwargs", [{"devices": 2, "strategy": "ddp_fork"}, {"devices": 2, "strategy": "ddp_spawn"}])
-def test_several_processes(kwargs):
-    from lightning_landscape.probing.checks import check_strategy
-
-    trainer = pl.Trainer(accelerator="cpu", logger=False, **kwargs)
-    with pytest.raises(MisconfigurationException, match="2 processes .* supported is one process"):
-        check_strategy(trainer)
-
-
-def test_several_processes_in_a_real_run():
-    with pytest.raises(Exception, match="supported is one process on one device"):
-        fit(LandscapeMonitor(), BoringModel(), devices=2, strategy="ddp_fork")
-
-
-@pytest.mark.parametrize("name", ["FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy"])
-def test_sharded_strategies(name):
+def refused_strategy(kind, world_size=1, **attributes):
+    """Return what is said to a trainer with a strategy whose class is derived from one of that name."""
     from lightning_landscape.probing.checks import check_strategy
 
     class Trainer:
-        strategy = type("MyOwn", (type(name, (), {}),), {})()
-        world_size = 1
+        strategy = type("MyOwn", (type(kind, (), {}),), attributes)()
 
-    with pytest.raises(MisconfigurationException, match="MyOwn.*supported is one process"):
+    Trainer.world_size = world_size
+    with pytest.raises(MisconfigurationException, match="MyOwn.*supported are ") as refusal:
         check_strategy(Trainer())
+    return str(refusal.value)
 
 
-def test_model_parallel_in_a_real_trainer():
-    from lightning.pytorch.strategies import ModelParallelStrategy
+@pytest.mark.parametrize(
+    ("kind", "why"), [("FSDPStrategy", "FSDP1"), ("DeepSpeedStrategy", "DeepSpeed"), ("XLAStrategy", "XLA")]
+)
+def test_strategies_that_hide_parameters(kind, why):
+    assert why in refused_strategy(kind)
+
+
+def test_several_processes_of_a_strategy_that_is_not_known():
+    assert "4 processes" in refused_strategy("ParallelStrategy", world_size=4)
+
+
+def test_model_averaging_in_a_real_strategy():
+    from lightning.pytorch.strategies import DDPStrategy
 
     from lightning_landscape.probing.checks import check_strategy
 
-    trainer = pl.Trainer(accelerator="cpu", devices=1, strategy=ModelParallelStrategy(), logger=False)
-    with pytest.raises(MisconfigurationException, match="ModelParallelStrategy"):
+    strategy = DDPStrategy(model_averaging_period=4)
+    trainer = pl.Trainer(accelerator="cpu", devices=2, strategy=strategy, logger=False)
+    with pytest.raises(MisconfigurationException, match="model averaging.*leave model_averaging_period out"):
         check_strategy(trainer)
 
 

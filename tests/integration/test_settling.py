@@ -198,7 +198,7 @@ def test_a_failure_before_x_p_is_known_costs_nothing_else(tmp_path, monkeypatch)
 def test_a_failure_on_a_line_costs_nothing_else(tmp_path, monkeypatch):
     from lightning_landscape.probing.evaluation import StoredProbes
 
-    def failing(self, step, there, fraction):
+    def failing(self, step, there, fractions):
         raise RuntimeError("a point that was never there")
 
     monkeypatch.setattr(StoredProbes, "between", failing)

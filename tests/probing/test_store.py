@@ -23,7 +23,7 @@ def kept(seed=0, others=None, size=100):
     g = torch.Generator().manual_seed(seed)
     x = {"w": torch.randn(size, generator=g), "b": torch.randn(2, 3, generator=g).t()}
     gradient = Gradient({"w": torch.randn(size, generator=g).bfloat16()}, 1 / 3)
-    return Kept([freeze({"batch": torch.randn(4, generator=g), "n": seed})], x, gradient, others)
+    return Kept([freeze({"batch": torch.randn(4, generator=g), "n": seed})], 0.5 * seed, x, gradient, others)
 
 
 def test_what_was_written_comes_back(tmp_path):
@@ -32,7 +32,7 @@ def test_what_was_written_comes_back(tmp_path):
     assert 7 in store
     assert 8 not in store
     for name, value in probe.parameters.items():
-        assert torch.equal(store.parameters(7)[name], value)
+        assert torch.equal({**store.others(7), **store.iterate(7)}[name], value)
     assert torch.equal(store.gradient(7).raw["w"], probe.gradient.raw["w"])
     assert store.gradient(7).factor == 1 / 3
     (moment,) = store.moments(7)
@@ -87,7 +87,7 @@ def test_what_another_run_wrote_is_not_unpickled(tmp_path):
     store = ProbeStore(tmp_path / "store", BUDGET)
     store.write(7, kept(1))
     other = ProbeStore(tmp_path / "store", BUDGET)
-    with pytest.raises(NotMeasurable, match="no batch of step 7"):
+    with pytest.raises(NotMeasurable, match="step 7 is not the one that this run wrote"):
         other.moments(7)
     victim = tmp_path / "store" / f"{7:012d}" / "moment-0.pickle"
     victim.write_bytes(victim.read_bytes() + b" ")
@@ -111,7 +111,7 @@ def test_adopting_links_or_copies_and_leaves_the_old_store_alone(links, tmp_path
     old.write(7, kept(1, {"frozen": torch.ones(3)}))
     new = ProbeStore(tmp_path / "new", BUDGET)
     assert new.adopt(old.folder, 7, old.digests[7])
-    assert not new.adopt(old.folder, 9, [])
+    assert not new.adopt(old.folder, 9, "")
     files = [(store.folder / f"{7:012d}" / "gradient.safetensors").stat().st_ino for store in (old, new)]
     assert (files[0] == files[1]) == links
     assert thaw(new.moments(7)[0])["n"] == 1

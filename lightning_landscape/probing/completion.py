@@ -1,0 +1,154 @@
+"""The columns that need x_p, filled for the stored probes once it is known, and the lines from some iterates to it."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+
+from lightning.pytorch.utilities import rank_zero_warn
+
+from lightning_landscape.probes import ProbeTable
+from lightning_landscape.probing.evaluation import StoredProbes
+from lightning_landscape.probing.fidelity import FidelityCheck
+from lightning_landscape.probing.gradients import is_finite
+from lightning_landscape.probing.layers import layer_rows
+from lightning_landscape.probing.processes import Processes
+from lightning_landscape.probing.products import Products
+from lightning_landscape.probing.reference import Reference
+from lightning_landscape.probing.replay import NotMeasurable
+from lightning_landscape.probing.rows import Rows
+from lightning_landscape.probing.schedule import evenly
+from lightning_landscape.records import SegmentPoint
+
+INITIAL_LOSSES = 32
+"""On so many kept probes, at most, the loss at x_0 is evaluated"""
+
+FRACTIONS = tuple(part / 10 for part in range(11))
+"""Where on a line from an iterate to x_p the loss is evaluated"""
+
+PROVISIONAL = 64
+"""So many probes, at most, are evaluated at an iterate of the run before x_p is known"""
+
+Track = Callable[[Sequence[int], str], Iterable[int]]
+
+
+class Completion:
+    """Completes the rows of a run; to be used inside ``replayer.silence()``.
+
+    Args:
+        rows: the kept probes, filled row by row: what is done is in its table at any time.
+        stored: evaluates them.
+        checks: compares replays at x_k with what training recorded.
+        processes: those of the run, which evaluate the same rows in the same order.
+        products: measures inner products.
+        segments: from how many iterates, x_0 among them, the loss on the line to x_p is evaluated.
+    """
+
+    def __init__(
+        self,
+        rows: Rows,
+        stored: StoredProbes,
+        checks: FidelityCheck,
+        processes: Processes,
+        products: Products,
+        *,
+        segments: int,
+    ) -> None:
+        self._rows, self._stored, self._checks, self._processes = rows, stored, checks, processes
+        self._products, self._lines = products, segments
+
+    def at(self, reference: Reference, track: Track) -> None:
+        """Fill the columns that need x_p, and the loss at x_0.
+
+        Args:
+            reference: x_p.
+            track: shows progress over steps.
+        """
+        waiting = [probe.step for probe in self._rows.table if not probe.evaluated]
+        for step in sorted({waiting[0], waiting[len(waiting) // 2], waiting[-1]}) if waiting else []:
+            self._unless_gone(step, self._check)
+        waiting = [step for step in waiting if step in self._rows.schedule.kept]
+        for step in track(waiting, "probes at x_p"):
+            self._unless_gone(step, functools.partial(self._evaluate, reference))
+        self._evaluate_initial(reference, track)
+        self._evaluate_segments(reference, track)
+
+    def _unless_gone(self, step: int, evaluate: Callable[[int], None]) -> None:
+        """Evaluate a stored probe; a row whose probe is gone is dropped and counted."""
+        try:
+            evaluate(step)
+        except NotMeasurable:
+            self._rows.lose(step, "unevaluable")
+
+    def _check(self, step: int) -> None:
+        with self._stored.itself(step) as (moments, gradient, loss):
+            self._checks.loss(step, loss, moments)
+            self._checks.gradient(gradient, moments)
+
+    def _evaluate(self, reference: Reference, step: int) -> None:
+        values = self._stored.at_reference(step, reference.parameters)
+        if not is_finite(*values):
+            self._rows.lose(step, "non_finite")
+            return
+        probe = self._rows.table.at_step(step).with_values(**values._asdict())
+        self._rows.put(probe)
+        if self._rows.layers is not None and self._stored.measures:
+            x, gradient = self._stored.iterate(step, reference.parameters), self._stored.gradient(step)
+            self._rows.layers[step] = layer_rows(probe, x, reference.parameters, gradient, self._products)
+
+    def _evaluate_initial(self, reference: Reference, track: Track) -> None:
+        kept = self._rows.schedule.kept
+        chosen = [step for step in evenly(kept, INITIAL_LOSSES) if self._stored.holds(step)]
+        if not chosen or chosen[0] != kept[0]:
+            return  # x_0 itself is gone
+        start = self._stored.start(chosen[0], reference.parameters)
+        for step in track(chosen, "probes at x_0"):
+            loss = self._stored.elsewhere(step, start)
+            if is_finite(loss):
+                self._rows.put(self._rows.table.at_step(step).with_values(initial_loss=loss))
+
+    def _evaluate_segments(self, reference: Reference, track: Track) -> None:
+        """Evaluate some probes' losses on the straight lines from their iterates to x_p; the ends are known."""
+        chosen = evenly(self._rows.schedule.kept, self._lines) if self._lines else []
+        for step in track([step for step in chosen if self._stored.holds_iterate(step)], "lines to x_p"):
+            if not self._evaluate_segment(step, reference):
+                return
+
+    def _evaluate_segment(self, step: int, reference: Reference) -> bool:
+        """Evaluate one line; return whether others are worth trying."""
+        try:
+            with self._processes.agreed():
+                inside = self._unless_missing(step, reference)
+        except Exception as error:  # between two points that it knows a module may be where it cannot be
+            self._processes.over = False  # nothing else ends with it
+            rank_zero_warn(
+                f"LandscapeMonitor could not evaluate the line from step {step} to x_p, {type(error).__name__}: {error}; "
+                "there are no further lines, all else goes on"
+            )
+            return False
+        if inside is None:
+            return True
+        probe = self._rows.table.at_step(step)
+        points = zip(FRACTIONS, [probe.loss, *inside, probe.reference_loss], strict=True)
+        self._rows.segments += [SegmentPoint(step, t, loss) for t, loss in points if loss is not None and is_finite(loss)]
+        return True
+
+    def _unless_missing(self, step: int, reference: Reference) -> list[float] | None:
+        try:
+            return self._stored.between(step, reference.parameters, FRACTIONS[1:-1])
+        except NotMeasurable:
+            return None
+
+    def provisional(self, there: Reference) -> ProbeTable:
+        """Return the probes kept so far, at most `PROVISIONAL` of them, evaluated at a point in the place of x_p.
+
+        What is in the store is evaluated, nothing of the table changes.
+        """
+        rows = []
+        for step in evenly(self._rows.schedule.kept, PROVISIONAL):
+            with suppress(NotMeasurable):
+                values = self._stored.at_reference(step, there.parameters)
+                if is_finite(*values):
+                    rows.append(self._rows.table.at_step(step).with_values(**values._asdict()))
+        return ProbeTable(rows)

@@ -1,0 +1,171 @@
+"""Inner products and norms over all parameters of a run: subtracted first, then summed in float64."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lightning_landscape.probing.processes import Processes
+
+_BLOCK = 1 << 20  # elements worked on at a time: what bounds every temporary
+_ROW = 1 << 11  # elements summed in the working precision before their sum goes on in float64
+
+_Parts = Iterator[tuple[str, tuple[Tensor | None, ...]]]
+"""Parameter names, each with an addend of each sum, block by block"""
+
+
+class StepMeasures(NamedTuple):
+    """What one step of the optimiser looked like, in float64."""
+
+    grad_sq_norm: float
+    step_size: float
+    residual: float
+
+
+class Products:
+    """Inner products over parameters by name, of which each process has all, or (FSDP2) a part.
+
+    Args:
+        processes: the processes among which parameters are sharded; None where each has them whole.
+        shares: by name what part of a sum this process adds; of a parameter that several hold, each adds its share.
+    """
+
+    def __init__(self, processes: Processes | None = None, shares: Mapping[str, float] | None = None) -> None:
+        self._processes, self._shares = processes, shares or {}
+
+    @torch.no_grad()
+    def step(
+        self, before: Mapping[str, Tensor], after: Mapping[str, Tensor], gradient: Mapping[str, Tensor], factor: float
+    ) -> StepMeasures:
+        r"""Measure G², η and the residual of a step.
+
+        .. math:: \eta = \langle x_k - x_{k+1}, g\rangle/G^2, \qquad \|x_k - x_{k+1} - \eta g\|
+
+        Args:
+            before: x_k by name.
+            after: x_{k+1} by name; the same names and shapes.
+            gradient: g/factor by name; a name that is missing has no gradient, g = 0 there.
+            factor: the number that turns ``gradient`` into g.
+
+        Returns:
+            G², η (0 where G = 0) and the residual.
+        """
+        squares, products = self._totals(2, _along(before, after, gradient))
+        grad_sq_norm = squares * factor**2
+        step_size = products * factor / grad_sq_norm if grad_sq_norm > 0 else 0.0
+        (rest,) = self._totals(1, _rests(before, after, gradient, step_size * factor))
+        return StepMeasures(grad_sq_norm, step_size, math.sqrt(rest))
+
+    @torch.no_grad()
+    def inner_product_and_distance(
+        self, here: Mapping[str, Tensor], there: Mapping[str, Tensor], gradient: Mapping[str, Tensor], factor: float
+    ) -> tuple[float, float]:
+        r"""Measure ``<g, x − x_p>`` and ``‖x − x_p‖²``.
+
+        Args:
+            here: x by name.
+            there: x_p by name; may hold more names than ``here``.
+            gradient: g/factor by name; a name that is missing has no gradient, g = 0 there.
+            factor: the number that turns ``gradient`` into g.
+
+        Returns:
+            The inner product and the squared distance.
+        """
+        products, squares = self._totals(2, _apart(here, there, gradient))
+        return products * factor, squares
+
+    @torch.no_grad()
+    def sq_change(
+        self, left: Mapping[str, Tensor], left_factor: float, right: Mapping[str, Tensor], right_factor: float
+    ) -> float:
+        r"""Measure ``‖left_factor · left − right_factor · right‖²``.
+
+        Args:
+            left: by name; a name that is missing on one side is zero there.
+            left_factor: the number that multiplies it.
+            right: by name.
+            right_factor: the number that multiplies it.
+        """
+        (squares,) = self._totals(1, _changes(left, left_factor, right, right_factor))
+        return squares
+
+    def _totals(self, count: int, parts: _Parts) -> list[float]:
+        """Return the sums over all parameters, of all processes.
+
+        Args:
+            count: how many sums there are.
+            parts: yields, block by block, a parameter's name and its addends, one for each sum; None is zero.
+        """
+        columns: list[list[Tensor]] = [[] for _ in range(count)]
+        for name, addends in parts:
+            share = self._shares.get(name, 1.0)
+            for column, addend in zip(columns, addends, strict=True):
+                if addend is not None:
+                    column.append(addend if share == 1.0 else addend * share)
+        sums = [float(torch.stack(column).sum()) if column else 0.0 for column in columns]
+        if self._processes is None:
+            return sums
+        return [math.fsum(column) for column in zip(*self._processes.exchange(*sums), strict=True)]
+
+
+def _along(before: Mapping[str, Tensor], after: Mapping[str, Tensor], gradient: Mapping[str, Tensor]) -> _Parts:
+    """Yield the addends of ‖g‖² and ⟨x_k − x_{k+1}, g⟩."""
+    for name, raw in gradient.items():
+        for g, x, y in _blocks(raw, before[name], after[name]):
+            yield name, (_dot(g, g), _dot(x - y, g))
+
+
+def _rests(
+    before: Mapping[str, Tensor], after: Mapping[str, Tensor], gradient: Mapping[str, Tensor], step_size: float
+) -> _Parts:
+    """Yield the addends of the squared norm of what of a step is not along the gradient.
+
+    Taken from the vector itself: ‖x_k − x_{k+1}‖² − η²G² would cancel to rounding of the larger numbers.
+    """
+    for name, start in before.items():
+        raw = gradient.get(name)
+        for x, y, *g in _blocks(start, after[name], *(() if raw is None else (raw,))):
+            rest = x - y
+            if g:
+                rest -= step_size * g[0]
+            yield name, (_dot(rest, rest),)
+
+
+def _apart(here: Mapping[str, Tensor], there: Mapping[str, Tensor], gradient: Mapping[str, Tensor]) -> _Parts:
+    """Yield the addends of ⟨x − x_p, g⟩ and ‖x − x_p‖²."""
+    for name, x in here.items():
+        raw = gradient.get(name)
+        for a, b, *g in _blocks(x, there[name], *(() if raw is None else (raw,))):
+            difference = a - b
+            yield name, (_dot(difference, g[0]) if g else None, _dot(difference, difference))
+
+
+def _changes(left: Mapping[str, Tensor], left_factor: float, right: Mapping[str, Tensor], right_factor: float) -> _Parts:
+    """Yield the addends of the squared norm of a difference."""
+    for name in dict.fromkeys((*left, *right)):
+        sides = [(side[name], factor) for side, factor in ((left, left_factor), (right, right_factor)) if name in side]
+        for pieces in _blocks(*(tensor for tensor, _ in sides)):
+            scaled = [piece * factor for piece, (_, factor) in zip(pieces, sides, strict=True)]
+            difference = scaled[0] - scaled[1] if len(scaled) == 2 else scaled[0]
+            yield name, (_dot(difference, difference),)
+
+
+def _blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Cut tensors of one shape into flat blocks in the working precision: float64 stays, all else becomes float32."""
+    device = tensors[0].device
+    flat = [tensor.detach().to(device).reshape(-1) for tensor in tensors]
+    dtype = torch.float64 if flat[0].dtype == torch.float64 else torch.float32
+    for start in range(0, flat[0].numel(), _BLOCK):
+        yield tuple(piece[start : start + _BLOCK].to(dtype) for piece in flat)
+
+
+def _dot(left: Tensor, right: Tensor) -> Tensor:
+    """Return the inner product of two flat blocks: rows of 2,048 in the working precision, their sum in float64."""
+    whole = left.numel() // _ROW * _ROW
+    rows: Tensor = torch.linalg.vecdot(left[:whole].view(-1, _ROW), right[:whole].view(-1, _ROW))
+    rest: Tensor = torch.linalg.vecdot(left[whole:], right[whole:])
+    return rows.sum(dtype=torch.float64) + rest.double()

@@ -1,0 +1,167 @@
+"""The rows that are kept of a run, with all that goes with them: schedule, table, store, and the tables beside it."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Mapping
+from dataclasses import astuple
+from pathlib import Path
+from typing import Any
+
+from lightning_landscape.probes import Probe, ProbeTable, from_scalars, to_scalars
+from lightning_landscape.probing.processes import Processes
+from lightning_landscape.probing.schedule import Schedule
+from lightning_landscape.probing.store import Kept, ProbeStore
+from lightning_landscape.records import LayerRow, SegmentPoint
+
+
+class Rows:
+    """The kept probes of one ``fit``: the same ones in every process.
+
+    Args:
+        schedule: which steps are probed.
+        store: where this process's part of a kept probe waits for x_p.
+        processes: those of the run.
+        secant: whether the gradient is taken at x_{k+1} too.
+        per_layer: whether the parts of the module are told apart.
+    """
+
+    def __init__(
+        self, schedule: Schedule, store: ProbeStore, processes: Processes, *, secant: bool = False, per_layer: bool = False
+    ) -> None:
+        self.schedule, self.store, self._processes = schedule, store, processes
+        self.table = ProbeTable()
+        self.dropped = {"non_finite": 0, "no_loss": 0, "unevaluable": 0}
+        self.secants: dict[int, float] | None = {} if secant else None
+        """‖∇f_{i_k}(x_{k+1}) − ∇f_{i_k}(x_k)‖² by step; None where it was not asked for"""
+        self.layers: dict[int, list[LayerRow]] | None = {} if per_layer else None
+        """What the parts of the module contribute, by step; None where it was not asked for"""
+        self.segments: list[SegmentPoint] = []
+        """Losses on the straight lines from some iterates to x_p"""
+        self._digests: dict[int, list[str]] = {}
+        """Of each stored step, by process: a checkpoint of the first one holds those of all"""
+        self._disk_full = False
+
+    def add(self, probe: Probe) -> None:
+        """Keep a probe that was measured."""
+        self.schedule.keep(probe.step)
+        self.table = self.table.merged([probe])
+
+    def put(self, probe: Probe) -> None:
+        """Put a row in the place of the one of its step."""
+        self.table = self.table.merged([probe])
+
+    def write(self, step: int, kept: Kept) -> None:
+        """Write to the store; where the disk is full, in any process, thin the table once and try again.
+
+        Raises:
+            OSError: if the disk is full nevertheless; the probe is counted as one that cannot be evaluated.
+        """
+        problem: OSError | None = None
+        try:
+            self.store.write(step, kept)
+        except OSError as error:
+            problem = error
+        if self._processes.everywhere(problem is None):
+            self._disk_full = False
+            self._share_digests(step)
+            return
+        if self._disk_full or len(self.schedule.kept) < 3:
+            self.lose(step, "unevaluable")
+            code, why = (problem.errno, problem.strerror) if problem is not None else (None, "another process has no room")
+            raise OSError(code, f"{why}, while storing the probe of step {step}") from problem
+        self._disk_full = True
+        self.forget(self.schedule.thin())
+        if step in self.schedule.kept:
+            self.write(step, kept)
+
+    def write_if_there_is_room(self, step: int, kept: Kept) -> None:
+        """Write to the store; a full disk costs what was to be evaluated of this probe, no more."""
+        try:
+            self.store.write(step, kept)
+        except OSError:
+            self.store.drop(step)
+        self._share_digests(step)
+
+    def _share_digests(self, step: int) -> None:
+        """Tell all processes what each has written, in numbers that an exchange carries."""
+        mine = self.store.digests.get(step, "0" * 64)
+        words = [float(int(mine[start : start + 8], 16)) for start in range(0, 64, 8)]
+        rows = self._processes.exchange(*words)
+        self._digests[step] = ["".join(f"{int(word):08x}" for word in row) for row in rows]
+
+    def forget(self, steps: Iterable[int]) -> None:
+        """Remove rows and all that belongs to them."""
+        gone = set(steps)
+        if gone:
+            self.table = ProbeTable(probe for probe in self.table if probe.step not in gone)
+            for step in gone:
+                self.drop_stored(step)
+                for rows in (self.secants, self.layers):
+                    if rows is not None:
+                        rows.pop(step, None)
+
+    def drop_stored(self, step: int) -> None:
+        """Remove what is stored of a step; its row stays."""
+        self.store.drop(step)
+        self._digests.pop(step, None)
+
+    def miss(self, step: int, why: str) -> None:
+        """Count a probe that could not be measured."""
+        self.dropped[why] += 1
+        self.schedule.skip(step)
+
+    def lose(self, step: int, why: str) -> None:
+        """Take a kept row out of the table and count it."""
+        self.dropped[why] += 1
+        self.schedule.kept = [kept for kept in self.schedule.kept if kept != step]
+        self.forget([step])
+
+    # ------------------------------------------------------------------------------------------------- stop and resume
+
+    def state(self) -> dict[str, Any]:
+        """Return what a checkpoint holds: plain numbers and text, for the processes of the whole run."""
+        return {
+            "rows": [to_scalars(probe) for probe in self.table],
+            "stride": self.schedule.stride,
+            "next_step": self.schedule.next_step,
+            "dropped": dict(self.dropped),
+            "digests": {str(step): list(known) for step, known in self._digests.items()},
+            "secants": None if self.secants is None else {str(step): change for step, change in self.secants.items()},
+            "layers": None if self.layers is None else [astuple(row) for rows in self.layers.values() for row in rows],
+        }
+
+    def adopt(self, state: Mapping[str, Any], folder: Path) -> None:
+        """Go on from a checkpoint: link the probes before it from this process's store in ``folder``, which is not changed."""
+        rows = ProbeTable(from_scalars(row) for row in state["rows"])
+        self.schedule.kept = [probe.step for probe in rows]
+        self.schedule.stride, self.schedule.next_step = state["stride"], state["next_step"]
+        there = self._linked(state["digests"], folder)
+        # the run may have gone on after the checkpoint and thinned its table before it ended: then so do we
+        while len(kept := self.schedule.kept) > 2 and not there.issuperset(kept) and there.issuperset(kept[::2]):
+            self.schedule.thin()
+        expected = self.schedule.kept
+        usable = [probe for probe in rows if probe.step in expected and (probe.evaluated or probe.step in there)]
+        self.table, self.schedule.kept = ProbeTable(usable), [probe.step for probe in usable]
+        for step in there.difference(self.schedule.kept):
+            self.drop_stored(step)
+        self.dropped = {**state["dropped"], "unevaluable": state["dropped"]["unevaluable"] + len(expected) - len(usable)}
+        if self.secants is not None and state.get("secants") is not None:
+            self.secants = {int(k): change for k, change in state["secants"].items() if int(k) in self.schedule.kept}
+        if self.layers is not None:
+            for row in itertools.starmap(LayerRow, state.get("layers") or []):
+                if row.step in self.schedule.kept:
+                    self.layers.setdefault(row.step, []).append(row)
+
+    def _linked(self, digests: Mapping[str, list[str]], folder: Path) -> set[int]:
+        """Take over what is stored of the kept steps; return the steps of which every process has its part."""
+        own = set()
+        for step in self.schedule.kept:
+            known = digests.get(str(step), [])
+            if len(known) == self._processes.size and self.store.adopt(folder, step, known[self._processes.rank]):
+                own.add(step)
+                self._digests[step] = list(known)
+        shared = set.intersection(*map(set, self._processes.of_each(sorted(own))))
+        for step in own - shared:
+            self.drop_stored(step)
+        return shared

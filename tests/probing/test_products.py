@@ -1,0 +1,83 @@
+"""Inner products against exactly rounded references, steps against their definition."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lightning_landscape.probing.products import Products
+
+inner_product_and_distance, measure_step = Products().inner_product_and_distance, Products().step
+
+
+def vectors(seed, sizes=((3,), (40, 60), (1 << 20, 1), (5000,)), dtype=torch.float32):
+    generator = torch.Generator().manual_seed(seed)
+    return {str(i): torch.randn(size, generator=generator).to(dtype) for i, size in enumerate(sizes)}
+
+
+def exact_dot(a, b):
+    return math.fsum((a.double().flatten() * b.double().flatten()).tolist())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64, torch.float16])
+def test_inner_product_and_distance(dtype):
+    x, reference, g = vectors(1, dtype=dtype), vectors(2, dtype=dtype), vectors(3, dtype=dtype)
+    product, distance = inner_product_and_distance(x, reference, g, 0.5)
+    away = {n: x[n].double() - reference[n].double() for n in x}
+    size = math.sqrt(sum(exact_dot(d, d) for d in away.values()) * sum(exact_dot(v, v) for v in g.values()))
+    assert product == pytest.approx(0.5 * sum(exact_dot(away[n], g[n]) for n in x), abs=1e-6 * size)
+    assert distance == pytest.approx(sum(exact_dot(d, d) for d in away.values()), rel=1e-6)
+
+
+def test_inner_product_close_to_the_reference_does_not_cancel():
+    x, noise, g = vectors(1), vectors(2), vectors(3)
+    reference = {n: x[n] + 1e-4 * noise[n] for n in x}
+    away = {n: x[n].double() - reference[n].double() for n in x}
+    size = math.sqrt(sum(exact_dot(d, d) for d in away.values()) * sum(exact_dot(v, v) for v in g.values()))
+    product, _ = inner_product_and_distance(x, reference, g, 1.0)
+    assert product == pytest.approx(sum(exact_dot(away[n], g[n]) for n in x), abs=1e-6 * size)
+
+
+def test_ten_million_equal_terms_do_not_drift():
+    ones = {"x": torch.full((10_000_019,), 0.1)}
+    _, sq_distance = inner_product_and_distance(ones, {"x": torch.zeros(10_000_019)}, {}, 1.0)
+    assert sq_distance == pytest.approx(10_000_019 * float(torch.tensor(0.1)) ** 2, rel=1e-7)
+
+
+@given(st.integers(0, 10**6), st.floats(1e-4, 1.0), st.floats(0.0, 0.1))
+@settings(max_examples=25, deadline=None)
+def test_a_step_by_its_definition(seed, step_size, noise):
+    sizes = ((3,), (40, 60), (5000,))
+    x, g, e = vectors(seed, sizes), vectors(seed + 1, sizes), vectors(seed + 2, sizes)
+    after = {n: x[n] - step_size * g[n] - noise * e[n] for n in x}
+    measured = measure_step(x, after, {n: 4 * v for n, v in g.items()}, 0.25)
+    moved = {n: x[n].double() - after[n].double() for n in x}
+    squares = sum(exact_dot(v, v) for v in g.values())
+    eta = sum(exact_dot(moved[n], g[n]) for n in x) / squares
+    rest = sum(exact_dot(r, r) for r in (moved[n] - eta * g[n].double() for n in x)) ** 0.5
+    length = sum(exact_dot(m, m) for m in moved.values()) ** 0.5
+    assert measured.grad_sq_norm == pytest.approx(squares, rel=1e-6)
+    assert measured.step_size == pytest.approx(eta, abs=1e-6 * length / squares**0.5)
+    assert measured.residual == pytest.approx(rest, abs=2e-6 * length)
+
+
+def test_a_step_of_sgd_has_its_learning_rate_and_a_residual_of_rounding():
+    x, g = vectors(1), vectors(2)
+    after = {n: x[n] - 0.05 * g[n] for n in x}
+    measured = measure_step(x, after, g, 1.0)
+    assert measured.step_size == pytest.approx(0.05, rel=1e-6)
+    assert measured.residual < 1e-5 * 0.05 * measured.grad_sq_norm**0.5
+
+
+def test_without_a_gradient_the_step_size_is_zero_and_the_residual_is_what_moved():
+    x = {"x": torch.zeros(2)}
+    assert measure_step(x, {"x": torch.tensor([3.0, 4.0])}, {"x": torch.zeros(2)}, 1.0) == (0.0, 0.0, 5.0)
+    assert measure_step(x, x, {}, 1.0) == (0.0, 0.0, 0.0)
+
+
+def test_a_parameter_without_gradient_counts_in_the_residual():
+    before = {"a": torch.zeros(2), "b": torch.zeros(2)}
+    after = {"a": torch.tensor([-1.0, 0.0]), "b": torch.tensor([0.0, 2.0])}
+    assert measure_step(before, after, {"a": torch.tensor([1.0, 0.0])}, 1.0) == (1.0, 1.0, 2.0)
