@@ -11,7 +11,6 @@ from typing import Any, Literal
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ProgressBar
-from lightning.pytorch.utilities import rank_zero_warn
 from torch.optim import Optimizer
 from typing_extensions import override
 
@@ -19,7 +18,7 @@ from lightning_landscape import interrupts
 from lightning_landscape.probes import ProbeTable
 from lightning_landscape.probing import checks
 from lightning_landscape.probing.parameters import named_parameters, optimized_parameters
-from lightning_landscape.probing.processes import Processes
+from lightning_landscape.probing.processes import Processes, warn_once
 from lightning_landscape.probing.reference import FINAL, Reference, check_reference_file, load_reference
 from lightning_landscape.probing.sums import StepSums
 from lightning_landscape.reporting.folder import parent_folder
@@ -331,8 +330,8 @@ class LandscapeMonitor(Callback):
             )
         except Exception as error:
             session.measurement.abandon()
-            rank_zero_warn(
-                f"LandscapeMonitor could not finish its report: {_said(error)}; {session.folder.path} holds the rest"
+            warn_once(
+                error, f"LandscapeMonitor could not finish its report: {_said(error)}; {session.folder.path} holds the rest"
             )
 
     # --------------------------------------------------------------------------------------------------- stop and resume
@@ -367,11 +366,14 @@ class LandscapeMonitor(Callback):
                 session.measurement.abandon()
                 self._next_step, self._watching, self._just_probed, self._sums = _NEVER, False, False, None
                 if isinstance(error, MisconfigurationException) and self._may_refuse:
+                    session.discard()  # at once: under some launchers ``on_exception`` is called in the parent process alone
+                    self._session = None
                     raise
                 session.failure = _said(error)
-                rank_zero_warn(
+                warn_once(
+                    error,
                     f"LandscapeMonitor stopped measuring at step {self._step}: {session.failure}. Training goes on; what was "
-                    f"measured is kept in {session.folder.path}"
+                    f"measured is kept in {session.folder.path}",
                 )
 
         return guarded

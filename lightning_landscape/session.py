@@ -24,7 +24,7 @@ from lightning_landscape.probing import checks, lightning_compat
 from lightning_landscape.probing.description import describe_run
 from lightning_landscape.probing.measurement import Measurement
 from lightning_landscape.probing.parameters import named_parameters, optimized_parameters
-from lightning_landscape.probing.processes import Processes
+from lightning_landscape.probing.processes import Processes, warn_once
 from lightning_landscape.probing.reference import FINAL, Reference, last_iterate, last_sharded_iterate
 from lightning_landscape.probing.schedule import Schedule
 from lightning_landscape.probing.sharding import is_sharded
@@ -157,9 +157,10 @@ class Session:
         except Exception as error:
             self.measurement.abandon()
             self._processes.over, self._provisional_failed = False, True  # all know, and nothing else ends with it
-            rank_zero_warn(
+            warn_once(
+                error,
                 f"LandscapeMonitor could not evaluate at the present iterate, {type(error).__name__}: {error}; live/… ends "
-                "here, all else goes on"
+                "here, all else goes on",
             )
             return
         if not self._processes.first:
@@ -285,7 +286,7 @@ class Session:
         except Exception as error:  # what is evaluated so far is reported
             self.measurement.abandon()
             self.failure = f"{type(error).__name__} while evaluating at the reference: {error}"
-            rank_zero_warn(f"LandscapeMonitor could not evaluate every probe: {self.failure}. The others are reported")
+            warn_once(error, f"LandscapeMonitor could not evaluate every probe: {self.failure}. The others are reported")
             return False
         if exact:  # else it was said already
             self._warn_of_infidelity()
@@ -307,7 +308,7 @@ class Session:
                 "gradient": None if fidelity.gradient is None else number(fidelity.gradient),
                 "autograd": measurement.replayer.gradients_enabled,
             },
-            "store": {"dtype": self._settings.store_dtype, "bytes": measurement.rows.store.nbytes},
+            "store": {"dtype": self._settings.store_dtype, "bytes": measurement.stored_bytes or measurement.rows.store.nbytes},
             "learning_rates": _learning_rates(measurement.learning_rates),
             "off_schedule": measurement.off_schedule,
             "moved_between": measurement.moved_between,

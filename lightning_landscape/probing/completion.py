@@ -6,14 +6,12 @@ import functools
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 
-from lightning.pytorch.utilities import rank_zero_warn
-
 from lightning_landscape.probes import ProbeTable
 from lightning_landscape.probing.evaluation import StoredProbes
 from lightning_landscape.probing.fidelity import FidelityCheck
 from lightning_landscape.probing.gradients import is_finite
 from lightning_landscape.probing.layers import layer_rows
-from lightning_landscape.probing.processes import Processes
+from lightning_landscape.probing.processes import Processes, warn_once
 from lightning_landscape.probing.products import Products
 from lightning_landscape.probing.reference import Reference
 from lightning_landscape.probing.replay import NotMeasurable
@@ -122,9 +120,10 @@ class Completion:
                 inside = self._unless_missing(step, reference)
         except Exception as error:  # between two points that it knows a module may be where it cannot be
             self._processes.over = False  # nothing else ends with it
-            rank_zero_warn(
+            warn_once(
+                error,
                 f"LandscapeMonitor could not evaluate the line from step {step} to x_p, {type(error).__name__}: {error}; "
-                "there are no further lines, all else goes on"
+                "there are no further lines, all else goes on",
             )
             return False
         if inside is None:

@@ -105,6 +105,8 @@ class Measurement:
         """The parameters as the newest probe's step left them: their names, and elements of them"""
         self.moved_between = 0
         """Probes after whose step something else moved the parameters"""
+        self.stored_bytes = 0
+        """Bytes that all processes had stored when the evaluation ended"""
         self.off_schedule = 0
         """Probes whose step was not lr times the gradient: something clipped or changed it, or the optimiser is no SGD"""
         self.learning_rates: tuple[float, float] | None = None
@@ -407,7 +409,8 @@ class Measurement:
         self._processes.exchange()
         with self.replayer.silence():
             self._completion.at(reference, track)
-        self.moved_between = int(max(row[0] for row in self._processes.exchange(self.moved_between)))
+        rows = self._processes.exchange(self.moved_between, self.rows.store.nbytes)
+        self.moved_between, self.stored_bytes = int(max(row[0] for row in rows)), int(sum(row[1] for row in rows))
 
     def sq_distance(self, here: Mapping[str, Tensor], reference: Reference) -> float:
         """Return ‖x − x_p‖² for parameters x by name; ``nan`` where the reference does not have them all."""

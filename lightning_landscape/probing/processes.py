@@ -7,6 +7,7 @@ the exchange that the others make next, all learn of it there, and none makes a 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -15,6 +16,7 @@ import torch
 import torch.distributed as dist
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.strategies import Strategy
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 _WIDTH = 16
@@ -27,6 +29,14 @@ class FailedElsewhere(Exception):
 
 class RefusedElsewhere(MisconfigurationException):
     """Another process found something that cannot be measured."""
+
+
+def warn_once(error: Exception, message: str) -> None:
+    """Warn of a failure, in a run of several processes: the one that failed says what happened, the first one that one did."""
+    if isinstance(error, (FailedElsewhere, RefusedElsewhere)):
+        rank_zero_warn(message)
+    else:
+        warnings.warn(message, stacklevel=2)
 
 
 class Processes:

@@ -256,9 +256,12 @@ class ProbeStore:
 
     @property
     def nbytes(self) -> int:
-        """Bytes on disk now, hard links counted once."""
-        files = {(s.st_dev, s.st_ino): s.st_size for f in self.folder.rglob("*") if f.is_file() for s in [f.stat()]}
-        return sum(files.values())
+        """Bytes on disk now, hard links counted once, without the stores of other processes."""
+        probes = [self._of(step) for step in self.digests]
+        found = [
+            file.stat() for folder in (self.folder, *probes) if folder.is_dir() for file in folder.iterdir() if file.is_file()
+        ]
+        return sum({(stat.st_dev, stat.st_ino): stat.st_size for stat in found}.values())
 
     def _load(self, step: int, part: str, missing_is_empty: bool = False) -> dict[str, Tensor]:
         path = self._of(step) / f"{part}.safetensors"

@@ -21,21 +21,25 @@ NO_PROBE = "no probe was evaluated at the reference"
 _NOTHING: dict[str, Any] = {"violated": None, "violated_share": None, "violated_between": None, "quantiles": {}}
 
 
+ALONE: dict[str, Any] = {"sync_on_compute": False}
+"""The table is the whole run's already: no metric over it waits for other processes"""
+
+
 def metrics() -> dict[str, C.WorstCase]:
     """Return a fresh metric for each condition with one constant, by its key in files and tags."""
     return {
-        "quasar_convexity": C.QuasarConvexity(),
-        "star_convexity": C.StarConvexity(),
-        "aiming": C.Aiming(),
-        "polyak_lojasiewicz": C.PolyakLojasiewicz(),
-        "relaxed_polyak_lojasiewicz": C.RelaxedPolyakLojasiewicz(exponent=EXPONENTS[0]),
-        "restricted_secant": C.RestrictedSecant(),
-        "error_bound": C.ErrorBound(),
-        "upper_error_bound": C.UpperErrorBound(),
-        "quadratic_growth": C.QuadraticGrowth(),
-        "weak_strong_convexity": C.WeakStrongConvexity(),
-        "gradient_angle": C.GradientAngle(),
-        "smoothness": C.Smoothness(),
+        "quasar_convexity": C.QuasarConvexity(**ALONE),
+        "star_convexity": C.StarConvexity(**ALONE),
+        "aiming": C.Aiming(**ALONE),
+        "polyak_lojasiewicz": C.PolyakLojasiewicz(**ALONE),
+        "relaxed_polyak_lojasiewicz": C.RelaxedPolyakLojasiewicz(exponent=EXPONENTS[0], **ALONE),
+        "restricted_secant": C.RestrictedSecant(**ALONE),
+        "error_bound": C.ErrorBound(**ALONE),
+        "upper_error_bound": C.UpperErrorBound(**ALONE),
+        "quadratic_growth": C.QuadraticGrowth(**ALONE),
+        "weak_strong_convexity": C.WeakStrongConvexity(**ALONE),
+        "gradient_angle": C.GradientAngle(**ALONE),
+        "smoothness": C.Smoothness(**ALONE),
     }
 
 
@@ -50,7 +54,7 @@ def other_conditions(evidence: Evidence, windows: int, secants: Mapping[int, flo
     found = {key: _entry(metric, evidence, windows) for key, metric in metrics().items()}
     found["relaxed_polyak_lojasiewicz"] |= {
         "exponent": EXPONENTS[0],
-        "exponents": {f"{e:g}": _entry(C.RelaxedPolyakLojasiewicz(exponent=e), evidence, windows) for e in EXPONENTS},
+        "exponents": {f"{e:g}": _entry(C.RelaxedPolyakLojasiewicz(exponent=e, **ALONE), evidence, windows) for e in EXPONENTS},
     }
     mu, upper = found["restricted_secant"]["value"], found["upper_error_bound"]["value"]
     found["upper_error_bound"]["restricted_secant_over_it"] = number(mu / upper) if mu is not None and upper else None
@@ -136,7 +140,7 @@ def _secant(table: ProbeTable, secants: Mapping[int, float]) -> dict[str, Any] |
     rows = [probe for probe in table if probe.step in secants and math.isfinite(lengths[probe.step])]
     if not rows:
         return None
-    metric = C.SecantSmoothness()
+    metric = C.SecantSmoothness(**ALONE)
     for probe in rows:  # x_k − x_{k+1} = η_k g_k + e_k, and these are orthogonal
         metric.update(grad_sq_change=secants[probe.step], sq_step=lengths[probe.step])
     result = metric.compute()

@@ -303,11 +303,11 @@ def test_a_failure_of_ours_leaves_training_alone(hook, monkeypatch):
 
     original, calls = getattr(Measurement, hook), []
 
-    def failing(self, *args):
+    def failing(self, *args, **kwargs):
         calls.append(hook)
         if len(calls) == 4:
             raise RuntimeError("broken on purpose")
-        return original(self, *args)
+        return original(self, *args, **kwargs)
 
     monkeypatch.setattr(Measurement, hook, failing)
     broken = LandscapeMonitor(every_n_steps=1)

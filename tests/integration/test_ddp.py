@@ -1,0 +1,236 @@
+"""Real processes under DistributedDataParallel: the table of one process on the batches of both, and all that goes with it."""
+
+import csv
+import math
+import os
+import time
+
+import pytest
+import torch
+from lightning.pytorch.callbacks import Callback
+
+from lightning_landscape import LandscapeMonitor, load
+from lightning_landscape.probing.store import ProbeStore
+from tests.helpers import distributed
+from tests.helpers.distributed import InOrder, Net, smoothed_loss, train
+from tests.helpers.modules import Plain, TargetInBuffers, TargetInParameters, loader
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:It is recommended to use `self.log"),
+    pytest.mark.filterwarnings("ignore:The dirpath has changed from"),
+]
+
+EXACT = {"step", "epoch", "logged_step", "loss_infimum"}
+
+
+def monitored(folder, processes=2, train_kwargs=None, **arguments):
+    """Train with a monitor; return what it wrote."""
+    train(folder, [LandscapeMonitor(**{"every_n_steps": 1, **arguments})], processes=processes, **(train_kwargs or {}))
+    return load(folder / "run")
+
+
+def assert_same_tables(one, two, rtol=2e-5):
+    """Assert that two tables are the same but for rounding: gradients are summed in another order."""
+    assert len(one) == len(two) > 1
+    for a, b in zip(one, two, strict=True):
+        for column in EXACT:
+            assert getattr(a, column) == getattr(b, column), column
+        for column in ("loss", "reference_loss", "initial_loss", "grad_sq_norm", "sq_distance", "step_size"):
+            assert getattr(a, column) == pytest.approx(getattr(b, column), rel=rtol, abs=rtol), (a.step, column)
+        size = math.sqrt(b.grad_sq_norm * b.sq_distance)
+        assert a.inner_product == pytest.approx(b.inner_product, abs=rtol * size)
+        assert a.step_residual == pytest.approx(b.step_residual, abs=rtol * math.sqrt(b.grad_sq_norm))
+
+
+SETTINGS = {
+    "plain": ({}, {}),
+    "accumulation": ({"accumulate_grad_batches": 2}, {}),
+    "clipping": ({"gradient_clip_val": 0.1}, {}),
+    "loss": ({}, {"loss": smoothed_loss}),
+    "loss_accumulation": ({"accumulate_grad_batches": 2}, {"loss": smoothed_loss}),
+    "uneven": ({"data": InOrder(drop=4)}, {}),
+    "layers_secants_sums": ({}, {"per_layer": True, "secant": True, "exact_sums": True}),
+    "thinned": ({}, {"max_probes": 5}),
+}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_two_processes_give_the_table_of_one(name, tmp_path):
+    trainer, monitor = SETTINGS[name]
+    one = monitored(tmp_path / "one", 1, trainer, **monitor)
+    two = monitored(tmp_path / "two", 2, trainer, **monitor)
+    assert_same_tables(two.table, one.table)
+    run = two.summary["run"]
+    assert run["world_size"] == 2
+    assert run["fidelity"]["exact"] is True
+    assert run["fidelity"]["gradient"] == pytest.approx(0, abs=1e-6)
+    assert run["off_schedule"] == one.summary["run"]["off_schedule"]
+    assert not (two.path / "store").exists()
+    if "per_layer" in monitor:
+        for a, b in ((two.layers, one.layers), (two.segments, one.segments)):
+            assert len(a) == len(b) > 0
+        for a, b in zip(two.layers, one.layers, strict=True):
+            assert (a.step, a.layer) == (b.step, b.layer)
+            assert a.grad_sq_norm == pytest.approx(b.grad_sq_norm, rel=2e-5)
+            assert a.inner_product == pytest.approx(
+                b.inner_product, abs=2e-5 * math.sqrt(b.grad_sq_norm * b.sq_distance) + 1e-9
+            )
+        for a, b in zip(two.segments, one.segments, strict=True):
+            assert (a.step, a.fraction) == (b.step, b.fraction)
+            assert a.loss == pytest.approx(b.loss, rel=1e-5)
+        sums, expected = run["exact_sums"], one.summary["run"]["exact_sums"]
+        assert sums["steps"] == expected["steps"]
+        assert sums["sq_step"] == pytest.approx(expected["sq_step"], rel=2e-5)
+        assert two.summary["conditions"]["smoothness"]["secant"]["value"] == pytest.approx(
+            one.summary["conditions"]["smoothness"]["secant"]["value"], rel=1e-3
+        )
+
+
+@pytest.mark.parametrize("loss", [None, smoothed_loss])
+def test_with_a_reference_file(loss, tmp_path):
+    one = monitored(tmp_path / "one", 1, loss=loss)
+    reference = str(one.path / "reference.safetensors")
+    live = monitored(tmp_path / "live", 2, loss=loss, reference=reference, per_layer=True)
+    assert_same_tables(live.table, one.table)
+    assert {row.step for row in live.layers} == {probe.step for probe in live.table}
+
+
+def metrics(folder):
+    """Return what Lightning logged of the module."""
+    with (folder / "run" / "metrics.csv").open() as file:
+        return [
+            {k: v for k, v in row.items() if not k.startswith("landscape/") and v}
+            for row in csv.DictReader(file)
+            if row["train_loss_step"]
+        ]
+
+
+def assert_same_ends(a, b):
+    """Assert that both processes of two runs ended with the same module and the same random numbers."""
+    for rank in range(2):
+        one, two = (torch.load(folder / f"end-{rank}.pt") for folder in (a, b))
+        assert torch.equal(one["random"], two["random"])
+        assert list(one["module"]) == list(two["module"])
+        assert all(torch.equal(one["module"][name], two["module"][name]) for name in one["module"])
+
+
+@pytest.mark.parametrize("module", [Plain, TargetInBuffers, TargetInParameters])
+def test_training_is_the_same_with_and_without_the_monitor(module, tmp_path):
+    """Dropout, BatchNorm (each process its own statistics), shuffling; buffers that a loss depends on, and parameters."""
+    settings = {"module": module, "data": loader(16), "strategy": "ddp_fork_find_unused_parameters_true"}
+    if module is not Plain:
+        settings["strategy"] = "ddp_fork_find_unused_parameters_false"
+    train(tmp_path / "without", [], **settings)
+    with_monitor = monitored(tmp_path / "with", 2, settings, every_n_steps=2)
+    assert_same_ends(tmp_path / "without", tmp_path / "with")
+    assert metrics(tmp_path / "without") == metrics(tmp_path / "with")
+    assert with_monitor.summary["run"]["fidelity"]["exact"] is True
+    assert len(with_monitor.table) == 8
+
+
+class FailsInOne(Callback):
+    """From some step on, storing (or reading) a probe fails in one process alone."""
+
+    def __init__(self, rank, method, at=4):
+        self.rank, self.method, self.at = rank, method, at
+
+    def on_train_start(self, trainer, pl_module):
+        if trainer.global_rank == self.rank:
+            original = getattr(ProbeStore, self.method)
+
+            def failing(store, *args):
+                if trainer.global_step >= self.at:
+                    raise RuntimeError("broken on purpose")
+                return original(store, *args)
+
+            setattr(ProbeStore, self.method, failing)
+
+
+@pytest.mark.filterwarnings("ignore:.*LandscapeMonitor")
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("method", ["write", "others_changed", "moments"])
+def test_a_failure_in_one_process_stops_measuring_in_all_and_nothing_else(rank, method, tmp_path):
+    train(tmp_path / "without", [])
+    run = monitored(tmp_path / "with", 2, {"callbacks_before": [FailsInOne(rank, method)]}, live_epochs=None)
+    assert_same_ends(tmp_path / "without", tmp_path / "with")
+    assert run.summary["run"]["complete"] is False
+    assert "failed" in run.summary["run"]["stopped_by"] or "broken on purpose" in run.summary["run"]["stopped_by"]
+    if method != "moments":
+        assert [probe.step for probe in run.table][:3] == [0, 1, 2]
+        assert run.table[-1].step <= 5
+        assert all(probe.evaluated for probe in run.table if probe.step < 3)
+
+
+class NegativeInOne(Net):
+    def training_step(self, batch, batch_idx):
+        return super().training_step(batch, batch_idx) - 100 * self.global_rank
+
+
+def test_a_refusal_is_one_of_all_processes_before_the_first_step(tmp_path):
+    started = time.monotonic()
+    with pytest.raises(Exception, match="below loss_infimum=0; supported is a lower bound"):
+        monitored(tmp_path, 2, {"module": NegativeInOne})
+    assert time.monotonic() - started < 60
+    assert not (tmp_path / "run" / "landscape").exists()
+
+
+class UnpicklableInOne(Callback):
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if trainer.global_rank == 1:
+            batch.append(iter([1]) if False else (i for i in range(3)))
+
+
+def test_a_batch_that_one_process_cannot_keep_is_refused_in_all(tmp_path):
+    class Lenient(Net):
+        def training_step(self, batch, batch_idx):
+            return super().training_step(batch[:2], batch_idx)
+
+    with pytest.raises(Exception, match="cannot keep this batch|process 1 says what it found"):
+        monitored(tmp_path, 2, {"module": Lenient, "callbacks_before": [UnpicklableInOne()]})
+
+
+def test_resume_mid_epoch_and_a_changed_number_of_processes(tmp_path):
+    first = monitored(tmp_path / "first", 2, {"max_steps": 12}, keep_store=True)
+    checkpoint = tmp_path / "first" / "checkpoints" / "epoch=1-step=10.ckpt"
+    again = monitored(tmp_path / "again", 2, {"ckpt_path": str(checkpoint)})
+    assert [probe.step for probe in again.table] == list(range(len(again.table)))
+    assert len(again.table) > 10
+    for old, new in zip(first.table[:10], again.table, strict=False):
+        assert (old.step, old.loss, old.grad_sq_norm) == (new.step, new.loss, new.grad_sq_norm)
+        assert new.evaluated
+    assert again.summary["run"]["fidelity"]["exact"] is True
+    assert again.summary["run"]["dropped"]["unevaluable"] == 0
+    with pytest.raises(Exception, match="checkpoint of a run with 2 processes, and 1 now.*train on 2 devices"):
+        monitored(tmp_path / "alone", 1, {"ckpt_path": str(checkpoint)})
+
+
+def test_the_store_of_each_process(tmp_path):
+    run = monitored(tmp_path, 2, {"max_steps": 4}, keep_store=True)
+    first, second = run.path / "store", run.path / "store" / "process-1"
+    for step in range(4):
+        assert (first / f"{step:012d}" / "parameters.safetensors").is_file()
+        assert (first / f"{step:012d}" / "moments.json").is_file()
+        assert (second / f"{step:012d}" / "moments.json").is_file()
+        assert not (second / f"{step:012d}" / "parameters.safetensors").exists()
+        assert not (second / f"{step:012d}" / "gradient.safetensors").exists()
+    assert all(path.stat().st_mode & 0o077 == 0 for path in first.rglob("*"))
+
+
+def test_distributed_helpers_see_the_same_batches():
+    """What the comparisons rest on: the samples of two processes together are those of one."""
+
+    class Trainer:
+        world_size, global_rank = 1, 0
+
+    one = InOrder()
+    one.trainer = Trainer
+    whole = [batch[0] for batch in one.train_dataloader()]
+    halves = []
+    for rank in range(2):
+        part = InOrder()
+        part.trainer = type("T", (), {"world_size": 2, "global_rank": rank})
+        halves.append([batch[0] for batch in part.train_dataloader()])
+    assert len(whole) == len(halves[0]) == distributed.STEPS
+    for together, a, b in zip(whole, *halves, strict=True):
+        assert sorted(map(tuple, together.tolist())) == sorted(map(tuple, torch.cat([a, b]).tolist()))
+    assert os.environ.get("LOCAL_RANK") is None
