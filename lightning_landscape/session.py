@@ -23,7 +23,8 @@ from lightning_landscape.probes import SCHEMA, Probe, ProbeTable
 from lightning_landscape.probing import checks, lightning_compat
 from lightning_landscape.probing.description import describe_run
 from lightning_landscape.probing.measurement import Measurement
-from lightning_landscape.probing.parameters import optimized_parameters
+from lightning_landscape.probing.parameters import named_parameters, optimized_parameters
+from lightning_landscape.probing.part import part_of, trained_elsewhere
 from lightning_landscape.probing.reference import FINAL, Reference, last_iterate, sq_distance
 from lightning_landscape.probing.schedule import Schedule
 from lightning_landscape.probing.store import ProbeStore
@@ -48,6 +49,7 @@ class Session:
         module: the module in training.
         optimizer: its optimiser.
         reference: x_p; None for the last iterate of this run.
+        first_step: steps that the optimiser has made before.
         guard: keeps failures away from the user's training.
         may_be_overwritten: whether another callback may change the parameters at the end, before our turn comes.
 
@@ -63,16 +65,20 @@ class Session:
         optimizer: Optimizer,
         reference: Reference | None,
         *,
+        first_step: int,
         guard: Guard,
         may_be_overwritten: bool,
     ) -> None:
+        optimizer = part_of(optimizer, module, settings.parameters)
         self._settings, self._trainer, self._module, self._optimizer = settings, trainer, module, optimizer
         self._live = reference is not None
         self._temporary = Path(tempfile.mkdtemp()) if _writes_nothing(trainer) else None
         parent = self._temporary or parent_folder(trainer, settings.dirpath)
         path = free_folder(parent, settings.prefix)
         trained = optimized_parameters(module, optimizer)
-        budget = checks.store_budget(path, settings.store_gib, trained, stored=not self._live)
+        moving = trained_elsewhere(module, trainer.optimizers, trained)
+        others = {n: p for n, p in named_parameters(module).items() if n not in trained} if moving else {}
+        budget = checks.store_budget(path, settings.store_gib, trained, others, stored=not self._live)
         self.folder = RunFolder(path)
         self.measurement = Measurement(
             trainer=trainer,
@@ -90,7 +96,7 @@ class Session:
             segments=settings.segments,
         )
         self._curves = RunCurves(trainer.loggers, settings.prefix, live=self._live)
-        self.first_step = trainer.global_step
+        self.first_step = first_step
         self.automatic = module.automatic_optimization
         self.failure: str | None = None
         """Why measuring stopped before training did"""
@@ -234,6 +240,7 @@ class Session:
                 "finalisation_s": time.perf_counter() - started,
             },
             **self._measured(),
+            "part": self._settings.parameters,
             **describe_run(self._trainer, self._module, self._optimizer),
         }
         return self._report(run, evaluated)
@@ -319,10 +326,16 @@ class Session:
 
     # --------------------------------------------------------------------------------------------------- stop and resume
 
-    def state(self) -> dict[str, Any]:
-        """Return what a checkpoint holds of this run: plain values only."""
+    def state(self, step: int) -> dict[str, Any]:
+        """Return what a checkpoint holds of this run: plain values only.
+
+        Args:
+            step: steps that the optimiser has made.
+        """
         return {
             "schema": SCHEMA,
+            "step": step,
+            "global_step": self._trainer.global_step,
             "run_id": self._run_id,
             "folder": str(self.folder.path.absolute()),
             "reference": self._reference_identity(),

@@ -18,7 +18,8 @@ class Stochastic(Theorem):
     """A theorem about steps along mini-batch gradients, the mini-batches drawn at random."""
 
     def check(self, evidence: Evidence) -> None:
-        """Check sampling, steps and infimum; then the rule for the step sizes."""
+        """Check losses, sampling, steps and infimum; then the rule for the step sizes."""
+        check_fixed_losses(evidence)
         check_sampling(evidence)
         check_moves_along_gradient(evidence)
         check_infimum(evidence)
@@ -35,6 +36,16 @@ class Stochastic(Theorem):
             "sq_distance": evidence.sq_distance,
             "interpolation_error": evidence.interpolation_error,
         }
+
+
+def check_fixed_losses(evidence: Evidence) -> None:
+    """Raise `DoesNotApply` where parameters that are not x were trained as well: every f_i changed from step to step."""
+    others = evidence.run.get("trained_elsewhere")
+    if others:
+        raise DoesNotApply(
+            f"{others} parameter tensors beside x were trained too, so the mini-batch losses, as functions of x, changed from "
+            "step to step; the theorem is about fixed ones"
+        )
 
 
 def check_sampling(evidence: Evidence) -> None:

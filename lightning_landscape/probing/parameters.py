@@ -60,9 +60,13 @@ def fingerprint(parameters: Mapping[str, Tensor]) -> Tensor:
 
 @torch.no_grad()
 def assign(parameters: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
-    """Write values into parameters in place: the same tensors, so that nothing that holds them is misled."""
+    """Write values into parameters in place: the same tensors, so that nothing that holds them is misled.
+
+    Through ``data``, of which autograd takes no note: whoever writes here puts the values back, and under manual optimisation
+    a graph that the user goes backward through later may wait meanwhile.
+    """
     for name, value in values.items():
-        parameters[name].copy_(value)
+        parameters[name].data.copy_(value)
 
 
 class Swap:
