@@ -79,7 +79,7 @@ def choose(optimizers: Sequence[Optimizer], module: nn.Module, path: str | None)
         names = " and ".join(type(optimizer).__name__ for optimizer in holders)
         raise MisconfigurationException(
             f"LandscapeMonitor(parameters={path!r}) found parameters of {path!r} in {len(holders)} optimizers, {names}; "
-            "supported are submodules whose parameters one optimizer holds: name a smaller submodule, and use one monitor for each"
+            "supported are submodules whose parameters one optimizer holds: name a smaller one, with a monitor for each"
         )
     return holders[0]
 
