@@ -76,8 +76,8 @@ def check_prefixes(prefixes: Sequence[str]) -> None:
     twice = sorted({prefix for prefix in prefixes if prefixes.count(prefix) > 1})
     if twice:
         raise MisconfigurationException(
-            f"LandscapeMonitor found {prefixes.count(twice[0])} monitors with prefix={twice[0]!r}; supported is a name for each "
-            "monitor: pass them different prefix="
+            f"LandscapeMonitor found {prefixes.count(twice[0])} monitors with prefix={twice[0]!r}; supported is a name for "
+            "each: pass them different prefix="
         )
 
 
