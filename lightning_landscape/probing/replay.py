@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -192,12 +192,7 @@ class Replayer:
         state = thaw(moment, self._module.device)
         put_back(self._trainer, self._module, state)
         args, kwargs = state["args"], state["kwargs"]
-        inside = torch.is_autocast_enabled(self._module.device.type)  # manual optimisation steps inside training_step
-        with (
-            self._trainer.precision_plugin.train_step_context(),
-            without_autocasts_cache() if inside else nullcontext(),
-            without_cudnns_dropout(self._module),
-        ):
+        with self._trainer.precision_plugin.train_step_context(), without_cudnns_dropout(self._module):
             if self._loss is not None:
                 output: Any = self._loss(self._module, batch_of(args, kwargs))
             else:
@@ -207,20 +202,6 @@ class Replayer:
             raise NotMeasurable("training_step returned None in the replay")
         scalar_loss(loss)
         return torch.as_tensor(loss).reshape(())
-
-
-@contextmanager
-def without_autocasts_cache() -> Iterator[None]:
-    """Keep away from the low-precision copies of parameters that autocast keeps until the user's ``training_step`` ends.
-
-    They may be of values before a step that was made meanwhile; and copies of ours, at other parameters, are not for the user.
-    """
-    enabled = torch.is_autocast_cache_enabled()
-    torch.set_autocast_cache_enabled(False)
-    try:
-        yield
-    finally:
-        torch.set_autocast_cache_enabled(enabled)
 
 
 @contextmanager
