@@ -147,7 +147,7 @@ class LandscapeMonitor(Callback):
         self._backward = False
         """Whether there was a backward pass since the last step"""
         self._idle_steps = 0
-        """Steps without a gradient: training_step returned None"""
+        """Steps without a backward pass: training_step returned None, or a callback skipped it"""
         self._first_step = self._first_global_step = 0
         self._may_refuse = True
 
@@ -291,6 +291,10 @@ class LandscapeMonitor(Callback):
         if measurement.gradient_taken:  # manual optimisation: another step within the same batch
             self._finish_probe()
             self._just_probed = False  # the step that is about to be made moves what that one left
+        if session.automatic and not self._backward:
+            # not even where there are losses and gradients: SWA makes such a step after its pass for BatchNorm, on averages and
+            # with the gradients of the step before
+            measurement.forget_batches()
         measurement.read_gradient()
 
     def _finish_probe(self) -> None:

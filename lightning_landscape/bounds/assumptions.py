@@ -84,7 +84,10 @@ def check_measured_throughout(evidence: Evidence) -> None:
         )
     idle, moved = evidence.run.get("idle_steps"), evidence.run.get("moved_between")
     if idle:
-        raise DoesNotApply(f"{idle} of {evidence.run['steps']} steps had no gradient: training_step returned None")
+        raise DoesNotApply(
+            f"{idle} of {evidence.run['steps']} steps had no gradient: training_step returned None, or a callback skipped the "
+            "backward pass"
+        )
     stride, last = evidence.run.get("stride"), int(evidence.spans[-1])
     if stride is not None and last > max(2 * int(stride), 0.05 * evidence.steps):
         raise DoesNotApply(f"the last probe is {last} steps before the end, what came after it was not measured")

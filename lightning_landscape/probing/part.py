@@ -29,7 +29,9 @@ class _Part:
         return [group for group in groups if group["params"]]
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self.__dict__["whole"], name)
+        if name.startswith("__"):  # copy and pickle ask before there is anything to ask
+            raise AttributeError(name)
+        return getattr(self.whole, name)
 
 
 def part_of(optimizer: Optimizer, module: nn.Module, path: str | None) -> Optimizer:

@@ -140,6 +140,10 @@ class Window:
         keep = -1 if self._newest_has_loss else len(self.moments)
         self.moments, self._losses = self.moments[keep:], self._losses[keep:]
 
+    def forget_batches(self) -> None:
+        """No gradient of the micro-batches so far is in the step."""
+        self.moments, self._losses = [], []
+
     def _parameters(self) -> Iterable[tuple[str, nn.Parameter]]:
         return optimized_parameters(self._module, self._optimizer).items()
 

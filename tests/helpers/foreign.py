@@ -173,13 +173,12 @@ def train(setting, folder, callbacks=(), module_class=None, epochs=2, **trainer_
     module = (module_class or setting.module)()
     trainer = pl.Trainer(
         accelerator="cpu",
-        max_epochs=epochs,
         logger=CSVLogger(folder, flush_logs_every_n_steps=1),
         log_every_n_steps=1,
         enable_progress_bar=False,
         enable_model_summary=False,
         callbacks=[*callbacks, ModelCheckpoint(folder / "checkpoints", save_last=True)],
-        **{**setting.trainer, **trainer_kwargs},
+        **{"max_epochs": epochs, **setting.trainer, **trainer_kwargs},
     )
     trainer.fit(module, setting.loader())
     return trainer, module

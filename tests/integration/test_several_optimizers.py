@@ -20,6 +20,13 @@ from tests.integration.test_refusals import assert_refused
 bf16 = partial(torch.autocast, "cpu", dtype=torch.bfloat16)
 fp16 = partial(torch.autocast, "cpu", dtype=torch.float16)
 
+
+class Compiled(Gan):
+    def __init__(self):
+        super().__init__()
+        self.generator = torch.compile(self.generator, backend="eager")
+
+
 # module, arguments of the trainer, autocast, batches that a generator's step is of
 WAYS = {
     "gan": (Gan, {}, contextlib.nullcontext, 1),
@@ -28,6 +35,7 @@ WAYS = {
     "accumulating": (Accumulating, {}, contextlib.nullcontext, 2),
     "bf16": (Critic, {"precision": "bf16-mixed"}, bf16, 1),
     "scaler": (Gan, {}, fp16, 1),
+    "compiled": (Compiled, {}, contextlib.nullcontext, 1),
 }
 
 
@@ -180,6 +188,7 @@ def test_theorems_about_fixed_losses_do_not_apply_and_schedulers_of_the_other_ar
         assert discriminator["bounds"][name]["value"] is None
     assert "parameter tensors beside x were trained too" in discriminator["bounds"]["sgd"]["reason"]
     assert discriminator["bounds"]["trajectory"]["value"] is not None
+    assert "x is 'discriminator': 4 other tensors" in discriminator["verdict"]
 
 
 def test_part_of_the_parameters_of_one_optimiser_under_automatic_optimisation(tmp_path):
@@ -258,6 +267,17 @@ def test_two_monitors_of_one_name(tmp_path):
         pl.utilities.exceptions.MisconfigurationException, match="2 monitors with prefix='landscape'; supported"
     ):
         fit("gan", tmp_path, players)
+
+
+def test_sums_over_every_step_are_not_for_a_loss_of_the_user():
+    monitor = LandscapeMonitor(loss=LOSSES["generator"], parameters="generator", exact_sums=True)
+    refused(monitor, "exact_sums=True, loss=...", "leave exact_sums out")
+
+
+def test_a_reference_that_lacks_the_players_parameters(tmp_path):
+    torch.save({n: p for n, p in Gan().state_dict().items() if "discriminator" in n}, tmp_path / "reference.pt")
+    monitor = LandscapeMonitor(loss=LOSSES["generator"], parameters="generator", reference=str(tmp_path / "reference.pt"))
+    refused(monitor, "holds none of 'generator.0.weight'")
 
 
 def test_a_budget_without_room_for_the_other_player(tmp_path):
