@@ -7,12 +7,12 @@ from functools import partial
 import lightning.pytorch as pl
 import pytest
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.plugins import MixedPrecision
 
 from lightning_landscape import LandscapeMonitor, load
-from tests.helpers.modules import Plain, loader
+from tests.helpers.modules import Momentum, Plain, loader
 from tests.helpers.players import LATENT, LOSSES, PLAYERS, Accumulating, Critic, Gan, PlayersRecording, Seldom
 from tests.integration.test_bit_identity import assert_same, everything
 from tests.integration.test_refusals import assert_refused
@@ -225,6 +225,37 @@ def test_part_of_the_parameters_of_one_optimiser_under_automatic_optimisation(tm
     assert sum(p.step_size for p in head.table) == pytest.approx(summary["exact_sums"]["step_size"], rel=1e-6)
     # at the last step but one x_p differs from x_k in the last layer alone
     assert head.table[-1].reference_loss != every.table[-1].reference_loss
+
+
+def distance_to_key(module, batch):
+    return (module.net[0](batch[0]) - module.key(batch[0])).square().mean()
+
+
+def test_a_loss_of_the_user_sees_what_training_step_has_made_of_other_parameters(tmp_path):
+    """A momentum encoder moves inside training_step; the loss is evaluated after that, when the optimiser steps."""
+    seen = []
+
+    class Seeing(Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            self.batch = batch
+
+        def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+            seen.append(distance_to_key(pl_module, self.batch).item())
+
+    monitor = LandscapeMonitor(dirpath=tmp_path, every_n_steps=1, loss=distance_to_key)
+    pl.seed_everything(0, verbose=False)
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        max_epochs=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[monitor, Seeing()],
+    )
+    trainer.fit(Momentum(), loader())
+    assert [probe.loss for probe in monitor.table] == seen
+    assert monitor.summary["run"]["fidelity"]["exact"] is True
 
 
 # ----------------------------------------------------------------------------------------------------------- refusals
