@@ -258,6 +258,50 @@ def test_a_loss_of_the_user_sees_what_training_step_has_made_of_other_parameters
     assert monitor.summary["run"]["fidelity"]["exact"] is True
 
 
+class Late(Plain):
+    """Steps by hand after the batch has ended, of the gradient of that batch alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.automatic_optimization = False
+        self.trained_losses = []
+
+    def training_step(self, batch, batch_idx):
+        loss = late_loss(self, batch)
+        self.trained_losses.append(loss.item())
+        self.optimizers().zero_grad()
+        self.manual_backward(loss)
+
+    def on_train_batch_end(self, *args):
+        self.optimizers().step()
+
+    def on_train_epoch_end(self):
+        pass
+
+
+def late_loss(module, batch):
+    return module.net(batch[0]).square().mean()
+
+
+def test_a_step_after_the_batch_has_ended_is_of_that_batch(tmp_path):
+    monitor = LandscapeMonitor(dirpath=tmp_path, every_n_steps=1, loss=late_loss)
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        max_epochs=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[monitor],
+    )
+    module = Late()
+    trainer.fit(module, loader())
+    assert [probe.step for probe in monitor.table] == list(range(9))  # training ends before the last one is seen whole
+    assert [probe.loss for probe in monitor.table] == module.trained_losses[:9]
+    assert monitor.table.column("step_size").tolist() == pytest.approx([0.1] * 9, rel=1e-3)
+    assert monitor.summary["run"]["fidelity"]["exact"] is True
+
+
 # ----------------------------------------------------------------------------------------------------------- refusals
 
 
