@@ -18,6 +18,7 @@ from lightning_landscape import interrupts
 from lightning_landscape.probes import ProbeTable
 from lightning_landscape.probing import checks
 from lightning_landscape.probing.parameters import named_parameters, optimized_parameters
+from lightning_landscape.probing.part import part_of, trained_elsewhere
 from lightning_landscape.probing.processes import Processes, warn_once
 from lightning_landscape.probing.reference import FINAL, Reference, check_reference_file, load_reference
 from lightning_landscape.probing.sums import StepSums
@@ -43,7 +44,13 @@ class LandscapeMonitor(Callback):
         max_probes: When that many probes are kept and another is due, every second one is dropped and the stride doubles.
         loss_infimum: A lower bound of every mini-batch loss, the f_i^* of the theory; 0 for cross-entropy and squared error.
         loss: A function of (module, batch) that returns the loss to measure, as a tensor with one element, by import path on
-            the command line; by default the loss of training_step. Needed for manual optimization.
+            the command line; by default the loss of training_step. Needed for manual optimization, where it is evaluated when
+            the optimizer steps (the first time in a batch): at all parameters as they are then, with buffers, attributes and
+            random numbers as they were when training_step began.
+        parameters: Dotted name of the submodule whose parameters are x, as "generator"; by default all that the optimizer
+            holds. With several optimizers it says which one is measured: one monitor, with a prefix= of its own, for each
+            player of a GAN, and ``step`` counts the steps of that optimizer. All other parameters, those that the same
+            optimizer holds among them, are for each probe as they were at its step.
         store_dtype: How parameters and gradients are stored until x_p is known; "native" is exact.
         store_gib: Largest size of that store on disk in GiB; half of the free disk is another limit.
         dirpath: Where the folder <prefix>/ is written; by default the logger's folder, without one default_root_dir.
@@ -78,6 +85,7 @@ class LandscapeMonitor(Callback):
         max_probes: int = 256,
         loss_infimum: float = 0.0,
         loss: Callable[[LightningModule, Any], Any] | None = None,  # jsonargparse would ask for annotated functions
+        parameters: str | None = None,
         store_dtype: Literal["native"] = "native",
         store_gib: float = 4.0,
         dirpath: str | os.PathLike[str] | None = None,
@@ -100,6 +108,7 @@ class LandscapeMonitor(Callback):
         self.max_probes = max_probes
         self.loss_infimum = loss_infimum
         self.loss = loss
+        self.parameters = parameters
         self.store_dtype = store_dtype
         self.store_gib = store_gib
         self.dirpath = dirpath
@@ -121,6 +130,8 @@ class LandscapeMonitor(Callback):
         """The content of ``summary.json``, after ``fit``"""
         self._session: Session | None = None
         self._optimizer: Optimizer | None = None
+        self._several = False
+        """Whether the run has other optimisers beside the measured one"""
         self._reference: Reference | None = None
         self._resumed: dict[str, Any] = {}
         """State from the checkpoint that this fit goes on from"""
@@ -136,8 +147,8 @@ class LandscapeMonitor(Callback):
         self._backward = False
         """Whether there was a backward pass since the last step"""
         self._idle_steps = 0
-        """Steps without a gradient: training_step returned None"""
-        self._first_step = 0
+        """Steps without a backward pass: training_step returned None, or a callback skipped it"""
+        self._first_step = self._first_global_step = 0
         self._may_refuse = True
         self._processes = Processes()
 
@@ -152,18 +163,21 @@ class LandscapeMonitor(Callback):
         self._settings().check()
         checks.check_strategy(trainer)
         checks.check_module(pl_module, self.loss)
+        checks.check_prefixes([c.prefix for c in trainer.callbacks if isinstance(c, LandscapeMonitor)])  # type: ignore[attr-defined]
         checks.check_folder(parent_folder(trainer, self.dirpath))
         check_reference_file(self.reference)
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         checks.check_batches(trainer.limit_train_batches)
-        self._optimizer = checks.check_optimizers(trainer.optimizers)
-        trained = optimized_parameters(pl_module, self._optimizer)
+        self._optimizer = checks.check_optimizers(trainer.optimizers, pl_module, self.parameters)
+        self._several = len(trainer.optimizers) > 1
+        trained = optimized_parameters(pl_module, part_of(self._optimizer, pl_module, self.parameters))
         checks.check_parameters(trained, self._optimizer)
         self._reference = None
         if self.reference != FINAL:
-            others = {name: p for name, p in named_parameters(pl_module).items() if name not in trained}
+            moving = trained_elsewhere(pl_module, trainer.optimizers, trained)
+            others = {n: p for n, p in named_parameters(pl_module).items() if n not in trained and n not in moving}
             self._reference = load_reference(self.reference, trained, others)
         declare_results(trainer, self._settings())
 
@@ -172,6 +186,7 @@ class LandscapeMonitor(Callback):
         assert self._optimizer is not None
         self.table, self.summary = None, None
         self._processes = Processes(trainer.strategy)
+        step = self._steps_before(trainer)
         with self._processes.agreed():
             self._session = Session(
                 self._settings(),
@@ -179,10 +194,12 @@ class LandscapeMonitor(Callback):
                 pl_module,
                 self._optimizer,
                 self._reference,
+                first_step=step,
                 processes=self._processes,
                 may_be_overwritten=any(map(_may_overwrite_parameters, trainer.callbacks)),  # type: ignore[attr-defined]
             )
-        self._step = self._first_step = trainer.global_step
+        self._step = self._first_step = step
+        self._first_global_step = trainer.global_step
         self._idle_steps, self._backward = 0, False
         self._moved, self._may_refuse, self._just_probed = False, True, False
         if self._resumed and self._step > 0:
@@ -192,6 +209,16 @@ class LandscapeMonitor(Callback):
         self._next_step = max(self._session.measurement.schedule.next_step, self._step)
         self._sums = self._session.measurement.sums
 
+    def _steps_before(self, trainer: Trainer) -> int:
+        """Return how many steps the measured optimiser has made; Lightning counts those of all optimisers together.
+
+        Where nobody counted them, as in a checkpoint of a run without the monitor, they are counted from here.
+        """
+        if not self._several:
+            return trainer.global_step
+        known = self._resumed or self._ended
+        return int(known["step"]) if known.get("global_step") == trainer.global_step else 0
+
     # ---------------------------------------------------------------------------------------------------- while training
 
     @override
@@ -199,11 +226,15 @@ class LandscapeMonitor(Callback):
         if self._just_probed:
             self._just_probed = False
             self._guarded(self._require_session().measurement.check_nothing_moved)()
+        if self._watching and self._require_session().measurement.gradient_taken:  # it stepped after the batch had ended
+            self._guarded(self._finish_probe)()
         if self._step >= self._next_step:
             self._guarded(self._watch)()
 
     @override
     def on_before_zero_grad(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        if self._several and optimizer is not self._optimizer:
+            return
         if self._watching:
             self._guarded(self._require_session().measurement.forget_gradients)()
         if self._sums is not None:
@@ -217,6 +248,8 @@ class LandscapeMonitor(Callback):
 
     @override
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        if self._several and optimizer is not self._optimizer:
+            return
         if self._watching:
             self._guarded(self._read_gradient)()
         if self._sums is not None:
@@ -235,7 +268,7 @@ class LandscapeMonitor(Callback):
             self._guarded(self._finish_probe)()
         if self._sums is not None:
             self._guarded(self._require_session().measurement.count_step)(self._step - 1)
-        self._may_refuse = self._may_refuse and self._step == self._first_step
+        self._may_refuse = self._may_refuse and trainer.global_step == self._first_global_step
 
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -263,6 +296,11 @@ class LandscapeMonitor(Callback):
             )
         if measurement.gradient_taken:  # manual optimisation: another step within the same batch
             self._finish_probe()
+            self._just_probed = False  # the step that is about to be made moves what that one left
+        if session.automatic and not self._backward:
+            # not even where there are losses and gradients: SWA makes such a step after its pass for BatchNorm, on averages and
+            # with the gradients of the step before
+            measurement.forget_batches()
         with self._processes.agreed():
             measurement.read_gradient()
 
@@ -318,7 +356,7 @@ class LandscapeMonitor(Callback):
             return
         self._next_step, self._watching, self._sums, self._session = _NEVER, False, None, None
         session.measurement.abandon()
-        self._ended = session.state()
+        self._ended = session.state(self._step)
         try:
             self.table, self.summary = session.end(
                 stopped_by,
@@ -339,11 +377,12 @@ class LandscapeMonitor(Callback):
     @property
     @override
     def state_key(self) -> str:
-        return self._generate_state_key(prefix=self.prefix)
+        part = {} if self.parameters is None else {"parameters": self.parameters}
+        return self._generate_state_key(prefix=self.prefix, **part)
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        return self._session.state() if self._session is not None else dict(self._ended)
+        return self._session.state(self._step) if self._session is not None else dict(self._ended)
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -24,6 +24,7 @@ from lightning_landscape.probing import checks, lightning_compat
 from lightning_landscape.probing.description import describe_run
 from lightning_landscape.probing.measurement import Measurement
 from lightning_landscape.probing.parameters import named_parameters, optimized_parameters
+from lightning_landscape.probing.part import part_of, trained_elsewhere
 from lightning_landscape.probing.processes import Processes, warn_once
 from lightning_landscape.probing.reference import FINAL, Reference, last_iterate, last_sharded_iterate
 from lightning_landscape.probing.schedule import Schedule
@@ -49,6 +50,7 @@ class Session:
         module: the module in training.
         optimizer: its optimiser.
         reference: x_p; None for the last iterate of this run.
+        first_step: steps that the optimiser has made before.
         processes: those of the run; the first one alone writes, the others measure with it.
         may_be_overwritten: whether another callback may change the parameters at the end, before our turn comes.
 
@@ -64,9 +66,11 @@ class Session:
         optimizer: Optimizer,
         reference: Reference | None,
         *,
+        first_step: int,
         processes: Processes,
         may_be_overwritten: bool,
     ) -> None:
+        optimizer = part_of(optimizer, module, settings.parameters)
         self._settings, self._trainer, self._module, self._optimizer = settings, trainer, module, optimizer
         self._processes = processes
         self._live = reference is not None
@@ -74,8 +78,10 @@ class Session:
         parent = self._temporary or parent_folder(trainer, settings.dirpath)
         path = Path(processes.of_first(str(free_folder(parent, settings.prefix))))
         trained = optimized_parameters(module, optimizer)
+        moving = trained_elsewhere(module, trainer.optimizers, trained)
+        others = {n: p for n, p in named_parameters(module).items() if n not in trained} if moving else {}
         stored = not self._live and (processes.first or any(map(is_sharded, trained.values())))
-        budget = checks.store_budget(path, settings.store_gib, trained, stored=stored)
+        budget = checks.store_budget(path, settings.store_gib, trained, others, stored=stored)
         self.folder = RunFolder(path, writes=processes.first)
         self.measurement = Measurement(
             trainer=trainer,
@@ -93,7 +99,7 @@ class Session:
             segments=settings.segments,
         )
         self._curves = RunCurves(trainer.loggers if processes.first else [], settings.prefix, live=self._live)
-        self.first_step = trainer.global_step
+        self.first_step = first_step
         self.automatic = module.automatic_optimization
         self.failure: str | None = None
         """Why measuring stopped before training did"""
@@ -246,6 +252,7 @@ class Session:
                 "finalisation_s": time.perf_counter() - started,
             },
             **self._measured(),
+            "part": self._settings.parameters,
             **describe_run(self._trainer, self._module, self._optimizer),
         }
         return self._report(run, evaluated)
@@ -355,10 +362,16 @@ class Session:
 
     # --------------------------------------------------------------------------------------------------- stop and resume
 
-    def state(self) -> dict[str, Any]:
-        """Return what a checkpoint holds of this run: plain values only."""
+    def state(self, step: int) -> dict[str, Any]:
+        """Return what a checkpoint holds of this run: plain values only.
+
+        Args:
+            step: steps that the optimiser has made.
+        """
         return {
             "schema": SCHEMA,
+            "step": step,
+            "global_step": self._trainer.global_step,
             "run_id": self._run_id,
             "folder": str(self.folder.path.absolute()),
             "reference": self._reference_identity(),

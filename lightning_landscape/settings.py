@@ -27,6 +27,7 @@ class Settings:
     max_probes: int
     loss_infimum: float
     loss: Callable[[LightningModule, Any], Any] | None
+    parameters: str | None
     store_dtype: str
     store_gib: float
     dirpath: str | os.PathLike[str] | None
@@ -87,6 +88,10 @@ _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "max_probes": (_is_whole(2), "whole numbers of 2 or more"),
     "loss_infimum": (_is_real, "finite numbers"),
     "loss": (lambda value: value is None or callable(value), "functions of (module, batch)"),
+    "parameters": (
+        lambda value: value is None or (isinstance(value, str) and value != ""),
+        "the dotted name of a submodule, and None",
+    ),
     "store_dtype": (lambda value: value == "native", "'native', the parameters' own dtype"),
     "store_gib": (lambda value: _is_real(value) and value > 0, "sizes above 0, in GiB"),
     "dirpath": (lambda value: value is None or isinstance(value, (str, os.PathLike)), "paths"),

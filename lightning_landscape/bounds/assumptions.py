@@ -18,7 +18,8 @@ class Stochastic(Theorem):
     """A theorem about steps along mini-batch gradients, the mini-batches drawn at random."""
 
     def check(self, evidence: Evidence) -> None:
-        """Check sampling, steps and infimum; then the rule for the step sizes."""
+        """Check losses, sampling, steps and infimum; then the rule for the step sizes."""
+        check_fixed_losses(evidence)
         check_sampling(evidence)
         check_moves_along_gradient(evidence)
         check_infimum(evidence)
@@ -35,6 +36,16 @@ class Stochastic(Theorem):
             "sq_distance": evidence.sq_distance,
             "interpolation_error": evidence.interpolation_error,
         }
+
+
+def check_fixed_losses(evidence: Evidence) -> None:
+    """Raise `DoesNotApply` where parameters that are not x were trained as well: every f_i changed from step to step."""
+    others = evidence.run.get("trained_elsewhere")
+    if others:
+        raise DoesNotApply(
+            f"{others} parameter tensors beside x were trained too, so the mini-batch losses, as functions of x, changed from "
+            "step to step; the theorem is about fixed ones"
+        )
 
 
 def check_sampling(evidence: Evidence) -> None:
@@ -73,7 +84,10 @@ def check_measured_throughout(evidence: Evidence) -> None:
         )
     idle, moved = evidence.run.get("idle_steps"), evidence.run.get("moved_between")
     if idle:
-        raise DoesNotApply(f"{idle} of {evidence.run['steps']} steps had no gradient: training_step returned None")
+        raise DoesNotApply(
+            f"{idle} of {evidence.run['steps']} steps had no gradient: training_step returned None, or a callback skipped the "
+            "backward pass"
+        )
     stride, last = evidence.run.get("stride"), int(evidence.spans[-1])
     if stride is not None and last > max(2 * int(stride), 0.05 * evidence.steps):
         raise DoesNotApply(f"the last probe is {last} steps before the end, what came after it was not measured")

@@ -8,7 +8,13 @@ from collections.abc import Mapping
 import torch
 
 from lightning_landscape.bounds import functional as B
-from lightning_landscape.bounds.assumptions import Stochastic, check_moves_along_gradient, root_of_step, said_clipping
+from lightning_landscape.bounds.assumptions import (
+    Stochastic,
+    check_fixed_losses,
+    check_moves_along_gradient,
+    root_of_step,
+    said_clipping,
+)
 from lightning_landscape.bounds.evidence import Evidence
 from lightning_landscape.bounds.theorem import DoesNotApply, Status, Theorem
 from lightning_landscape.functional._fractional import LinearFractional
@@ -171,6 +177,7 @@ class GradientDescentBound(Theorem):
             raise DoesNotApply(
                 "the probes are not seen to be of one function: reference_loss or initial_loss differs, or is unknown"
             )
+        check_fixed_losses(evidence)
         check_moves_along_gradient(evidence)
         constant_step(evidence)
 

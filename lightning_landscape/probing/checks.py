@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signatu
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lightning_landscape.probing.part import choose
 from lightning_landscape.probing.sharding import local
 from lightning_landscape.probing.store import WAYS_OUT
 
@@ -80,13 +81,19 @@ def check_folder(dirpath: str | os.PathLike[str]) -> None:
         )
 
 
-def check_optimizers(optimizers: list[Optimizer]) -> Optimizer:
-    """Return the one optimiser; refuse several, none, and those that evaluate the loss more than once a step."""
-    if len(optimizers) != 1:
+def check_prefixes(prefixes: Sequence[str]) -> None:
+    """Refuse two monitors of one name: their folders and curves would be mixed up."""
+    twice = sorted({prefix for prefix in prefixes if prefixes.count(prefix) > 1})
+    if twice:
         raise MisconfigurationException(
-            f"LandscapeMonitor found {len(optimizers)} optimizers; supported is one: let configure_optimizers return one"
+            f"LandscapeMonitor found {prefixes.count(twice[0])} monitors with prefix={twice[0]!r}; supported is a name for "
+            "each: pass them different prefix="
         )
-    (optimizer,) = optimizers
+
+
+def check_optimizers(optimizers: list[Optimizer], module: nn.Module, parameters: str | None) -> Optimizer:
+    """Return the optimiser to measure; refuse where none is chosen, and those that evaluate the loss more than once a step."""
+    optimizer = choose(optimizers, module, parameters)
     if isinstance(optimizer, torch.optim.LBFGS):
         raise MisconfigurationException(
             f"LandscapeMonitor found {type(optimizer).__name__}, which evaluates loss and gradient at several points a step; "
@@ -124,22 +131,27 @@ def check_batches(batches: float | None) -> None:
         )
 
 
-def store_budget(folder: Path, store_gib: float, parameters: Mapping[str, Tensor], stored: bool) -> int:
+def store_budget(
+    folder: Path, store_gib: float, parameters: Mapping[str, Tensor], others: Mapping[str, Tensor], stored: bool
+) -> int:
     """Return the bytes that the store may use; refuse a budget in which two probes have no room.
 
     Args:
         folder: where the store will be.
         store_gib: the user's limit; half of the free disk is another.
         parameters: x; a probe holds it and a gradient of its size, of sharded ones this process's part.
-        stored: whether this process stores them at all.
+        others: the other parameters, where some of them are trained too: a probe holds them as well, whatever x_p is.
+        stored: whether this process stores x and its gradients at all.
     """
     existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
     free = shutil.disk_usage(existing).free
     budget = int(min(store_gib * GIB, free / 2))
-    needed = 2 * sum(local(parameter).nbytes for parameter in parameters.values())
-    if stored and budget < 2 * needed:
+    beside = sum(local(parameter).nbytes for parameter in others.values())
+    needed = 2 * stored * sum(local(parameter).nbytes for parameter in parameters.values()) + beside
+    if (stored or others) and budget < 2 * needed:
+        more = f", {beside / 2**20:.1f} of them for other parameters in training" if others else ""
         raise MisconfigurationException(
-            f"LandscapeMonitor needs {needed / 2**20:.1f} MiB a probe for parameters and gradient, and may use "
+            f"LandscapeMonitor needs {needed / 2**20:.1f} MiB a probe for parameters and gradient{more}, and may use "
             f"{budget / 2**20:.1f} MiB (store_gib={store_gib:g}, {free / GIB:.1f} GiB free at {existing}); supported are "
             f"budgets of two probes or more: {WAYS_OUT}"
         )

@@ -20,20 +20,30 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
+from lightning_landscape.probing.parameters import optimized_parameters
+from lightning_landscape.probing.part import trained_elsewhere, whole_of
+
 
 def describe_run(trainer: Trainer, module: LightningModule, optimizer: Optimizer) -> dict[str, Any]:
-    """Return optimiser, hyper-parameters, precision, processes, accumulation and versions."""
+    """Return optimiser, hyper-parameters, precision, processes, accumulation and versions.
+
+    Args:
+        trainer: the trainer.
+        module: the module in training.
+        optimizer: the measured optimiser, or the part of it that is measured.
+    """
     held = {id(parameter): parameter for group in optimizer.param_groups for parameter in group["params"]}
     return {
         "parameters": sum(parameter.numel() for parameter in held.values()),
         "optimizer": {
-            "class": type(optimizer).__name__,
-            "module": type(optimizer).__module__,
+            "class": type(whole_of(optimizer)).__name__,
+            "module": type(whole_of(optimizer)).__module__,
             "defaults": plain(optimizer.defaults),
             "groups": [plain({k: v for k, v in group.items() if k != "params"}) for group in optimizer.param_groups],
         },
         "gradient_clipping": _clipping(trainer),
-        "lr_schedulers": _schedulers(trainer),
+        "trained_elsewhere": len(trained_elsewhere(module, trainer.optimizers, optimized_parameters(module, optimizer))),
+        "lr_schedulers": _schedulers(trainer, whole_of(optimizer)),
         "sampling": sampling(trainer.train_dataloader),
         "batches_per_epoch": plain(trainer.num_training_batches),
         "hparams": plain(module.hparams),
@@ -54,9 +64,11 @@ def _clipping(trainer: Trainer) -> dict[str, Any] | None:
     return {"value": plain(trainer.gradient_clip_val), "algorithm": plain(trainer.gradient_clip_algorithm or "norm")}
 
 
-def _schedulers(trainer: Trainer) -> list[dict[str, Any]]:
-    """Return the learning rate schedulers, and which of them look at a measured value."""
-    configured = trainer.lr_scheduler_configs
+def _schedulers(trainer: Trainer, optimizer: Optimizer) -> list[dict[str, Any]]:
+    """Return the learning rate schedulers, those of other optimisers aside, and which of them look at a measured value."""
+    others = [other for other in trainer.optimizers if other is not optimizer]
+    of = [(c, getattr(c.scheduler, "optimizer", None)) for c in trainer.lr_scheduler_configs]
+    configured = [c for c, scheduled in of if not any(scheduled is other for other in others)]
     return [{"class": type(c.scheduler).__name__, "reduce_on_plateau": bool(c.reduce_on_plateau)} for c in configured]
 
 

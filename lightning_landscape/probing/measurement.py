@@ -188,6 +188,11 @@ class Measurement:
         if self._window is not None and not self._window.stepping:
             self._window.forget_gradients()
 
+    def forget_batches(self) -> None:
+        """Note that the step which is about to be made is of no batch; its probe is missed."""
+        if self._window is not None:
+            self._window.forget_batches()
+
     def abandon(self) -> None:
         """Leave the run as if there were no measurement: at an interrupt, a failure, or the end."""
         self.look_away()

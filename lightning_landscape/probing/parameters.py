@@ -35,8 +35,9 @@ def optimized_parameters(module: nn.Module, optimizer: Optimizer) -> dict[str, n
     Raises:
         MisconfigurationException: if the optimiser holds parameters that are not registered in the module.
     """
+    parameters = named_parameters(module)  # at first: what FSDP2 has gathered is in no optimiser
     held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-    named = {name: parameter for name, parameter in named_parameters(module).items() if id(parameter) in held}
+    named = {name: parameter for name, parameter in parameters.items() if id(parameter) in held}
     if len(named) < len(held):
         raise MisconfigurationException(
             f"LandscapeMonitor found {len(held) - len(named)} parameters in {type(optimizer).__name__} that are not "
@@ -66,9 +67,13 @@ def fingerprint(parameters: Mapping[str, Tensor]) -> Tensor:
 
 @torch.no_grad()
 def assign(parameters: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
-    """Write values into parameters in place: the same tensors, so that nothing that holds them is misled."""
+    """Write values into parameters in place: the same tensors, so that nothing that holds them is misled.
+
+    Through ``data``, of which autograd takes no note: whoever writes here puts the values back, and under manual optimisation
+    a graph that the user goes backward through later may wait meanwhile.
+    """
     for name, value in values.items():
-        local(parameters[name]).copy_(value)
+        local(parameters[name]).data.copy_(value)
 
 
 class Swap:

@@ -140,8 +140,7 @@ def _in_place(current: Tensor | None, value: Tensor | None) -> Tensor | None:
     if current is None or value is None or current.shape != value.shape or current.dtype != value.dtype:
         return value
     if not torch.equal(current, value.to(current.device)):
-        with torch.no_grad():
-            current.copy_(value)
+        current.data.copy_(value)  # it is put back, so autograd need not know: a graph of the user's may wait meanwhile
     return current
 
 

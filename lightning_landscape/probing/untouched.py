@@ -112,7 +112,7 @@ class _Belongings:
         with torch.no_grad():
             for tensor, value in self._values:
                 if not torch.equal(local(tensor), value):
-                    local(tensor).copy_(value)
+                    local(tensor).data.copy_(value)  # for autograd nothing has happened, and so it is
         for parameter, requires_grad, gradient in self._flags:
             parameter.requires_grad_(requires_grad)
             parameter.grad = gradient

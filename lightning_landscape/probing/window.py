@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_landscape.probing import lightning_compat
@@ -20,7 +22,7 @@ from lightning_landscape.probing.gradients import (
     read_gradient,
     unscaling_factor,
 )
-from lightning_landscape.probing.parameters import copied, local_values, named_parameters, optimized_parameters
+from lightning_landscape.probing.parameters import copied, fingerprint, local_values, named_parameters, optimized_parameters
 from lightning_landscape.probing.processes import Processes
 from lightning_landscape.probing.replay import Doorstep, Replayer, scalar_loss
 from lightning_landscape.probing.state import iterators
@@ -83,7 +85,14 @@ class Window:
         self._losses: list[float] = []
         self._newest_has_loss = False
         self.others: dict[str, Tensor] | None = None
-        """Parameters that the optimiser does not hold as they were at the door, where they are not those last stored"""
+        """Parameters that are not x as the loss sees them, where they are not those last stored.
+
+        ``training_step`` sees them at the door; a loss of the user's, evaluated at the step, sees what other optimisers (or
+        hooks) have made of them since.
+        """
+        self._traces: list[tuple[str, Tensor]] = []
+        """Under manual optimisation, by micro-batch: a parameter to whose gradient it added, and that gradient"""
+        self._gradients_before: dict[str, Tensor] = {}
         self._arriving: Frozen | None = None
         self._door: Doorstep | None = None
 
@@ -123,8 +132,11 @@ class Window:
                 "training_step would advance; supported are data that come in the batch (CombinedLoader), or loss=, a function "
                 "of (module, batch) that draws from no iterator"
             )
-        if self.others is None:  # before training_step can move them: a momentum encoder does
+        if self.others is None and not self._replayer.of_user:  # before training_step can move them: a momentum encoder does
             self.others = self._changed_others()
+        if not self._module.automatic_optimization:
+            self._forget_zeroed()
+            self._gradients_before = {name: _sampled(p.grad) for name, p in self._parameters() if p.grad is not None}
         try:
             self._arriving = self._replayer.moment(args, kwargs)
         except TypeError as error:
@@ -147,6 +159,8 @@ class Window:
             if loss is None:
                 return
             self._losses.append(float(loss))
+        elif not self._leaves_a_trace():
+            return
         self.moments.append(moment)
         self._newest_has_loss = True
 
@@ -155,8 +169,40 @@ class Window:
         keep = -1 if self._newest_has_loss else len(self.moments)
         self.moments, self._losses = self.moments[keep:], self._losses[keep:]
 
+    def forget_batches(self) -> None:
+        """No gradient of the micro-batches so far is in the step."""
+        self.moments, self._losses = [], []
+
+    def _parameters(self) -> Iterable[tuple[str, nn.Parameter]]:
+        return optimized_parameters(self._module, self._optimizer).items()
+
+    def _leaves_a_trace(self) -> bool:
+        """Note to which gradient the batch that ends has added; False for none: it was another optimiser's batch.
+
+        Which batches a step by hand is of nobody says: those that added to its gradient, and were not zeroed since.
+        """
+        touched = [
+            (p.numel(), name, p.grad) for name, p in self._parameters() if p.grad is not None and self._adds(name, p.grad)
+        ]
+        if not touched:
+            return False
+        _, name, gradient = min(touched, key=lambda entry: entry[0])  # it is held until the step: a small one
+        self._traces.append((name, gradient))
+        return True
+
+    def _adds(self, name: str, gradient: Tensor) -> bool:
+        before, after = self._gradients_before.get(name), _sampled(gradient)
+        return before is None or not torch.allclose(before, after, rtol=0, atol=0, equal_nan=True)
+
+    def _forget_zeroed(self) -> None:
+        """Forget the batches whose gradients are gone, as ``zero_grad`` sets them to None."""
+        present = dict(self._parameters())
+        kept = [present[name].grad is gradient if name in present else False for name, gradient in self._traces]
+        self.moments = list(itertools.compress(self.moments, kept))
+        self._traces = list(itertools.compress(self._traces, kept))
+
     def _changed_others(self) -> dict[str, Tensor]:
-        """Return a copy of the parameters that the optimiser does not hold, where they are not those last stored."""
+        """Return a copy of the parameters that are not x, where they are not those last stored."""
         trained = optimized_parameters(self._module, self._optimizer)
         others = local_values({n: p for n, p in named_parameters(self._module).items() if n not in trained})
         return copied(others) if self._store.others_changed(others) else {}
@@ -174,6 +220,9 @@ class Window:
         self.stepping = True
         rates = {float(group["lr"]) for group in self._optimizer.param_groups if "lr" in group}
         self.lr = rates.pop() if len(rates) == 1 else None
+        if not self._module.automatic_optimization:
+            self._forget_zeroed()
+            self._traces = []
         if self._arriving is not None:  # manual optimisation steps inside training_step
             self.moments.append(self._arriving)
             self._arriving = None
@@ -183,6 +232,7 @@ class Window:
             return
         parameters = optimized_parameters(self._module, self._optimizer)
         if self._replayer.of_user:
+            self.others = self._changed_others()
             scale = loss_scale(self._trainer)
             try:
                 with self._replayer.silence():
@@ -216,3 +266,8 @@ class Window:
         """Return what the store keeps of this probe."""
         x, g = self.before if parameters else None, self.gradient if gradient else None
         return Kept(self.moments, self.local_loss, x, g, self.others)
+
+
+def _sampled(gradient: Tensor) -> Tensor:
+    """Return some elements of a gradient, in which it is seen when something is added."""
+    return fingerprint({"": gradient if gradient.layout == torch.strided else gradient.coalesce().values()})

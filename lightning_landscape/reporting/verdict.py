@@ -50,7 +50,17 @@ def caveats(table: ProbeTable, drop: dict[str, Any], windows: int, run: dict[str
     """Return what to mind, as further sentences."""
     rounding = run["fidelity"]["exact"] is False and is_faithful(run, drop["value"])
     said = f" In rounding, {infidelity(run)}." if rounding else ""
-    return said + _gradient_caveat(run) + _reference_caveat(table, windows, run) + _few_probes_caveat(table)
+    return said + _part_caveat(run) + _gradient_caveat(run) + _reference_caveat(table, windows, run) + _few_probes_caveat(table)
+
+
+def _part_caveat(run: dict[str, Any]) -> str:
+    """Say that losses changed because parameters that are not x were trained too."""
+    others = run.get("trained_elsewhere")
+    if not others:
+        return ""
+    return (
+        f" x is {run['part']!r}: {others} other tensors were trained too, and each loss is with them as they were at its step."
+    )
 
 
 def _gradient_caveat(run: dict[str, Any]) -> str:

@@ -76,13 +76,19 @@ def recorded(module_class):
 
 def without_graph(module):
     """Deep-copy a module; attributes that carry a graph (which deepcopy refuses) are detached for it."""
-    carried = [(m, n, v) for m in module.modules() for n, v in vars(m).items() if isinstance(v, torch.Tensor) and not v.is_leaf]
+    carried = [(m, n, v) for m in module.modules() for n, v in vars(m).items() if has_graph(v)]
     for m, n, v in carried:
-        vars(m)[n] = v.detach()
+        vars(m)[n] = tuple(part.detach() for part in v) if isinstance(v, tuple) else v.detach()
     twin = copy.deepcopy(module)
     for m, n, v in carried:
         vars(m)[n] = v
     return twin
+
+
+def has_graph(value):
+    if isinstance(value, tuple):
+        return bool(value) and all(isinstance(part, torch.Tensor) for part in value) and any(map(has_graph, value))
+    return isinstance(value, torch.Tensor) and not value.is_leaf
 
 
 class Recording(Callback):

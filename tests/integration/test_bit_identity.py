@@ -15,8 +15,10 @@ from tests.helpers.settings import SETTINGS, train
 
 def everything(trainer, module, folder):
     """Return all that a run leaves behind."""
-    with (folder / "lightning_logs" / "version_0" / "metrics.csv").open() as file:
-        logged = [{k: v for k, v in row.items() if v and not k.startswith("landscape/")} for row in csv.DictReader(file)]
+    metrics, logged = folder / "lightning_logs" / "version_0" / "metrics.csv", []
+    if metrics.exists():
+        with metrics.open() as file:
+            logged = [{k: v for k, v in row.items() if v and not k.startswith("landscape")} for row in csv.DictReader(file)]
     checkpoint = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=False)
     # our own state, and the paths that differ between the two runs
     checkpoint["callbacks"] = sorted(key.partition("{")[0] for key in checkpoint["callbacks"] if "Landscape" not in key)
