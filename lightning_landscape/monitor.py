@@ -41,6 +41,8 @@ class LandscapeMonitor(Callback):
             ends; or the path of a Lightning .ckpt, a state_dict or a .safetensors file of the same module: every curve live.
         every_n_steps: Optimizer steps between probes, at first.
         max_probes: When that many probes are kept and another is due, every second one is dropped and the stride doubles.
+        max_overhead: Largest share of the time of training, the evaluation at its end included, that the monitor may take:
+            the stride doubles until it fits. None: which steps are probed does not depend on the clock.
         loss_infimum: A lower bound of every mini-batch loss, the f_i^* of the theory; 0 for cross-entropy and squared error.
         loss: A function of (module, batch) that returns the loss to measure, as a tensor with one element, by import path on
             the command line; by default the loss of training_step. Needed for manual optimization.
@@ -76,6 +78,7 @@ class LandscapeMonitor(Callback):
         reference: str = FINAL,
         every_n_steps: int = 10,
         max_probes: int = 256,
+        max_overhead: float | None = None,
         loss_infimum: float = 0.0,
         loss: Callable[[LightningModule, Any], Any] | None = None,  # jsonargparse would ask for annotated functions
         store_dtype: Literal["native"] = "native",
@@ -98,6 +101,7 @@ class LandscapeMonitor(Callback):
         self.reference = reference
         self.every_n_steps = every_n_steps
         self.max_probes = max_probes
+        self.max_overhead = max_overhead
         self.loss_infimum = loss_infimum
         self.loss = loss
         self.store_dtype = store_dtype

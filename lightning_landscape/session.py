@@ -21,7 +21,8 @@ from lightning_landscape.files import STORE
 from lightning_landscape.loading import load
 from lightning_landscape.probes import SCHEMA, Probe, ProbeTable
 from lightning_landscape.probing import checks, lightning_compat
-from lightning_landscape.probing.description import describe_run
+from lightning_landscape.probing.budget import Budget, Reading
+from lightning_landscape.probing.description import describe_run, planned_steps
 from lightning_landscape.probing.measurement import Measurement
 from lightning_landscape.probing.parameters import optimized_parameters
 from lightning_landscape.probing.reference import FINAL, Reference, last_iterate, sq_distance
@@ -96,6 +97,8 @@ class Session:
         """Why measuring stopped before training did"""
         self._run_id = uuid.uuid4().hex
         self._started = time.perf_counter()
+        self._elapsed_before, self._clock_step = 0.0, trainer.global_step
+        self._budget = self._new_budget()
         self._loss_meaning = checks.describe_loss(module, settings.loss, settings.loss_infimum)
         self._last: dict[str, Tensor] | None = None
         self._may_be_overwritten = may_be_overwritten
@@ -108,8 +111,32 @@ class Session:
 
     def watch(self, step: int) -> None:
         """Watch the batch that is about to start, if its step is due."""
-        if self.measurement.watch(step):
-            self._follow(self.measurement.table)
+        measurement, spacing = self.measurement, 0.0
+        if not measurement.watching:
+            self._seconds_before = measurement.seconds
+            if self._budget is not None and measurement.schedule.due(step):
+                spacing = self._agreed(self._budget.spacing(self._reading(step)))
+        if measurement.watch(step, spacing):
+            self._follow(measurement.table)
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds of training so far, those before the checkpoint that this fit goes on from included."""
+        return self._elapsed_before + time.perf_counter() - self._started
+
+    def _new_budget(self) -> Budget | None:
+        share = self._settings.max_overhead
+        if share is None:
+            return None
+        return Budget(share, self.measurement.evaluations, planned_steps(self._trainer) - self._clock_step)
+
+    def _reading(self, step: int) -> Reading:
+        kept = len(self.measurement.schedule.kept)
+        return Reading(step - self._clock_step, self.elapsed, self.measurement.seconds, kept)
+
+    def _agreed(self, number: float) -> float:
+        """Return a number that was made of measured seconds as every process is to see it: there is one process."""
+        return number
 
     @property
     def module(self) -> LightningModule:
@@ -133,8 +160,12 @@ class Session:
         if now - self._written > CSV_SECONDS:
             self._write_records()
         layers = (self.measurement.layers or {}).get(probe.step, [])
-        self._curves.add(probe, overhead=self.measurement.seconds / max(now - self._started, 1e-9), layers=layers)
+        self._curves.add(probe, overhead=self.measurement.seconds / max(self.elapsed, 1e-9), layers=layers)
         self.measurement.seconds += time.perf_counter() - now
+        if self._budget is not None:
+            self._budget.note_probe(self.measurement.seconds - self._seconds_before)
+            if unchecked:
+                self._budget.note_replay(self.measurement.replay_seconds)
         return in_brief(probe)
 
     def evaluate_provisionally(self) -> None:
@@ -142,6 +173,9 @@ class Session:
         epochs, last = self._trainer.current_epoch + 1, self._trainer.max_epochs
         if self._live or self._provisional_failed or epochs == last or not self._settings.live_at(epochs):
             return
+        if self._budget is not None and self._agreed(self._budget.strain(self._reading(self._trainer.global_step))) > 1:
+            return
+        before = self.measurement.seconds
         try:
             rows = self.measurement.provisional()
         except Exception as error:
@@ -152,6 +186,8 @@ class Session:
                 "here, all else goes on"
             )
             return
+        if self._budget is not None:
+            self._budget.note_evaluations(self.measurement.seconds - before, len(rows))
         with interrupts.put_off():
             self._curves.provisional(rows, lightning_compat.batches_that_stepped(self._trainer))
 
@@ -208,7 +244,7 @@ class Session:
         Returns:
             The table of probes and the content of ``summary.json``.
         """
-        seconds, started = time.perf_counter() - self._started, time.perf_counter()
+        elapsed, started = self.elapsed, time.perf_counter()
         last = self._last if self._last is not None and not moved else self.measurement.current_parameters()
         final = last_iterate(last, self.folder.path if self._settings.save_reference else None)
         reference = self.measurement.reference or final
@@ -229,10 +265,7 @@ class Session:
                 "step": steps if reference.kind == FINAL else None,
                 "final_sq_distance": number(sq_distance(last, reference)),
             },
-            "overhead": {
-                "training": self.measurement.seconds / max(seconds, 1e-9),
-                "finalisation_s": time.perf_counter() - started,
-            },
+            "overhead": _overhead(self.measurement.seconds, elapsed, time.perf_counter() - started),
             **self._measured(),
             **describe_run(self._trainer, self._module, self._optimizer),
         }
@@ -326,6 +359,8 @@ class Session:
             "run_id": self._run_id,
             "folder": str(self.folder.path.absolute()),
             "reference": self._reference_identity(),
+            "clock": {"elapsed": self.elapsed, "from_step": self._clock_step},
+            "budget": self._budget.state() if self._budget is not None else None,
             **self.measurement.state(),
         }
 
@@ -340,9 +375,19 @@ class Session:
         if (folder / STORE).exists():
             rank_zero_info(f"LandscapeMonitor goes on from {folder / STORE}, which is not changed; remove it when all is well")
         self._run_id = state["run_id"]
+        self._adopt_clock(state)
         self._follow(self.measurement.table)
         if folder.parent != self.folder.path.parent.absolute():  # a new log folder: its curves start with the old ones
             self._curves.repeat(self.measurement.table)
+
+    def _adopt_clock(self, state: Mapping[str, Any]) -> None:
+        if state.get("clock") is None:  # of an earlier version: its seconds would be beside no training
+            self.measurement.seconds = 0.0
+            return
+        self._elapsed_before, self._clock_step = state["clock"]["elapsed"], state["clock"]["from_step"]
+        self._budget = self._new_budget()
+        if self._budget is not None and state.get("budget") is not None:
+            self._budget.adopt(state["budget"])
 
     def _reason_for_a_new_table(self, state: Mapping[str, Any], folder: Path) -> str | None:
         if state["schema"] != SCHEMA:
@@ -374,6 +419,15 @@ def in_brief(probe: Probe) -> dict[str, float]:
         return {**values, "smoothness": probe.grad_sq_norm / (2 * excess) if excess > 0 else math.nan}
     size = math.sqrt(probe.grad_sq_norm * probe.sq_distance)
     return {**values, "cosine": probe.inner_product / size if size > 0 else math.nan}
+
+
+def _overhead(spent: float, elapsed: float, finalisation: float) -> dict[str, float]:
+    """Return the share of the monitor in training, the seconds of evaluation after it, and the share in both together."""
+    return {
+        "training": spent / max(elapsed, 1e-9),
+        "finalisation_s": finalisation,
+        "total": (spent + finalisation) / max(elapsed + finalisation, 1e-9),
+    }
 
 
 def _finite_or_null(sums: dict[str, Any] | None) -> dict[str, Any] | None:

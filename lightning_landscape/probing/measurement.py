@@ -97,6 +97,8 @@ class Measurement:
         self.dropped = {"non_finite": 0, "no_loss": 0, "unevaluable": 0}
         self.seconds = 0.0
         """Time spent here while training"""
+        self.replay_seconds = 0.0
+        """Time of the first evaluation of a loss"""
         self.replayer = Replayer(trainer, module, loss)
         self._checks = FidelityCheck(trainer, module, optimizer, self.replayer)
         self._swap = Swap(module)
@@ -137,10 +139,15 @@ class Measurement:
         """Whether the window has come to the optimiser's step."""
         return self._window is not None and self._window.stepping
 
-    def watch(self, step: int) -> list[int]:
-        """Watch the batch that is about to start, if its step is due; return the steps that were thinned out."""
+    def watch(self, step: int, spacing: float = 0.0) -> list[int]:
+        """Watch the batch that is about to start, if its step is due; return the steps that were thinned out.
+
+        Args:
+            step: the step that is about to be made.
+            spacing: steps between probes that a budget asks for, at least.
+        """
         with self._timed():
-            dropped = [] if self._window else self.schedule.make_room(step)
+            dropped = [] if self._window else self.schedule.make_room(step, spacing)
             self._forget(dropped)
             if self._window is None and self.schedule.due(step):
                 self._window = Window(
@@ -298,7 +305,9 @@ class Measurement:
     def _check_replay(self, window: Window) -> None:
         """Replay the first probe at x_k, at once: its loss, and its gradient."""
         with self.replayer.silence(), self._swap.to(self._others_of(window), window.before):
+            started = time.perf_counter()
             self._checks.loss(window.step, window.loss, window.moments)
+            self.replay_seconds = time.perf_counter() - started
             self._checks.gradient(window.gradient, window.moments)
 
     def _at_reference(self, probe: Probe, window: Window, reference: Reference) -> Probe | None:
@@ -465,6 +474,11 @@ class Measurement:
         points = zip(FRACTIONS, [probe.loss, *inside, probe.reference_loss], strict=True)
         self.segments += [SegmentPoint(step, t, loss) for t, loss in points if loss is not None and is_finite(loss)]
         return True
+
+    def evaluations(self, kept: int) -> int:
+        """Return how many evaluations of a loss so many kept probes take when training ends, at most."""
+        at_reference, lines = (kept, min(kept, self._lines)) if self.reference is None else (0, min(1, self._lines))
+        return at_reference + min(kept, INITIAL_LOSSES) + lines * (len(FRACTIONS) - 2)
 
     def provisional(self) -> ProbeTable:
         """Return the probes kept so far, at most `PROVISIONAL` of them, evaluated at the current iterate in the place of x_p.
