@@ -269,6 +269,11 @@ class Session:
             **self._measured(),
             **describe_run(self._trainer, self._module, self._optimizer),
         }
+        if self._settings.max_overhead is not None and run["overhead"]["total"] > self._settings.max_overhead:
+            rank_zero_info(
+                f"LandscapeMonitor took {run['overhead']['total']:.1%} of the time, more than max_overhead="
+                f"{self._settings.max_overhead:g}: the run was short beside its first probe and the evaluation at its end"
+            )
         return self._report(run, evaluated)
 
     def _evaluate(self, reference: Reference) -> bool:

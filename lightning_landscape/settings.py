@@ -64,9 +64,9 @@ class Settings:
                 )
         if self.exact_sums and self.max_overhead is not None:
             raise MisconfigurationException(
-                f"LandscapeMonitor(exact_sums=True, max_overhead={self.max_overhead!r}): sums over every step cost time at every "
-                "step, which probes further apart do not save; supported is one of the two: leave exact_sums out, then the sums "
-                "are estimated from the probes"
+                f"LandscapeMonitor(exact_sums=True, max_overhead={self.max_overhead!r}): sums over every step cost time at "
+                "every step, which probes further apart do not save; supported is one of the two: leave exact_sums out, then "
+                "the sums are estimated from the probes"
             )
         if self.exact_sums and self.loss is not None:
             raise MisconfigurationException(

@@ -37,9 +37,10 @@ class Budget:
         p/r  steps apart, p = c + e, where  r = min(a t, (a (U + h t) − M − F − p)/h)  while h ≥ k steps are to come,
         else  r = a t
 
-    (in h steps there are up to h r/p + 1 probes, the one that is due now among them): never more than the budget's own rate, so that a run that is stopped keeps to it, and less where what happened once, such
-    as a first compilation, is still to be made up for. From the middle on that is no reason to widen any more: it would cost
-    half of the table and save little. Where the end is not known, r = a t/2 while M + F > a U.
+    (in h steps there are up to h r/p + 1 probes, the one that is due now among them): never more than the budget's own rate,
+    so that a run that is stopped keeps to it, and less where what happened once, such as a first compilation, is still to be
+    made up for. From the middle on that is no reason to widen any more: it would cost half of the table and save little.
+    Where the end is not known, r = a t/2 while M + F > a U.
 
     c is the median of the newest probes' costs. F is the number of evaluations at the end times what one takes: what the first
     replay took, at most a step of training (the first one may have compiled); later what evaluations at iterates of the run
