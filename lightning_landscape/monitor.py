@@ -191,6 +191,7 @@ class LandscapeMonitor(Callback):
         self._resumed = {}
         self._next_step = max(self._session.measurement.schedule.next_step, self._step)
         self._sums = self._session.measurement.sums
+        self._session.say_what_is_to_come()
 
     # ---------------------------------------------------------------------------------------------------- while training
 

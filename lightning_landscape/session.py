@@ -34,6 +34,7 @@ from lightning_landscape.reporting import pictures, tensorboard
 from lightning_landscape.reporting.curves import RunCurves
 from lightning_landscape.reporting.folder import CSV_SECONDS, RunFolder, free_folder, parent_folder
 from lightning_landscape.reporting.numbers import number
+from lightning_landscape.reporting.preflight import Plan, expected_probes, preflight
 from lightning_landscape.reporting.progress import tracker
 from lightning_landscape.reporting.summary import summarise
 from lightning_landscape.reporting.text import report
@@ -106,6 +107,37 @@ class Session:
         self._written = time.perf_counter()
         if path.name != settings.prefix:
             rank_zero_info(f"LandscapeMonitor found another run in {parent / settings.prefix} and writes to {path}")
+
+    def say_what_is_to_come(self) -> None:
+        """Say in a few lines what is measured, what it costs, and which theorems can apply; nothing here may stop a run."""
+        try:
+            rank_zero_info(preflight(self._plan()))
+        except Exception as error:
+            rank_zero_warn(f"LandscapeMonitor could not say what it is going to measure, {type(error).__name__}: {error}")
+
+    def _plan(self) -> Plan:
+        settings, reference = self._settings, self.measurement.reference
+        steps = planned_steps(self._trainer) - self._trainer.global_step
+        held = optimized_parameters(self._module, self._optimizer)
+        every, most = settings.every_n_steps, settings.max_probes
+        expected = expected_probes(steps, every, most)
+        return Plan(
+            run={
+                **describe_run(self._trainer, self._module, self._optimizer),
+                "loss": self._loss_meaning,
+                "reference": {"kind": FINAL} if reference is None else {"kind": reference.kind, "path": reference.path},
+            },
+            steps=steps,
+            every_n_steps=every,
+            max_probes=most,
+            max_overhead=settings.max_overhead,
+            module_parameters=sum(parameter.numel() for parameter in self._module.parameters()),
+            probe_bytes=2 * sum(parameter.nbytes for parameter in held.values()),
+            store_bytes=self.measurement.store.budget,
+            folder=None if self._temporary else str(self.folder.path),
+            keep_store=settings.keep_store,
+            evaluations=self.measurement.evaluations(expected[0] if expected else most),
+        )
 
     # ---------------------------------------------------------------------------------------------------- while training
 
