@@ -72,8 +72,7 @@ def foresee_schedule(evidence: Evidence, *, constant: bool) -> None:
     if constant and names:
         raise DoesNotApply(f"{', '.join(names)} changes lr, the theorem has one")
     if not constant and all(hasattr(lr_scheduler, name) and name != "LambdaLR" for name in names):
-        said = f"{', '.join(names)} does not let" if names else "there is no scheduler to let"
-        raise DoesNotApply(f"{said} lr fall as 1/√(k + 1)")
+        raise DoesNotApply(f"{', '.join(names)} does not do that" if names else "there is no scheduler")
 
 
 def check_declared(evidence: Evidence) -> None:

@@ -13,7 +13,7 @@ from lightning_landscape.bounds.theorem import OtherOptimizer
 from lightning_landscape.reporting.certificates import own_theorem
 from lightning_landscape.reporting.conditions import metrics
 
-WIDTH = 110
+WIDTH = 118
 _INDENT = "  "
 
 
@@ -60,7 +60,9 @@ def preflight(plan: Plan) -> str:
     """Return the message: what f_i is, the parameters, x_p, probes, disk, the time at the end, conditions, theorems."""
     lines = [_loss(plan.run["loss"]), _parameters(plan), _reference(plan.run["reference"]), _probes(plan), _disk(plan)]
     lines += [_end(plan), f"conditions: α-β, {', '.join(map(_words, metrics()))}", *_theorems(plan.run)]
-    wrapped = [textwrap.fill(line, WIDTH, initial_indent=_INDENT, subsequent_indent=2 * _INDENT) for line in lines]
+    wrapper = textwrap.TextWrapper(WIDTH, initial_indent=_INDENT, subsequent_indent=2 * _INDENT)
+    wrapper.break_long_words = wrapper.break_on_hyphens = False  # a path stays whole, to be copied
+    wrapped = map(wrapper.fill, lines)
     return "\n".join(["LandscapeMonitor is going to measure:", *wrapped])
 
 
@@ -71,12 +73,13 @@ def _words(key: str) -> str:
 def _loss(loss: Mapping[str, Any]) -> str:
     """Say what f_i is, and on what beside the parameters it depends."""
     mode = "training" if loss["training_mode"] else "evaluation"
-    said = f"f_i: the loss of {loss['source']} on a mini-batch as it came, augmentation included, in {mode} mode"
+    said = f"f_i: the loss of {loss['source']}, {mode} mode, on a mini-batch as it came (augmentation included)"
+    said += f", ≥ {loss['infimum']:g} (loss_infimum)"
     if loss["dropout"]:
-        said += "; dropout is on, another mask each step, replayed"
+        said += "; dropout is on, with another mask each step, which replays draw again"
     if loss["batch_norm"]:
         said += "; BatchNorm uses batch statistics, so f_i depends on the whole mini-batch"
-    return f"{said}; f_i ≥ {loss['infimum']:g} (loss_infimum)"
+    return said
 
 
 def _parameters(plan: Plan) -> str:
@@ -133,9 +136,8 @@ def _size(count: float) -> str:
 
 
 def _end(plan: Plan) -> str:
-    if math.isinf(plan.steps):
-        return f"at the end: up to {plan.evaluations} forward passes, one a probe and some more at x_0 and on lines to x_p"
-    return f"at the end: about {plan.evaluations} forward passes, for the probes at x_p and x_0 and on lines between"
+    what = "at x_p, at x_0 and on lines between" if plan.run["reference"]["kind"] == "final" else "at x_0 and on a line to x_p"
+    return f"at the end: {'up to' if math.isinf(plan.steps) else 'about'} {plan.evaluations} forward passes, {what}"
 
 
 def _theorems(run: Mapping[str, Any]) -> list[str]:
