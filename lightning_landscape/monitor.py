@@ -42,6 +42,8 @@ class LandscapeMonitor(Callback):
             ends; or the path of a Lightning .ckpt, a state_dict or a .safetensors file of the same module: every curve live.
         every_n_steps: Optimizer steps between probes, at first.
         max_probes: When that many probes are kept and another is due, every second one is dropped and the stride doubles.
+        max_overhead: Largest share of the time of training, the evaluation at its end included, that the monitor may take:
+            the stride doubles until it fits. None: which steps are probed does not depend on the clock.
         loss_infimum: A lower bound of every mini-batch loss, the f_i^* of the theory; 0 for cross-entropy and squared error.
         loss: A function of (module, batch) that returns the loss to measure, as a tensor with one element, by import path on
             the command line; by default the loss of training_step. Needed for manual optimization, where it is evaluated when
@@ -83,6 +85,7 @@ class LandscapeMonitor(Callback):
         reference: str = FINAL,
         every_n_steps: int = 10,
         max_probes: int = 256,
+        max_overhead: float | None = None,
         loss_infimum: float = 0.0,
         loss: Callable[[LightningModule, Any], Any] | None = None,  # jsonargparse would ask for annotated functions
         parameters: str | None = None,
@@ -106,6 +109,7 @@ class LandscapeMonitor(Callback):
         self.reference = reference
         self.every_n_steps = every_n_steps
         self.max_probes = max_probes
+        self.max_overhead = max_overhead
         self.loss_infimum = loss_infimum
         self.loss = loss
         self.parameters = parameters
@@ -208,6 +212,7 @@ class LandscapeMonitor(Callback):
         self._resumed = {}
         self._next_step = max(self._session.measurement.schedule.next_step, self._step)
         self._sums = self._session.measurement.sums
+        self._session.say_what_is_to_come()
 
     def _steps_before(self, trainer: Trainer) -> int:
         """Return how many steps the measured optimiser has made; Lightning counts those of all optimisers together.

@@ -21,20 +21,22 @@ from lightning_landscape.files import STORE, store_of
 from lightning_landscape.loading import load
 from lightning_landscape.probes import SCHEMA, Probe, ProbeTable
 from lightning_landscape.probing import checks, lightning_compat
-from lightning_landscape.probing.description import describe_run
+from lightning_landscape.probing.budget import Budget, Reading
+from lightning_landscape.probing.description import describe_run, planned_steps
 from lightning_landscape.probing.measurement import Measurement
 from lightning_landscape.probing.parameters import named_parameters, optimized_parameters
 from lightning_landscape.probing.part import part_of, trained_elsewhere
 from lightning_landscape.probing.processes import Processes, warn_once
 from lightning_landscape.probing.reference import FINAL, Reference, last_iterate, last_sharded_iterate
 from lightning_landscape.probing.schedule import Schedule
-from lightning_landscape.probing.sharding import is_sharded
+from lightning_landscape.probing.sharding import is_sharded, local
 from lightning_landscape.probing.store import ProbeStore
 from lightning_landscape.records import LayerRow, SecantRow, SegmentPoint
 from lightning_landscape.reporting import pictures, tensorboard
 from lightning_landscape.reporting.curves import RunCurves
 from lightning_landscape.reporting.folder import CSV_SECONDS, RunFolder, free_folder, parent_folder
 from lightning_landscape.reporting.numbers import number
+from lightning_landscape.reporting.preflight import Plan, expected_probes, preflight
 from lightning_landscape.reporting.progress import tracker
 from lightning_landscape.reporting.summary import summarise
 from lightning_landscape.reporting.text import report
@@ -105,6 +107,8 @@ class Session:
         """Why measuring stopped before training did"""
         self._run_id = uuid.uuid4().hex
         self._started = time.perf_counter()
+        self._elapsed_before, self._clock_step = 0.0, trainer.global_step
+        self._budget = self._new_budget()
         self._loss_meaning = checks.describe_loss(module, settings.loss, settings.loss_infimum)
         self._last: dict[str, Tensor] | None = None
         self._may_be_overwritten = may_be_overwritten
@@ -113,17 +117,72 @@ class Session:
         if path.name != settings.prefix:
             rank_zero_info(f"LandscapeMonitor found another run in {parent / settings.prefix} and writes to {path}")
 
+    def say_what_is_to_come(self) -> None:
+        """Say in a few lines what is measured, what it costs, and which theorems can apply; nothing here may stop a run."""
+        try:
+            rank_zero_info(preflight(self._plan()))
+        except Exception as error:
+            rank_zero_warn(f"LandscapeMonitor could not say what it is going to measure, {type(error).__name__}: {error}")
+
+    def _plan(self) -> Plan:
+        settings, reference = self._settings, self.measurement.reference
+        steps = planned_steps(self._trainer) - self._trainer.global_step
+        held = optimized_parameters(self._module, self._optimizer)
+        every, most = settings.every_n_steps, settings.max_probes
+        expected = expected_probes(steps, every, most)
+        return Plan(
+            run={
+                **describe_run(self._trainer, self._module, self._optimizer),
+                "loss": self._loss_meaning,
+                "reference": {"kind": FINAL} if reference is None else {"kind": reference.kind, "path": reference.path},
+            },
+            steps=steps,
+            every_n_steps=every,
+            max_probes=most,
+            max_overhead=settings.max_overhead,
+            module_parameters=sum(parameter.numel() for parameter in self._module.parameters()),
+            probe_bytes=2 * sum(local(parameter).nbytes for parameter in held.values()),
+            store_bytes=self.measurement.rows.store.budget,
+            folder=None if self._temporary else str(self.folder.path),
+            keep_store=settings.keep_store,
+            evaluations=self.measurement.evaluations(expected[0] if expected else most),
+        )
+
     # ---------------------------------------------------------------------------------------------------- while training
 
     def watch(self, step: int, *, may_refuse: bool) -> bool:
         """Watch the batch that is about to start, if its step is due; return whether rows were thinned out for that."""
-        return bool(self.measurement.watch(step, may_refuse=may_refuse))
+        measurement, spacing = self.measurement, 0.0
+        if not measurement.watching:
+            self._seconds_before = measurement.seconds
+            if self._budget is not None and measurement.schedule.due(step):
+                spacing = self._largest(self._budget.spacing(self._reading(step)))
+        return bool(measurement.watch(step, spacing, may_refuse=may_refuse))
 
     def follow(self) -> None:
         """Bring files and curves in line, after rows were thinned out or taken over from another run."""
         self.folder.rewrite(self.measurement.table)
         self._write_records()
         self._curves.restart(self.measurement.table)
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds of training so far, those before the checkpoint that this fit goes on from included."""
+        return self._elapsed_before + time.perf_counter() - self._started
+
+    def _new_budget(self) -> Budget | None:
+        share = self._settings.max_overhead
+        if share is None:
+            return None
+        return Budget(share, self.measurement.evaluations, planned_steps(self._trainer) - self._clock_step)
+
+    def _reading(self, step: int) -> Reading:
+        kept = len(self.measurement.schedule.kept)
+        return Reading(step - self._clock_step, self.elapsed, self.measurement.seconds, kept)
+
+    def _largest(self, number: float) -> float:
+        """Return the largest value of a number over the processes, which measure each their own seconds and probe together."""
+        return max(row[0] for row in self._processes.exchange(number))
 
     @property
     def module(self) -> LightningModule:
@@ -148,8 +207,12 @@ class Session:
         if now - self._written > CSV_SECONDS:
             self._write_records()
         layers = (self.measurement.rows.layers or {}).get(probe.step, [])
-        self._curves.add(probe, overhead=self.measurement.seconds / max(now - self._started, 1e-9), layers=layers)
+        self._curves.add(probe, overhead=self.measurement.seconds / max(self.elapsed, 1e-9), layers=layers)
         self.measurement.seconds += time.perf_counter() - now
+        if self._budget is not None:
+            self._budget.note_probe(self.measurement.seconds - self._seconds_before)
+            if unchecked:
+                self._budget.note_replay(self.measurement.replay_seconds)
         return in_brief(probe)
 
     def evaluate_provisionally(self) -> None:
@@ -157,6 +220,9 @@ class Session:
         epochs, last = self._trainer.current_epoch + 1, self._trainer.max_epochs
         if self._live or self._provisional_failed or epochs == last or not self._settings.live_at(epochs):
             return
+        if self._budget is not None and self._largest(self._budget.strain(self._reading(self._trainer.global_step))) > 1:
+            return
+        before = self.measurement.seconds
         try:
             with self._processes.agreed():
                 rows = self.measurement.provisional()
@@ -169,6 +235,8 @@ class Session:
                 "here, all else goes on",
             )
             return
+        if self._budget is not None:
+            self._budget.note_evaluations(self.measurement.seconds - before, len(rows))
         if not self._processes.first:
             return
         with interrupts.put_off():
@@ -222,7 +290,7 @@ class Session:
         Returns:
             The table of probes and, in the process that writes, the content of ``summary.json``.
         """
-        seconds, started = time.perf_counter() - self._started, time.perf_counter()
+        elapsed, started = self.elapsed, time.perf_counter()
         last = self._last if self._last is not None and not moved else self.measurement.current_parameters()
         reference = self.measurement.reference
         final = self._last_iterate(last, together=evaluate)
@@ -247,14 +315,16 @@ class Session:
                 "step": steps if reference.kind == FINAL else None,
                 "final_sq_distance": number(final_sq_distance),
             },
-            "overhead": {
-                "training": self.measurement.seconds / max(seconds, 1e-9),
-                "finalisation_s": time.perf_counter() - started,
-            },
+            "overhead": _overhead(self.measurement.seconds, elapsed, time.perf_counter() - started),
             **self._measured(),
             "part": self._settings.parameters,
             **describe_run(self._trainer, self._module, self._optimizer),
         }
+        if self._settings.max_overhead is not None and run["overhead"]["total"] > self._settings.max_overhead:
+            rank_zero_info(
+                f"LandscapeMonitor took {run['overhead']['total']:.1%} of the time, more than max_overhead="
+                f"{self._settings.max_overhead:g}: the run was short beside its first probe and the evaluation at its end"
+            )
         return self._report(run, evaluated)
 
     def _last_iterate(self, last: dict[str, Tensor], *, together: bool) -> Reference:
@@ -375,6 +445,8 @@ class Session:
             "run_id": self._run_id,
             "folder": str(self.folder.path.absolute()),
             "reference": self._reference_identity(),
+            "clock": {"elapsed": self.elapsed, "from_step": self._clock_step},
+            "budget": self._budget.state() if self._budget is not None else None,
             **self.measurement.state(),
         }
 
@@ -389,9 +461,19 @@ class Session:
         if (folder / STORE).exists():
             rank_zero_info(f"LandscapeMonitor goes on from {folder / STORE}, which is not changed; remove it when all is well")
         self._run_id = state["run_id"]
+        self._adopt_clock(state)
         self.follow()
         if folder.parent != self.folder.path.parent.absolute():  # a new log folder: its curves start with the old ones
             self._curves.repeat(self.measurement.table)
+
+    def _adopt_clock(self, state: Mapping[str, Any]) -> None:
+        if state.get("clock") is None:  # of an earlier version: its seconds would be beside no training
+            self.measurement.seconds = 0.0
+            return
+        self._elapsed_before, self._clock_step = state["clock"]["elapsed"], state["clock"]["from_step"]
+        self._budget = self._new_budget()
+        if self._budget is not None and state.get("budget") is not None:
+            self._budget.adopt(state["budget"])
 
     def _reason_for_a_new_table(self, state: Mapping[str, Any], folder: Path) -> str | None:
         if state["schema"] != SCHEMA:
@@ -424,6 +506,15 @@ def in_brief(probe: Probe) -> dict[str, float]:
         return {**values, "smoothness": probe.grad_sq_norm / (2 * excess) if excess > 0 else math.nan}
     size = math.sqrt(probe.grad_sq_norm * probe.sq_distance)
     return {**values, "cosine": probe.inner_product / size if size > 0 else math.nan}
+
+
+def _overhead(spent: float, elapsed: float, finalisation: float) -> dict[str, float]:
+    """Return the share of the monitor in training, the seconds of evaluation after it, and the share in both together."""
+    return {
+        "training": spent / max(elapsed, 1e-9),
+        "finalisation_s": finalisation,
+        "total": (spent + finalisation) / max(elapsed + finalisation, 1e-9),
+    }
 
 
 def _finite_or_null(sums: dict[str, Any] | None) -> dict[str, Any] | None:

@@ -25,6 +25,7 @@ class Settings:
     reference: str
     every_n_steps: int
     max_probes: int
+    max_overhead: float | None
     loss_infimum: float
     loss: Callable[[LightningModule, Any], Any] | None
     parameters: str | None
@@ -62,6 +63,12 @@ class Settings:
                 raise MisconfigurationException(
                     f"LandscapeMonitor({name}={value!r}): supported are {supported}; pass one of these"
                 )
+        if self.exact_sums and self.max_overhead is not None:
+            raise MisconfigurationException(
+                f"LandscapeMonitor(exact_sums=True, max_overhead={self.max_overhead!r}): sums over every step cost time at "
+                "every step, which probes further apart do not save; supported is one of the two: leave exact_sums out, then "
+                "the sums are estimated from the probes"
+            )
         if self.exact_sums and self.loss is not None:
             raise MisconfigurationException(
                 "LandscapeMonitor(exact_sums=True, loss=...): the gradient of loss= would be needed at every step; supported "
@@ -86,6 +93,10 @@ def _are_epochs(value: Any) -> bool:
 _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "every_n_steps": (_is_whole(1), "whole numbers of 1 or more"),
     "max_probes": (_is_whole(2), "whole numbers of 2 or more"),
+    "max_overhead": (
+        lambda value: value is None or (_is_real(value) and 0 < value < 1),
+        "shares of the time of training between 0 and 1, and None",
+    ),
     "loss_infimum": (_is_real, "finite numbers"),
     "loss": (lambda value: value is None or callable(value), "functions of (module, batch)"),
     "parameters": (

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from lightning_landscape.bounds import functional as B
-from lightning_landscape.bounds.assumptions import Stochastic, root_of_step
+from lightning_landscape.bounds.assumptions import Stochastic, foresee_schedule, root_of_step
 from lightning_landscape.bounds.evidence import Evidence
-from lightning_landscape.bounds.theorem import DoesNotApply
+from lightning_landscape.bounds.theorem import DoesNotApply, OtherOptimizer
 from lightning_landscape.functional._fractional import LinearFractional
 
 Constants = Mapping[str, float]
@@ -27,24 +27,36 @@ class _Adaptive(Stochastic):
     """Whether the theorem is about a learning rate that no scheduler changes"""
     noise_remedy = "which a smaller lr shrinks"
 
+    def foresee(self, evidence: Evidence) -> None:
+        """Foresee another optimiser, or a use of it, its lr or its infimum that the theorem is not about."""
+        self._check_method(evidence)
+        super().foresee(evidence)
+        if self.constant_rate:
+            foresee_schedule(evidence, constant=True)
+
     def check(self, evidence: Evidence) -> None:
         """Check the optimiser and how it was used, before what was measured."""
-        if evidence.optimizer != self.optimizer or not evidence.is_from("lightning_landscape.optim"):
-            raise DoesNotApply(f"the optimizer is {evidence.optimizer}; the theorem is about {self.optimizer} of this package")
-        if evidence.run.get("gradient_clipping") is not None:
-            raise DoesNotApply("gradients were clipped; the theorem is about the gradient's own norm")
-        if self.needs_loss and evidence.run["accumulate_grad_batches"] != 1:
-            raise DoesNotApply("gradients were accumulated; the step size was made of the last micro-batch's loss alone")
-        if self.needs_loss and evidence.run["precision"] == "16-mixed":
-            raise DoesNotApply("a GradScaler calls the optimizer without its loss")
+        self._check_method(evidence)
         seen, start = evidence.learning_rates, evidence.learning_rate
         if self.constant_rate and seen is not None and seen != (start, start):
             raise DoesNotApply(f"lr started at {start:g} and was {seen[0]:g} to {seen[1]:g} at the probes; the theorem has one")
         super().check(evidence)
 
+    def _check_method(self, evidence: Evidence) -> None:
+        if evidence.optimizer != self.optimizer or not evidence.is_from("lightning_landscape.optim"):
+            raise OtherOptimizer(
+                f"the optimizer is {evidence.optimizer}; the theorem is about {self.optimizer} of this package"
+            )
+        if evidence.run.get("gradient_clipping") is not None:
+            raise DoesNotApply("gradients are clipped; the theorem is about the gradient's own norm")
+        if self.needs_loss and evidence.run["accumulate_grad_batches"] != 1:
+            raise DoesNotApply("gradients are accumulated; the step size is made of the last micro-batch's loss alone")
+        if self.needs_loss and evidence.run["precision"] == "16-mixed":
+            raise DoesNotApply("a GradScaler calls the optimizer without its loss")
+
     def check_loss_infimum(self, evidence: Evidence) -> None:
         """Check that the optimiser and the probes use the same l."""
-        ours, theirs = evidence.number("loss_infimum"), evidence.column("loss_infimum")
+        ours, theirs = evidence.number("loss_infimum"), evidence.loss_infima
         if bool((theirs != ours).any()):
             raise DoesNotApply(
                 f"the optimizer has loss_infimum={ours:g}, the monitor {float(theirs[0]):g}; the proof needs one: pass the "
@@ -76,6 +88,11 @@ class SPSMaxBound(_Adaptive):
     optimizer = "SPSMax"
     condition = "c > 1/(2(α − β))"
     remedy = "a larger c"
+
+    def foresee(self, evidence: Evidence) -> None:
+        """Foresee another infimum than the monitor's."""
+        super().foresee(evidence)
+        self.check_loss_infimum(evidence)
 
     def check_steps(self, evidence: Evidence) -> None:
         """Check γ_k = min{(a − l)/(c G²), γ_b}."""
@@ -115,6 +132,11 @@ class DecSPSBound(_Adaptive):
     noise_remedy = "which more steps or a larger c_init shrink"
     condition = "c_init ≥ 1/(α − β)"
     remedy = "a larger c_init"
+
+    def foresee(self, evidence: Evidence) -> None:
+        """Foresee another infimum than the monitor's."""
+        super().foresee(evidence)
+        self.check_loss_infimum(evidence)
 
     def check_steps(self, evidence: Evidence) -> None:
         """Check that c_k γ_k is at most (a − l)/G² and does not increase; with every step probed, that it is as large."""
@@ -171,14 +193,23 @@ class NGNBound(_Adaptive):
 
     def check_steps(self, evidence: Evidence) -> None:
         """Check γ_k = γ/(1 + γ G²/(2a))."""
-        low = evidence.number("loss_infimum")
-        if bool((evidence.column("loss_infimum") < low).any()):
-            raise DoesNotApply(
-                f"the optimizer takes losses above loss_infimum={low:g}, the monitor's is smaller; the proof needs f_i^* ≥ that"
-            )
+        low = self._check_low(evidence)
         gamma = evidence.learning_rate / self.growth(evidence)
         above = evidence.column("loss") - low
         self.check_follows(evidence, gamma / (1 + gamma * evidence.column("grad_sq_norm") / (2 * above)))
+
+    def foresee(self, evidence: Evidence) -> None:
+        """Foresee an infimum below that of the optimiser."""
+        super().foresee(evidence)
+        self._check_low(evidence)
+
+    def _check_low(self, evidence: Evidence) -> float:
+        low = evidence.number("loss_infimum")
+        if bool((evidence.loss_infima < low).any()):
+            raise DoesNotApply(
+                f"the optimizer takes losses above loss_infimum={low:g}, the monitor's is smaller; the proof needs f_i^* ≥ that"
+            )
+        return low
 
     def growth(self, evidence: Evidence) -> Tensor:
         """Return by what γ was divided at each probe."""
@@ -214,6 +245,11 @@ class NGNDecreasingBound(NGNBound):
     title = "NGN with γ falling as 1/√(k + 1)"
     constant_rate = False
     noise_remedy = "which more steps shrink"
+
+    def foresee(self, evidence: Evidence) -> None:
+        """Foresee a γ that does not fall."""
+        super().foresee(evidence)
+        foresee_schedule(evidence, constant=False)
 
     def growth(self, evidence: Evidence) -> Tensor:
         """Return √(k + 1) at each probe."""

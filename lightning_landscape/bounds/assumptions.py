@@ -6,12 +6,16 @@ import math
 from abc import abstractmethod
 
 from torch import Tensor
+from torch.optim import lr_scheduler
 
 from lightning_landscape.bounds.evidence import RESIDUAL_SHARE, Evidence
 from lightning_landscape.bounds.theorem import DoesNotApply, Theorem
 
 SAME_GRADIENT = 0.01
 """Largest relative difference of a gradient from the same one evaluated again; by rounding it is less"""
+
+
+_NOT_SHUFFLED = "the training loader does not shuffle, and the order of the batches can break every bound: use shuffle=True"
 
 
 class Stochastic(Theorem):
@@ -24,6 +28,13 @@ class Stochastic(Theorem):
         check_moves_along_gradient(evidence)
         check_infimum(evidence)
         self.check_steps(evidence)
+
+    def foresee(self, evidence: Evidence) -> None:
+        """Foresee that steps are not along mini-batch gradients, or that these come in a fixed order."""
+        foresee_direction(evidence)
+        check_declared(evidence)
+        if evidence.run.get("sampling") == "sequential" and not one_batch_a_step(evidence):
+            raise DoesNotApply(_NOT_SHUFFLED)
 
     @abstractmethod
     def check_steps(self, evidence: Evidence) -> None:
@@ -51,18 +62,42 @@ def check_fixed_losses(evidence: Evidence) -> None:
 def check_sampling(evidence: Evidence) -> None:
     """Raise `DoesNotApply` where the order of the mini-batches is fixed."""
     if evidence.run.get("sampling") == "sequential" and not evidence.full_batch:
+        raise DoesNotApply(_NOT_SHUFFLED)
+
+
+def one_batch_a_step(evidence: Evidence) -> bool:
+    """Return whether an epoch has no more batches than a step takes."""
+    batches = evidence.run.get("batches_per_epoch")
+    return isinstance(batches, int) and batches <= int(evidence.run["accumulate_grad_batches"])
+
+
+def foresee_direction(evidence: Evidence) -> None:
+    """Raise `DoesNotApply` where the optimiser is one of torch's whose steps are not along the gradient."""
+    if evidence.is_from("torch.optim") and evidence.optimizer != "SGD":
+        raise DoesNotApply(f"steps of {evidence.optimizer} are not along the mini-batch gradient")
+
+
+def foresee_schedule(evidence: Evidence, *, constant: bool) -> None:
+    """Raise `DoesNotApply` where schedulers show that lr will not be constant, or that it will not fall as 1/√(k + 1)."""
+    names = [scheduler["class"] for scheduler in evidence.run.get("lr_schedulers") or []]
+    if constant and names:
+        raise DoesNotApply(f"{', '.join(names)} changes lr, the theorem has one")
+    if not constant and all(hasattr(lr_scheduler, name) and name != "LambdaLR" for name in names):
+        raise DoesNotApply(f"{', '.join(names)} does not do that" if names else "there is no scheduler")
+
+
+def check_declared(evidence: Evidence) -> None:
+    """Raise `DoesNotApply` where an option of the optimiser adds to its steps what is not along the gradient."""
+    if evidence.declared:
         raise DoesNotApply(
-            "the training loader does not shuffle, and the order of the batches can break every bound: use shuffle=True"
+            f"{evidence.optimizer} has {', '.join(evidence.declared)}; the theorem is about steps along the mini-batch gradient"
         )
 
 
 def check_moves_along_gradient(evidence: Evidence) -> None:
     """Raise `DoesNotApply` where steps were not a number times the mini-batch gradient."""
     check_measured_throughout(evidence)
-    if evidence.declared:
-        raise DoesNotApply(
-            f"{evidence.optimizer} has {', '.join(evidence.declared)}; the theorem is about steps along the mini-batch gradient"
-        )
+    check_declared(evidence)
     share = evidence.residual_share
     if not share <= RESIDUAL_SHARE:
         raise DoesNotApply(

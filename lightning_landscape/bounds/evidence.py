@@ -78,6 +78,12 @@ class Evidence:
         return (gap >= 0) & (gap <= self._rounding)
 
     @property
+    def loss_infima(self) -> Tensor:
+        """The infima l of the probes; before there is one, the l that the monitor was given."""
+        stated = self.run.get("loss", {}).get("infimum")
+        return self.column("loss_infimum") if len(self.table) or stated is None else torch.tensor([stated]).double()
+
+    @property
     def smoothness(self) -> float:
         """L: the largest over the probes of ‖g‖²/(2(a − l)), a lower estimate; a − l as large as rounding may have made it 0.
 
@@ -248,6 +254,12 @@ class Evidence:
         """How far gradients that the optimiser got were from those of the loss, relatively; None if not compared."""
         difference = self.run.get("fidelity", {}).get("gradient")
         return None if difference is None else float(difference)
+
+    @property
+    def several_rates(self) -> bool:
+        """Whether parameter groups have learning rates of their own, as far as the run says."""
+        groups = self.run["optimizer"].get("groups") or []
+        return len({str(group["lr"]) for group in groups if "lr" in group}) > 1
 
     @property
     def declared(self) -> list[str]:

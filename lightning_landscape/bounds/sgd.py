@@ -10,13 +10,17 @@ import torch
 from lightning_landscape.bounds import functional as B
 from lightning_landscape.bounds.assumptions import (
     Stochastic,
+    check_declared,
     check_fixed_losses,
     check_moves_along_gradient,
+    foresee_direction,
+    foresee_schedule,
+    one_batch_a_step,
     root_of_step,
     said_clipping,
 )
 from lightning_landscape.bounds.evidence import Evidence
-from lightning_landscape.bounds.theorem import DoesNotApply, Status, Theorem
+from lightning_landscape.bounds.theorem import DoesNotApply, OtherOptimizer, Status, Theorem
 from lightning_landscape.functional._fractional import LinearFractional
 
 Constants = Mapping[str, float]
@@ -43,6 +47,16 @@ def constant_step(evidence: Evidence) -> float:
     return step_size
 
 
+def foresee_sgd(evidence: Evidence) -> None:
+    """Raise `DoesNotApply` where step sizes will follow from the mini-batch, or parameter groups have their own."""
+    if evidence.is_from("lightning_landscape.optim"):
+        raise OtherOptimizer(f"step sizes of {evidence.optimizer} follow from the mini-batch")
+    if evidence.run.get("gradient_clipping") is not None:
+        raise DoesNotApply("gradients that are clipped make the step size depend on the mini-batch")
+    if evidence.several_rates:
+        raise DoesNotApply("parameter groups have several lr")
+
+
 class SGDBound(Stochastic):
     """SGD with a constant step (Islamov et al. 2024, Theorem 1)."""
 
@@ -51,6 +65,12 @@ class SGDBound(Stochastic):
     condition = "step_size ≤ (α − β)/(2L)"
     remedy = "a smaller step size"
     noise_remedy = "which a smaller or a decreasing step size shrinks"
+
+    def foresee(self, evidence: Evidence) -> None:
+        """Foresee a step size that is not constant."""
+        super().foresee(evidence)
+        foresee_sgd(evidence)
+        foresee_schedule(evidence, constant=True)
 
     def check_steps(self, evidence: Evidence) -> None:
         """Check that the step size was constant."""
@@ -87,6 +107,12 @@ class SGDDecreasingBound(Stochastic):
     remedy = "a smaller step size"
     noise_remedy = "which more steps or a smaller first step size shrink"
 
+    def foresee(self, evidence: Evidence) -> None:
+        """Foresee a step size that does not fall as 1/√(k + 1)."""
+        super().foresee(evidence)
+        foresee_sgd(evidence)
+        foresee_schedule(evidence, constant=False)
+
     def check_steps(self, evidence: Evidence) -> None:
         """Check that the step size fell as 1/√(k + 1)."""
         self._first(evidence)
@@ -120,6 +146,19 @@ class SGDScheduleBound(Stochastic):
     remedy = "smaller step sizes"
     noise_remedy = "which smaller step sizes shrink"
 
+    def foresee(self, evidence: Evidence) -> None:
+        """Foresee step sizes that follow from what is measured."""
+        super().foresee(evidence)
+        foresee_sgd(evidence)
+        self._check_fixed_before(evidence)
+
+    def _check_fixed_before(self, evidence: Evidence) -> None:
+        watching = [s["class"] for s in evidence.run.get("lr_schedulers") or [] if s["reduce_on_plateau"]]
+        if watching:
+            raise DoesNotApply(
+                f"{watching[0]} sets lr by what was measured on the way; the proof needs a schedule that was fixed before"
+            )
+
     def check_steps(self, evidence: Evidence) -> None:
         """Check that step sizes come from a schedule: of torch's SGD, unclipped, or constant as measured."""
         try:
@@ -134,11 +173,7 @@ class SGDScheduleBound(Stochastic):
                     f"step sizes may depend on the mini-batch ({evidence.optimizer}{said_clipping(evidence)}); the proof needs "
                     "a schedule that was fixed before"
                 ) from None
-        watching = [s["class"] for s in evidence.run.get("lr_schedulers") or [] if s["reduce_on_plateau"]]
-        if watching:
-            raise DoesNotApply(
-                f"{watching[0]} sets lr by what was measured on the way; the proof needs a schedule that was fixed before"
-            )
+        self._check_fixed_before(evidence)
         off = evidence.run.get("off_schedule")
         if off:
             raise DoesNotApply(
@@ -170,6 +205,15 @@ class GradientDescentBound(Theorem):
     condition = "step_size < (α − β)/L"
     remedy = "a smaller step size"
     noise_remedy = "which a smaller step size shrinks"
+
+    def foresee(self, evidence: Evidence) -> None:
+        """Foresee mini-batches, or a step that is not along the gradient or not constant."""
+        foresee_direction(evidence)
+        check_declared(evidence)
+        if not one_batch_a_step(evidence):
+            raise DoesNotApply("a step takes a part of an epoch's batches")
+        foresee_sgd(evidence)
+        foresee_schedule(evidence, constant=True)
 
     def check(self, evidence: Evidence) -> None:
         """Check that every probe is of the full batch, and that the step size was constant."""

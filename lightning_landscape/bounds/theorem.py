@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -15,12 +15,17 @@ from torch import Tensor
 from lightning_landscape.bounds.evidence import Evidence
 from lightning_landscape.functional._envelope import Best, as_float
 from lightning_landscape.functional._fractional import LinearFractional
+from lightning_landscape.probes import ProbeTable
 
 Status = Literal["proved", "estimate", "does_not_apply"]
 
 
 class DoesNotApply(Exception):
     """An assumption of a theorem is not met; the message says which, and what was found."""
+
+
+class OtherOptimizer(DoesNotApply):
+    """The theorem is about another optimiser."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +114,22 @@ class Theorem(ABC):
         except (DoesNotApply, ValueError, ArithmeticError) as reason:
             return Certificate(self.name, self.title, "does_not_apply", str(reason))
         return certificate
+
+    def foreseen(self, run: Mapping[str, Any]) -> DoesNotApply | None:
+        """Return why the theorem is not going to apply, as far as that is known before training; None where it can.
+
+        Args:
+            run: how the run is made, as in the ``run`` part of its summary.
+        """
+        try:
+            self.foresee(Evidence(ProbeTable(), run))
+        except DoesNotApply as reason:
+            return reason
+        return None
+
+    @abstractmethod
+    def foresee(self, evidence: Evidence) -> None:
+        """Raise `DoesNotApply` where the way in which the run is made rules the theorem out, whatever will be measured."""
 
     @abstractmethod
     def check(self, evidence: Evidence) -> None:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from fractions import Fraction
 
 from lightning_landscape.bounds import functional as B
-from lightning_landscape.bounds.assumptions import check_measured_throughout
+from lightning_landscape.bounds.assumptions import check_measured_throughout, foresee_direction
 from lightning_landscape.bounds.evidence import RESIDUAL_SHARE, Evidence, interpolation_weights
 from lightning_landscape.bounds.theorem import DoesNotApply, Status, Theorem
 from lightning_landscape.functional._envelope import as_float
@@ -21,6 +21,13 @@ class TrajectoryBound(Theorem):
     name = "trajectory"
     title = "the certificate of this trajectory"
     condition = "α > β"
+
+    def foresee(self, evidence: Evidence) -> None:
+        """Foresee steps that are not along the gradient; a small weight decay may matter little."""
+        foresee_direction(evidence)
+        momentum = [option for option in evidence.declared if option.startswith("momentum")]
+        if momentum:
+            raise DoesNotApply(f"steps of {evidence.optimizer} with {momentum[0]} are not along the mini-batch gradient")
 
     def check(self, evidence: Evidence) -> None:
         """Check that no step went along +gradient, and that what was not along the gradient hardly matters."""

@@ -56,6 +56,16 @@ class Completion:
         self._rows, self._stored, self._checks, self._processes = rows, stored, checks, processes
         self._products, self._lines = products, segments
 
+    def evaluations(self, kept: int, *, live: bool) -> int:
+        """Return how many evaluations of a loss so many kept probes take, at most.
+
+        Args:
+            kept: number of probes.
+            live: whether the rows were evaluated at x_p while training.
+        """
+        at_reference, lines = (0, min(1, self._lines)) if live else (kept, min(kept, self._lines))
+        return at_reference + min(kept, INITIAL_LOSSES) + lines * (len(FRACTIONS) - 2)
+
     def at(self, reference: Reference, track: Track) -> None:
         """Fill the columns that need x_p, and the loss at x_0.
 

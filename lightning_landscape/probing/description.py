@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import platform
 from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any
 
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from torch.optim import Optimizer
 from torch.utils.data import (
@@ -55,6 +57,15 @@ def describe_run(trainer: Trainer, module: LightningModule, optimizer: Optimizer
             **{name: version(name) for name in ("lightning-landscape", "lightning", "torch", "torchmetrics")},
         },
     }
+
+
+def planned_steps(trainer: Trainer) -> float:
+    """Return how many optimizer steps training is to make in all, as its counter will show; ``inf`` where that is not known."""
+    try:
+        steps = trainer.estimated_stepping_batches
+    except MisconfigurationException:  # accumulation that changes from epoch to epoch
+        return math.inf
+    return steps if steps > 0 else math.inf  # Lightning says -1 of a loader without a length
 
 
 def _clipping(trainer: Trainer) -> dict[str, Any] | None:

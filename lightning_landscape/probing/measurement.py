@@ -92,6 +92,8 @@ class Measurement:
         self.rows = Rows(schedule, store, processes, secant=secant, per_layer=per_layer)
         self.seconds = 0.0
         """Time spent here while training"""
+        self.replay_seconds = 0.0
+        """Time of the first evaluation of a loss"""
         self.replayer = Replayer(trainer, module, loss, processes, self.sharded)
         self._checks = FidelityCheck(trainer, module, optimizer, self.replayer, processes, self._products)
         self._swap = Swap(module)
@@ -141,15 +143,16 @@ class Measurement:
         """Whether the window has come to the optimiser's step."""
         return self._window is not None and self._window.stepping
 
-    def watch(self, step: int, *, may_refuse: bool = False) -> list[int]:
+    def watch(self, step: int, spacing: float = 0.0, *, may_refuse: bool = False) -> list[int]:
         """Watch the batch that is about to start, if its step is due; return the steps that were thinned out.
 
         Args:
-            step: the optimiser's step that the batch leads to.
+            step: the step that is about to be made.
+            spacing: steps between probes that a budget asks for, at least.
             may_refuse: whether no optimiser step was made yet.
         """
         with self._timed():
-            dropped = [] if self._window else self.schedule.make_room(step)
+            dropped = [] if self._window else self.schedule.make_room(step, spacing)
             self.rows.forget(dropped)
             if self._window is None and self.schedule.due(step):
                 self._window = Window(
@@ -340,7 +343,9 @@ class Measurement:
     def _check_replay(self, window: Window) -> None:
         """Replay the first probe at x_k, at once: its loss, and its gradient."""
         with self.replayer.silence(), self._swap.to(self._others_of(window), window.before):
+            started = time.perf_counter()
             self._checks.loss(window.step, window.local_loss, window.moments)
+            self.replay_seconds = time.perf_counter() - started
             self._checks.gradient(window.gradient, window.moments)
 
     def _at_reference(self, probe: Probe, window: Window, reference: Reference) -> Probe | None:
@@ -422,6 +427,10 @@ class Measurement:
         if any(name not in reference.parameters for name in here):
             return math.nan  # parameters that joined the optimiser late
         return self._products.inner_product_and_distance(here, reference.parameters, {}, 1.0)[1]
+
+    def evaluations(self, kept: int) -> int:
+        """Return how many evaluations of a loss so many kept probes take when training ends, at most."""
+        return self._completion.evaluations(kept, live=self.reference is not None)
 
     def provisional(self) -> ProbeTable:
         """Return some of the probes kept so far, evaluated at the current iterate in the place of x_p."""

@@ -35,10 +35,17 @@ class Schedule:
         """Return whether ``step`` is to be probed."""
         return step >= self.next_step
 
-    def make_room(self, step: int) -> list[int]:
-        """Thin a full table if ``step`` is due, after which it may be due no longer; return the dropped steps."""
+    def make_room(self, step: int, spacing: float = 0.0) -> list[int]:
+        """Thin a table that is full, or denser than asked for, if ``step`` is due; return the dropped steps.
+
+        After it the step may be due no longer: then the rest is decided when the next one is.
+
+        Args:
+            step: the step that is about to be made.
+            spacing: steps between probes that a budget asks for, at least.
+        """
         dropped: list[int] = []
-        while self.due(step) and len(self.kept) >= self.max_probes:
+        while self.due(step) and self.kept and (len(self.kept) >= self.max_probes or self.stride < spacing):
             dropped += self.thin()
         return dropped
 

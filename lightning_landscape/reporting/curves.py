@@ -28,10 +28,12 @@ class RunCurves:
         self._writer = CurveWriter(loggers, prefix)
         self._live = live
         self._running = scalars.RunningAlphaBeta()
+        self._newest = -1
+        """The newest step of a curve that is written while training"""
 
     def add(self, probe: Probe, overhead: float, layers: Sequence[LayerRow] = ()) -> None:
         """Write what is known of a new probe, and the share of training time that was spent on probes so far."""
-        row = ProbeTable([probe])
+        row, self._newest = ProbeTable([probe]), probe.logged_step
         curves = scalars.known_while_training(row)
         if probe.evaluated:
             curves |= scalars.known_with_reference(row)
@@ -69,9 +71,12 @@ class RunCurves:
                 self._writer.write_point(probe.logged_step, scalars.layer_curves(layers.get(probe.step, ())))
         else:
             self._writer.write(rows, final)
-        if len(rows):
-            after = max(steps, rows[-1].logged_step + 1)
-            last = scalars.bounds_of_the_whole(summary)
+        after, total = max(steps, self._newest + 1), {"overhead": summary["run"]["overhead"]["total"]}
+        if not len(rows):
+            self._writer.write_point(after, total)
+        else:
+            after = max(after, rows[-1].logged_step + 1)
+            last = {**scalars.bounds_of_the_whole(summary), **total}
             if self._live:
                 last |= {tag: float(curve[-1]) for tag, curve in running.items()}
             self._writer.write_point(after, last)

@@ -231,8 +231,10 @@ def _angle(angle: Mapping[str, Any]) -> str:
 
 
 def _overhead(run: Mapping[str, Any]) -> str:
-    share, seconds = at(run, "overhead", "training"), at(run, "overhead", "finalisation_s")
-    return "not known" if share is None or seconds is None else f"{share:.1%}, then {seconds:.1f} s of evaluation"
+    share, seconds, total = (at(run, "overhead", key) for key in ("training", "finalisation_s", "total"))
+    if share is None or seconds is None:
+        return "not known"
+    return f"{share:.1%}, then {seconds:.1f} s of evaluation" + (f": {total:.1%} in all" if total is not None else "")
 
 
 def _where(entry: Mapping[str, Any]) -> str:

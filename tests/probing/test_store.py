@@ -94,7 +94,7 @@ def test_what_another_run_wrote_is_not_unpickled(tmp_path):
     with pytest.raises(NotMeasurable, match="is not the one that this run wrote"):
         store.moments(7)
     shutil.rmtree(victim.parent)
-    for read in (store.moments, store.gradient, store.parameters):
+    for read in (store.moments, store.gradient, store.iterate):
         with pytest.raises(NotMeasurable, match="step 7 (is|are) gone"):
             read(7)
 

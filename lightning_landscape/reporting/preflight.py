@@ -1,0 +1,169 @@
+"""What a run is going to measure, cost and be told by theory, said in a few lines when training starts."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from lightning_landscape.bounds import THEOREMS
+from lightning_landscape.bounds.theorem import OtherOptimizer
+from lightning_landscape.reporting.certificates import own_theorem
+from lightning_landscape.reporting.conditions import metrics
+
+WIDTH = 118
+_INDENT = "  "
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is known of a monitored run before its first step."""
+
+    run: Mapping[str, Any]
+    """As the ``run`` part of its summary: ``loss``, ``reference`` and how the run is made"""
+    steps: float
+    """Steps that are to be made; ``inf`` where that is not known"""
+    every_n_steps: int
+    max_probes: int
+    max_overhead: float | None
+    module_parameters: int
+    """Parameters of the module, those included that the optimiser does not hold"""
+    probe_bytes: int
+    """Parameters and gradient of one probe"""
+    store_bytes: int
+    """What the store may use"""
+    folder: str | None
+    """Where results go; None where nothing is written"""
+    keep_store: bool
+    evaluations: int
+    """Evaluations of a loss when training ends, for as many probes as are expected"""
+
+
+def expected_probes(steps: float, every_n_steps: int, max_probes: int) -> tuple[int, int] | None:
+    """Return how many probes will be kept and how far apart, by the schedule's own rule; None where the end is not known.
+
+    Example:
+        >>> expected_probes(1000, 10, 256), expected_probes(100_000, 10, 256), expected_probes(math.inf, 10, 256)
+        ((100, 10), (157, 640), None)
+    """
+    if math.isinf(steps):
+        return None
+    stride = every_n_steps
+    while (count := math.ceil(steps / stride)) > max_probes:
+        stride *= 2
+    return max(count, 1), stride
+
+
+def preflight(plan: Plan) -> str:
+    """Return the message: what f_i is, the parameters, x_p, probes, disk, the time at the end, conditions, theorems."""
+    lines = [_loss(plan.run["loss"]), _parameters(plan), _reference(plan.run["reference"]), _probes(plan), _disk(plan)]
+    lines += [_end(plan), f"conditions: α-β, {', '.join(map(_words, metrics()))}", *_theorems(plan.run)]
+    wrapper = textwrap.TextWrapper(WIDTH, initial_indent=_INDENT, subsequent_indent=2 * _INDENT)
+    wrapper.break_long_words = wrapper.break_on_hyphens = False  # a path stays whole, to be copied
+    wrapped = map(wrapper.fill, lines)
+    return "\n".join(["LandscapeMonitor is going to measure:", *wrapped])
+
+
+def _words(key: str) -> str:
+    return key.replace("polyak_lojasiewicz", "Polyak-Łojasiewicz").replace("_", " ")
+
+
+def _loss(loss: Mapping[str, Any]) -> str:
+    """Say what f_i is, and on what beside the parameters it depends."""
+    mode = "training" if loss["training_mode"] else "evaluation"
+    said = f"f_i: the loss of {loss['source']}, {mode} mode, on a mini-batch as it came (augmentation included)"
+    said += f", ≥ {loss['infimum']:g} (loss_infimum)"
+    if loss["dropout"]:
+        said += "; dropout is on, with another mask each step, which replays draw again"
+    if loss["batch_norm"]:
+        said += "; BatchNorm uses batch statistics, so f_i depends on the whole mini-batch"
+    return said
+
+
+def _parameters(plan: Plan) -> str:
+    measured, others = plan.run["parameters"], plan.module_parameters - plan.run["parameters"]
+    said = f"x: {measured:,} parameters, those of {plan.run['optimizer']['class']}"
+    return said + (f"; {others:,} others of the module are not measured" if others > 0 else ", all of the module")
+
+
+def _reference(reference: Mapping[str, Any]) -> str:
+    if reference["kind"] == "final":
+        return "x_p: the last iterate of this run; what needs it is evaluated when training ends"
+    return f"x_p: {reference['path']}; every curve is live"
+
+
+def _probes(plan: Plan) -> str:
+    expected = expected_probes(plan.steps, plan.every_n_steps, plan.max_probes)
+    if expected is None:
+        said = f"probes: every {_th(plan.every_n_steps)} step at first, at most {plan.max_probes}; the end is not known"
+    else:
+        count, stride = expected
+        said = f"probes: about {count} in {plan.steps:,.0f} steps, {stride} apart at the end"
+    if plan.max_overhead is not None:
+        said += f"; fewer where they would take more than {plan.max_overhead:.3g} of the time (max_overhead)"
+    return said
+
+
+def _th(number: int) -> str:
+    if number == 1:
+        return "single"
+    ending = "th" if number % 100 in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
+    return f"{number}{ending}"
+
+
+def _disk(plan: Plan) -> str:
+    """Say what is stored, how much that is, where, and what becomes of it."""
+    where = "a temporary folder, removed at the end (fast_dev_run)" if plan.folder is None else plan.folder
+    if plan.run["reference"]["kind"] != "final":
+        what = f"up to 32 of your mini-batches and {_size(plan.probe_bytes // 2)} of parameters"
+    else:
+        expected = expected_probes(plan.steps, plan.every_n_steps, plan.max_probes)
+        count = expected[0] if expected else plan.max_probes
+        total = min(count * plan.probe_bytes, plan.store_bytes)
+        least = f"{_size(plan.probe_bytes)} a probe and your mini-batches"
+        what = f"{least}: from {_size(total)} up, at most {_size(plan.store_bytes)}"
+    fate = "kept (keep_store)" if plan.keep_store else "removed at the end"
+    return f"disk: {what}, {fate if plan.folder else 'meanwhile'}; in {where}"
+
+
+def _size(count: float) -> str:
+    for unit, size in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if count >= size:
+            return f"{count / size:.3g} {unit}"
+    return f"{count:.0f} bytes"
+
+
+def _end(plan: Plan) -> str:
+    what = "at x_p, at x_0 and on lines between" if plan.run["reference"]["kind"] == "final" else "at x_0 and on a line to x_p"
+    return f"at the end: {'up to' if math.isinf(plan.steps) else 'about'} {plan.evaluations} forward passes, {what}"
+
+
+def _theorems(run: Mapping[str, Any]) -> list[str]:
+    """Say which theorems may apply, and what rules the others out that are about this optimiser."""
+    foreseen = {theorem.name: theorem.foreseen(run) for theorem in THEOREMS}
+    titles = {theorem.name: theorem.title for theorem in THEOREMS}
+    possible = [titles[name] for name, reason in foreseen.items() if reason is None]
+    groups: dict[str, list[str]] = {}
+    for name, reason in foreseen.items():
+        if reason is not None and not isinstance(reason, OtherOptimizer):
+            groups.setdefault(str(reason), []).append(titles[name])
+    if not possible:
+        reasons = [*groups] or [str(foreseen[own_theorem(dict(run))])]
+        return [f"theory: no theorem can apply: {'; '.join(reasons)}"]
+    lines = [f"theory that may apply: {', '.join(_bases(possible))}"]
+    if groups:
+        lines.append(f"not: {'; '.join(f'{_joined(_bases(names))} ({reason})' for reason, names in groups.items())}")
+    return lines
+
+
+def _bases(titles: list[str]) -> list[str]:
+    """Leave out the sharper version of a theorem that is named itself."""
+    return [
+        title for title in titles if title.removesuffix(", sharper") == title or title.removesuffix(", sharper") not in titles
+    ]
+
+
+def _joined(titles: list[str]) -> str:
+    return " and ".join([", ".join(titles[:-1]), titles[-1]] if len(titles) > 1 else titles)
