@@ -55,6 +55,12 @@ class InOrder(pl.LightningDataModule):
 
     def train_dataloader(self):
         processes, rank = self.trainer.world_size, self.trainer.global_rank
+        if (
+            self.trainer.lightning_module is not None
+            and getattr(self.trainer.lightning_module, "_device_mesh", None) is not None
+        ):
+            mesh = self.trainer.lightning_module._device_mesh["data_parallel"]  # of a tensor-parallel group all have one batch
+            processes, rank = mesh.size(), mesh.get_local_rank()
         sampler = DistributedSampler(self.samples, processes, rank, shuffle=False)
         return DataLoader(self.samples, BATCH * 2 // processes, sampler=sampler)
 
@@ -77,6 +83,7 @@ def train(
     *,
     processes=2,
     callbacks_before=(),
+    callbacks_after=None,
     module=Net,
     epochs=2,
     strategy="ddp_fork",
@@ -97,7 +104,12 @@ def train(
         enable_progress_bar=False,
         enable_model_summary=False,
         use_distributed_sampler=not (data is None or isinstance(data, pl.LightningDataModule)),
-        callbacks=[*callbacks_before, *callbacks, Remember(folder), checkpoints],
+        callbacks=[
+            *callbacks_before,
+            *callbacks,
+            *([Remember(folder)] if callbacks_after is None else callbacks_after),
+            checkpoints,
+        ],
         **kwargs,
     )
     if data is None:
