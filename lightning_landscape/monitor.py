@@ -173,23 +173,29 @@ class LandscapeMonitor(Callback):
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._processes = Processes(trainer.strategy)
+        with self._processes.agreed():
+            self._look_at(trainer, pl_module)
+        declare_results(trainer, self._settings())
+
+    def _look_at(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Find the optimiser and x_p, or refuse."""
         checks.check_batches(trainer.limit_train_batches)
         self._optimizer = checks.check_optimizers(trainer.optimizers, pl_module, self.parameters)
         self._several = len(trainer.optimizers) > 1
         trained = optimized_parameters(pl_module, part_of(self._optimizer, pl_module, self.parameters))
         checks.check_parameters(trained, self._optimizer)
+        checks.check_shards(trainer, trained)
         self._reference = None
         if self.reference != FINAL:
             moving = trained_elsewhere(pl_module, trainer.optimizers, trained)
             others = {n: p for n, p in named_parameters(pl_module).items() if n not in trained and n not in moving}
             self._reference = load_reference(self.reference, trained, others)
-        declare_results(trainer, self._settings())
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert self._optimizer is not None
         self.table, self.summary = None, None
-        self._processes = Processes(trainer.strategy)
         step = self._steps_before(trainer)
         with self._processes.agreed():
             self._session = Session(
@@ -207,8 +213,13 @@ class LandscapeMonitor(Callback):
         self._idle_steps, self._backward = 0, False
         self._moved, self._may_refuse, self._just_probed = False, True, False
         if self._resumed and self._step > 0:
-            with self._processes.agreed():
-                self._session.resume(self._resumed)
+            try:
+                with self._processes.agreed():
+                    self._session.resume(self._resumed)
+            except MisconfigurationException:
+                self._session.discard()
+                self._session = None
+                raise
         self._resumed = {}
         self._next_step = max(self._session.measurement.schedule.next_step, self._step)
         self._sums = self._session.measurement.sums

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_landscape.probing.part import choose
-from lightning_landscape.probing.sharding import local
+from lightning_landscape.probing.sharding import is_sharded, local
 from lightning_landscape.probing.store import WAYS_OUT
 
 GIB = 2**30
@@ -119,6 +119,20 @@ def check_parameters(parameters: Mapping[str, nn.Parameter], optimizer: Optimize
         raise MisconfigurationException(
             f"LandscapeMonitor found parameters without a shape: {unready}; supported are initialised modules: run one forward "
             "pass through lazy modules before fit"
+        )
+
+
+def check_shards(trainer: Trainer, parameters: Mapping[str, nn.Parameter]) -> None:
+    """Refuse parameters that nobody keeps the same: under FSDP2 those that were left out of it."""
+    mesh = getattr(trainer.strategy, "_device_mesh", None)
+    if mesh is None or mesh["data_parallel"].size() == 1:
+        return
+    whole = [name for name, parameter in parameters.items() if parameter.requires_grad and not is_sharded(parameter)]
+    if whole:
+        raise MisconfigurationException(
+            f"LandscapeMonitor found parameters that are not sharded among the {mesh['data_parallel'].size()} data-parallel "
+            f"processes: {whole[:5]}. Nobody averages their gradients, so each process trains its own; supported are modules "
+            "that are sharded whole: call fully_shard on what holds these parameters, too, in configure_model"
         )
 
 

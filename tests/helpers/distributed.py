@@ -55,12 +55,9 @@ class InOrder(pl.LightningDataModule):
 
     def train_dataloader(self):
         processes, rank = self.trainer.world_size, self.trainer.global_rank
-        if (
-            self.trainer.lightning_module is not None
-            and getattr(self.trainer.lightning_module, "_device_mesh", None) is not None
-        ):
-            mesh = self.trainer.lightning_module._device_mesh["data_parallel"]  # of a tensor-parallel group all have one batch
-            processes, rank = mesh.size(), mesh.get_local_rank()
+        mesh = getattr(self.trainer.lightning_module, "_device_mesh", None)
+        if mesh is not None:  # all processes of a tensor-parallel group have the same batch
+            processes, rank = mesh["data_parallel"].size(), mesh["data_parallel"].get_local_rank()
         sampler = DistributedSampler(self.samples, processes, rank, shuffle=False)
         return DataLoader(self.samples, BATCH * 2 // processes, sampler=sampler)
 
@@ -93,6 +90,7 @@ def train(
 ):
     """Train in so many processes; return the trainer."""
     pl.seed_everything(3, verbose=False)
+    remember = [Remember(folder)] if callbacks_after is None else callbacks_after
     checkpoints = ModelCheckpoint(folder / "checkpoints", save_last=True, every_n_train_steps=5, save_top_k=-1)
     trainer = pl.Trainer(
         accelerator="cpu",
@@ -104,12 +102,7 @@ def train(
         enable_progress_bar=False,
         enable_model_summary=False,
         use_distributed_sampler=not (data is None or isinstance(data, pl.LightningDataModule)),
-        callbacks=[
-            *callbacks_before,
-            *callbacks,
-            *([Remember(folder)] if callbacks_after is None else callbacks_after),
-            checkpoints,
-        ],
+        callbacks=[*callbacks_before, *callbacks, *remember, checkpoints],
         **kwargs,
     )
     if data is None:

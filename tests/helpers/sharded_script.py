@@ -1,4 +1,4 @@
-"""A sharded run (FSDP2, tensor parallelism) in processes of its own: ``python -m tests.helpers.sharded_script FOLDER [options]``.
+"""Sharded runs (FSDP2, tensor parallelism) in processes of their own: ``python -m tests.helpers.sharded_script FOLDER …``.
 
 Lightning starts the other processes itself, by the same command.
 """
@@ -11,6 +11,7 @@ import warnings
 from pathlib import Path
 
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import nn
@@ -21,14 +22,15 @@ from tests.helpers.modules import CLASSES, FEATURES
 
 
 class Sharded(distributed.Net):
-    """The same network as `Net`, with layers of uneven shards and one that is frozen; its parts are sharded by themselves."""
+    """A network with layers of uneven shards and one that is frozen; some layers are sharded by themselves."""
 
-    def __init__(self, wrap_root=True):
+    whole = True
+
+    def __init__(self):
         super().__init__()
         torch.manual_seed(5)
         self.net = nn.Sequential(nn.Linear(FEATURES, 15), nn.Tanh(), nn.Linear(15, 16), nn.Tanh(), nn.Linear(16, CLASSES))
         self.net[2].weight.requires_grad_(False)
-        self.wrap_root = wrap_root
 
     def configure_model(self):
         mesh = getattr(self, "_device_mesh", None)
@@ -45,16 +47,22 @@ class Sharded(distributed.Net):
 
             for layer in (self.net[0], self.net[2]):
                 fully_shard(layer, mesh=data)
-            if self.wrap_root:
+            if self.whole:
                 fully_shard(self.net, mesh=data)
 
 
 class Dropout(Sharded):
     """What is random is captured by each process."""
 
-    def __init__(self, wrap_root=True):
-        super().__init__(wrap_root)
+    def __init__(self):
+        super().__init__()
         self.net[1] = nn.Sequential(nn.Tanh(), nn.Dropout(0.3))
+
+
+class PartlySharded(Sharded):
+    """A layer is left out: nobody averages its gradients."""
+
+    whole = False
 
 
 class WholeParameters(Callback):
@@ -84,40 +92,40 @@ class WholeParameters(Callback):
         torch.save(found, self.folder / f"end-{trainer.global_rank}.pt")
 
 
+def train(folder, data, tensor, *, module="Sharded", loss=False, without=False, monitor=None, trainer=None, resume=None):
+    """Train once, on a mesh of so many data-parallel and tensor-parallel processes, or in one process without any (0, 0)."""
+    arguments = {"every_n_steps": 1, "figures": False, **(monitor or {})}
+    if loss:
+        arguments["loss"] = distributed.smoothed_loss
+    strategy = ModelParallelStrategy(data_parallel_size=data, tensor_parallel_size=tensor) if data else None
+    distributed.train(
+        folder,
+        [] if without else [LandscapeMonitor(**arguments)],
+        processes=data * tensor or 1,
+        strategy=strategy,
+        module=globals()[module],
+        callbacks_after=[WholeParameters(folder)],
+        ckpt_path=resume,
+        **(trainer or {}),
+    )
+
+
 def main(argv):
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--data", type=int, default=2)
-    parser.add_argument("--tensor", type=int, default=1)
-    parser.add_argument("--module", default="Sharded")
-    parser.add_argument("--no-root", action="store_true")
-    parser.add_argument("--loss", action="store_true")
-    parser.add_argument("--monitor", type=json.loads, default={})
-    parser.add_argument("--without", action="store_true")
-    parser.add_argument("--trainer", type=json.loads, default={})
-    parser.add_argument("--whole", action="store_true", help="one process, nothing sharded")
-    parser.add_argument("--resume", default=None)
+    parser.add_argument("data", type=int)
+    parser.add_argument("tensor", type=int)
+    parser.add_argument("jobs", type=json.loads, help="keyword arguments of `train` by name of a subfolder")
     options = parser.parse_args(argv)
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    arguments = {"every_n_steps": 1, "figures": False, **options.monitor}
-    if options.loss:
-        arguments["loss"] = distributed.smoothed_loss
-    processes = 1 if options.whole else options.data * options.tensor
-    strategy = None
-    if not options.whole:
-        strategy = ModelParallelStrategy(data_parallel_size=options.data, tensor_parallel_size=options.tensor)
-    distributed.train(
-        options.folder,
-        [] if options.without else [LandscapeMonitor(**arguments)],
-        processes=processes,
-        strategy=strategy,
-        module=lambda: globals()[options.module](not options.no_root),
-        callbacks_after=[WholeParameters(options.folder)],
-        ckpt_path=options.resume,
-        **options.trainer,
-    )
-    if not options.whole and torch.distributed.is_initialized():
+    for name, arguments in options.jobs.items():
+        try:
+            train(options.folder / name, options.data, options.tensor, **arguments)
+        except MisconfigurationException as refusal:
+            (options.folder / name).mkdir(parents=True, exist_ok=True)
+            (options.folder / name / "refusal.txt").write_text(str(refusal))
+    if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 
 
