@@ -67,8 +67,7 @@ def check_sampling(evidence: Evidence) -> None:
 
 def one_batch_a_step(evidence: Evidence) -> bool:
     """Return whether an epoch has no more batches than a step takes."""
-    batches = evidence.run.get("batches_per_epoch")
-    return isinstance(batches, int) and batches <= int(evidence.run["accumulate_grad_batches"])
+    return evidence.steps_per_epoch == 1
 
 
 def foresee_direction(evidence: Evidence) -> None:

@@ -53,7 +53,8 @@ class Evidence:
         """Whether every probe is of one and the same function: equal losses at x_p, and at x_0, to rounding.
 
         Equal to rounding of their own size, and beside the drop between the two. Losses that are all at the infimum say
-        nothing (a model that interpolates): then an epoch must also be known to have no more batches than a step takes.
+        nothing (a model that interpolates), nor do those of one and the same batch of every epoch, which a stride may come upon
+        where batches have an order: then an epoch must also be known to have no more batches than a step takes.
         """
         starts, ends = self.column("initial_loss"), self.column("reference_loss")
         starts = starts[~starts.isnan()]
@@ -64,9 +65,21 @@ class Evidence:
             spread = values.max() - values.min()
             if bool(spread > 1e-5 * values.abs().max()) or (bool(drop > 0) and bool(spread > 1e-3 * drop)):
                 return False
+        if self.steps_per_epoch == 1:
+            return True
+        in_order = self.run.get("sampling") not in ("reshuffled", "with_replacement")
+        steps = self.column("step").long()
+        if self.steps_per_epoch and in_order and len((steps % self.steps_per_epoch).unique()) == 1:
+            return False
+        return bool((ends > self.column("loss_infimum")).any())
+
+    @property
+    def steps_per_epoch(self) -> int | None:
+        """Optimiser steps of an epoch, where the number of its batches is known."""
         batches = self.run.get("batches_per_epoch")
-        one_step = isinstance(batches, int) and batches <= int(self.run["accumulate_grad_batches"])
-        return one_step or bool((ends > self.column("loss_infimum")).any())
+        if not isinstance(batches, int):
+            return None
+        return max(1, math.ceil(batches / int(self.run["accumulate_grad_batches"])))
 
     @cached_property
     def rounded_away(self) -> Tensor:

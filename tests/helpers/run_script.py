@@ -37,7 +37,7 @@ class OfTheStep(Slow):
         self.net[3] = torch.nn.Identity()
 
     def compute_loss(self, batch):
-        generator = torch.Generator().manual_seed(self.trainer.global_step)
+        generator = torch.Generator().manual_seed(2 * self.trainer.global_step + self.global_rank)
         x = torch.randn(6, FEATURES, generator=generator)
         y = torch.randint(CLASSES, (6,), generator=generator)
         logits = self.net(x)
@@ -49,8 +49,11 @@ class OfTheStep(Slow):
 
 
 class Failing(Callback):
-    def __init__(self, step):
-        self.step = step
+    def __init__(self, step, folder):
+        self.step, self.folder = step, folder
+
+    def on_train_start(self, trainer, pl_module):
+        (self.folder / f"pid-{trainer.global_rank}").write_text(str(os.getpid()))
 
     def on_train_batch_end(self, trainer, *args):
         print(f"step {trainer.global_step}", flush=True)
@@ -72,6 +75,8 @@ def main(argv):
     parser.add_argument("--accumulate", type=int, default=1)
     parser.add_argument("--version", default="run")
     parser.add_argument("--keep-store", action="store_true")
+    parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--strategy", default="ddp_fork")
     options = parser.parse_args(argv)
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
@@ -88,13 +93,15 @@ def main(argv):
     checkpoints = ModelCheckpoint(options.folder / "checkpoints", save_last=True, every_n_train_steps=7, save_top_k=-1)
     trainer = pl.Trainer(
         accelerator="cpu",
+        devices=options.processes,
+        strategy=options.strategy if options.processes > 1 else "auto",
         max_epochs=options.epochs,
         logger=TensorBoardLogger(options.folder, name="", version=options.version),
         log_every_n_steps=10,
         enable_progress_bar=False,
         enable_model_summary=False,
         accumulate_grad_batches=options.accumulate,
-        callbacks=[monitor, checkpoints, Failing(options.fail_at)],
+        callbacks=[monitor, checkpoints, Failing(options.fail_at, options.folder)],
     )
     trainer.fit(module, loader(20), ckpt_path=options.resume)
 

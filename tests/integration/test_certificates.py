@@ -1,6 +1,7 @@
 """Real runs: the certificate of the trajectory as an inequality, which theorem applies and why not, sums over every step."""
 
 import copy
+import functools
 import math
 
 import lightning.pytorch as pl
@@ -550,6 +551,15 @@ def test_the_full_batch_several_times_an_epoch_is_the_full_batch(tmp_path):
     monitor = plain_fit(Regression(sgd()), loader, tmp_path, epochs=2, every=1)
     assert monitor.summary["conditions"]["aiming"]["measured_on"] == "full batch"
     assert monitor.summary["bounds"]["gradient_descent"]["status"] == "proved"
+
+
+def test_the_same_batch_of_every_epoch_is_no_full_batch(tmp_path):
+    """Ten batches in order, and a stride of ten: every probe is of the first one."""
+    optimizer = functools.partial(torch.optim.SGD, lr=0.01)
+    monitor = fit(optimizer, tmp_path, sampling="sequential", epochs=5, every_n_steps=15)
+    assert len({probe.reference_loss for probe in monitor.table}) == 1
+    assert monitor.summary["conditions"]["aiming"]["measured_on"] == "mini-batch"
+    assert monitor.summary["bounds"]["gradient_descent"]["status"] == "does_not_apply"
 
 
 def test_a_batch_sampler_of_the_users_own_is_not_called_sequential(tmp_path):

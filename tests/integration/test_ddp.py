@@ -3,7 +3,10 @@
 import csv
 import math
 import os
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -20,6 +23,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:The dirpath has changed from"),
 ]
 
+ROOT = Path(__file__).parents[2]
 EXACT = {"step", "epoch", "logged_step", "loss_infimum"}
 
 
@@ -220,7 +224,7 @@ def test_distributed_helpers_see_the_same_batches():
     """What the comparisons rest on: the samples of two processes together are those of one."""
 
     class Trainer:
-        world_size, global_rank = 1, 0
+        world_size, global_rank, lightning_module = 1, 0, None
 
     one = InOrder()
     one.trainer = Trainer
@@ -228,9 +232,31 @@ def test_distributed_helpers_see_the_same_batches():
     halves = []
     for rank in range(2):
         part = InOrder()
-        part.trainer = type("T", (), {"world_size": 2, "global_rank": rank})
+        part.trainer = type("T", (), {"world_size": 2, "global_rank": rank, "lightning_module": None})
         halves.append([batch[0] for batch in part.train_dataloader()])
     assert len(whole) == len(halves[0]) == distributed.STEPS
     for together, a, b in zip(whole, *halves, strict=True):
         assert sorted(map(tuple, together.tolist())) == sorted(map(tuple, torch.cat([a, b]).tolist()))
     assert os.environ.get("LOCAL_RANK") is None
+
+
+def test_other_launchers_give_the_same_table(tmp_path):
+    """Processes that Lightning starts anew: by the same command, or by a pickled trainer."""
+    options = ("--module", "OfTheStep", "--processes", "2", "--epochs", "1", "--pause", "0")
+    for name in ("ddp_fork", "ddp", "ddp_spawn"):
+        clean = {key: value for key, value in os.environ.items() if "RANK" not in key and not key.startswith(("MASTER", "PL_"))}
+        done = subprocess.run(
+            [sys.executable, "-m", "tests.helpers.run_script", str(tmp_path / name), *options, "--strategy", name],
+            cwd=ROOT,
+            env=clean | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+    forked, *others = (load(tmp_path / name / "run") for name in ("ddp_fork", "ddp", "ddp_spawn"))
+    assert len(forked.table) == 5
+    for other in others:
+        assert other.table == forked.table
+        assert other.summary["run"]["fidelity"]["exact"] is True

@@ -1,5 +1,6 @@
 """Interrupt, exception, SIGTERM, ``kill -9`` and resume, each with a real process."""
 
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -90,6 +91,9 @@ def interrupted(folder, how, step, *options):
         # the process, with or without the monitor
         time.sleep(0.02)
     os.kill(running.process.pid, how)
+    for file in folder.glob("pid-*"):  # the processes of a distributed run: nobody else ends them
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(int(file.read_text()), how)
     return running
 
 
@@ -179,7 +183,10 @@ def killed_and_resumed(folder, *options, step):
     return before, load(folder / "again"), first
 
 
-@pytest.mark.parametrize("options", [(), ("--accumulate", "3", "--every", "1", "--epochs", "9"), ("--max-probes", "16")])
+DDP = ("--processes", "2", "--epochs", "9")
+
+
+@pytest.mark.parametrize("options", [(), ("--accumulate", "3", "--every", "1", "--epochs", "9"), ("--max-probes", "16"), DDP])
 def test_resume_of_an_ordinary_run_loses_and_doubles_nothing(options, tmp_path):
     before, again, step = killed_and_resumed(tmp_path, *options, step=45)
     old = {probe.step: probe for probe in before.table if probe.step < step}
@@ -196,7 +203,7 @@ def test_resume_of_an_ordinary_run_loses_and_doubles_nothing(options, tmp_path):
     assert again.summary["run"]["complete"] is True
 
 
-@pytest.mark.parametrize("options", [(), ("--max-probes", "16")])
+@pytest.mark.parametrize("options", [(), ("--max-probes", "16"), DDP])
 def test_resume_of_a_run_of_the_step_is_the_uninterrupted_run(options, tmp_path):
     run_to_the_end(tmp_path / "whole", "--module", "OfTheStep", *options)
     _, again, _ = killed_and_resumed(tmp_path / "killed", "--module", "OfTheStep", *options, step=36)
