@@ -39,7 +39,8 @@ class LandscapeMonitor(Callback):
 
     Args:
         reference: The point x_p. "final": the parameters after the last optimizer step of this run, evaluated when training
-            ends; or the path of a Lightning .ckpt, a state_dict or a .safetensors file of the same module: every curve live.
+            ends; or the path of a Lightning .ckpt, a state_dict or a .safetensors file of the same module, or of a folder
+            that a sharded run wrote: every curve live.
         every_n_steps: Optimizer steps between probes, at first.
         max_probes: When that many probes are kept and another is due, every second one is dropped and the stride doubles.
         max_overhead: Largest share of the time of training, the evaluation at its end included, that the monitor may take:
@@ -57,7 +58,8 @@ class LandscapeMonitor(Callback):
         store_gib: Largest size of that store on disk in GiB; half of the free disk is another limit.
         dirpath: Where the folder <prefix>/ is written; by default the logger's folder, without one default_root_dir.
         prefix: Name of that folder and group of all tags.
-        save_reference: Write the last iterate as reference.safetensors, for a second run to take as its reference.
+        save_reference: Write the last iterate as reference.safetensors (sharded: a folder, reference), for a second run to take
+            as its reference.
         keep_store: Keep the store after a good end, to extend the run from its checkpoint. It holds training batches.
         windows: Number of equal slices of training for which constants are reported as well.
         secant: Measure smoothness between consecutive iterates too: one more forward and backward pass a probe.

@@ -69,7 +69,7 @@ class Evidence:
             return True
         in_order = self.run.get("sampling") not in ("reshuffled", "with_replacement")
         steps = self.column("step").long()
-        if self.steps_per_epoch and in_order and len((steps % self.steps_per_epoch).unique()) == 1:
+        if self.steps_per_epoch and in_order and len(set((steps % self.steps_per_epoch).tolist())) == 1:
             return False
         return bool((ends > self.column("loss_infimum")).any())
 
