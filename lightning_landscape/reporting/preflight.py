@@ -58,7 +58,13 @@ def expected_probes(steps: float, every_n_steps: int, max_probes: int) -> tuple[
 
 def preflight(plan: Plan) -> str:
     """Return the message: what f_i is, the parameters, x_p, probes, disk, the time at the end, conditions, theorems."""
-    lines = [_loss(plan.run["loss"]), _parameters(plan), _reference(plan.run["reference"]), _probes(plan), _disk(plan)]
+    lines = [
+        _loss(plan.run["loss"], plan.run["world_size"]),
+        _parameters(plan),
+        _reference(plan.run["reference"]),
+        _probes(plan),
+        _disk(plan),
+    ]
     lines += [_end(plan), f"conditions: α-β, {', '.join(map(_words, metrics()))}", *_theorems(plan.run)]
     wrapper = textwrap.TextWrapper(WIDTH, initial_indent=_INDENT, subsequent_indent=2 * _INDENT)
     wrapper.break_long_words = wrapper.break_on_hyphens = False  # a path stays whole, to be copied
@@ -70,11 +76,13 @@ def _words(key: str) -> str:
     return key.replace("polyak_lojasiewicz", "Polyak-Łojasiewicz").replace("_", " ")
 
 
-def _loss(loss: Mapping[str, Any]) -> str:
+def _loss(loss: Mapping[str, Any], processes: int) -> str:
     """Say what f_i is, and on what beside the parameters it depends."""
     mode = "training" if loss["training_mode"] else "evaluation"
     said = f"f_i: the loss of {loss['source']}, {mode} mode, on a mini-batch as it came (augmentation included)"
     said += f", ≥ {loss['infimum']:g} (loss_infimum)"
+    if processes > 1:
+        said += f", the mean over {processes} processes"
     if loss["dropout"]:
         said += "; dropout is on, with another mask each step, which replays draw again"
     if loss["batch_norm"]:
