@@ -135,6 +135,7 @@ class Processes:
         """Return the first process's value, a small object that can be pickled."""
         if self.size == 1:
             return value
+        self.exchange()  # whoever failed before says so here, and nobody waits in what follows
         box = [value]
         dist.broadcast_object_list(box, src=0, device=self._device)
         return box[0]
@@ -143,6 +144,7 @@ class Processes:
         """Return the values of all processes, small objects that can be pickled."""
         if self.size == 1:
             return [value]
+        self.exchange()
         boxes = [None] * self.size
         dist.all_gather_object(boxes, value)
         return boxes

@@ -1,0 +1,145 @@
+"""What several real processes tell each other: numbers, objects, tensors, and failures, after which nobody waits."""
+
+import math
+import os
+from datetime import timedelta
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+from lightning_landscape.probing.processes import FailedElsewhere, Processes, RefusedElsewhere
+
+SIZE = 3
+
+
+class Strategy:
+    """What of Lightning's strategy is asked for."""
+
+    world_size, root_device = SIZE, torch.device("cpu")
+
+    def __init__(self, rank):
+        self.global_rank = rank
+
+
+def _start(rank, function, folder):
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=SIZE, timeout=timedelta(seconds=30)
+    )
+    torch.save(function(Processes(Strategy(rank))), f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def in_processes(function, folder):
+    """Run a function in real processes; return what each returned."""
+    mp.start_processes(_start, (function, str(folder)), nprocs=SIZE, start_method="fork")
+    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(SIZE)]
+
+
+def _numbers(processes):
+    rank = processes.rank
+    many = [float(rank * 100 + i) for i in range(40)]  # more than one exchange carries
+    return {
+        "rows": processes.exchange(rank, math.inf if rank == 1 else -rank),
+        "many": processes.exchange(*many),
+        "mean": processes.mean(2.0**rank),
+        "nan": processes.mean(math.nan if rank == 2 else 1.0),
+        "everywhere": (processes.everywhere(True), processes.everywhere(rank != 1)),
+        "first": processes.of_first(f"from {rank}"),
+        "each": processes.of_each({rank}),
+    }
+
+
+def test_numbers_and_objects(tmp_path):
+    for found in in_processes(_numbers, tmp_path):
+        assert found["rows"] == [(0.0, 0.0), (1.0, math.inf), (2.0, -2.0)]
+        assert found["many"] == [tuple(float(rank * 100 + i) for i in range(40)) for rank in range(SIZE)]
+        assert found["mean"] == pytest.approx(7 / 3)
+        assert math.isnan(found["nan"])
+        assert found["everywhere"] == (True, False)
+        assert found["first"] == "from 0"
+        assert found["each"] == [{0}, {1}, {2}]
+
+
+def _tensors(processes):
+    rank = processes.rank
+    like = {"a": torch.zeros(2, 3), "b": torch.zeros(5), "c": torch.zeros(1)}
+    mine = {"a": torch.full((2, 3), float(rank))}
+    if rank == 1:
+        mine["b"] = torch.ones(5)
+    given = {"x": torch.arange(6.0).reshape(2, 3).t(), "y": torch.ones(2, dtype=torch.bfloat16)} if rank == 0 else None
+    return {
+        "means": processes.mean_of(mine, like),
+        "first": processes.tensors_of_first(given),
+        "none": processes.tensors_of_first(None),
+    }
+
+
+def test_tensors(tmp_path):
+    for found in in_processes(_tensors, tmp_path):
+        assert set(found["means"]) == {"a", "b"}  # of "c" no process has any
+        assert torch.allclose(found["means"]["a"], torch.ones(2, 3))
+        assert torch.allclose(found["means"]["b"], torch.full((5,), 1 / 3))
+        assert torch.equal(found["first"]["x"], torch.arange(6.0).reshape(2, 3).t())
+        assert found["first"]["y"].dtype == torch.bfloat16
+        assert found["none"] is None
+
+
+WHERE = ["before", "exchange", "object", "mean_of", "after"]
+
+
+def _failing(processes):
+    """Fail in one process at each place in turn; return what each process saw, and that none waits for another."""
+    seen = []
+    for place in WHERE:
+        for error in (ValueError("broken"), MisconfigurationException("refused")):
+            processes.over = False
+            try:
+                with processes.agreed():
+                    _some_work(processes, place, error)
+            except Exception as problem:
+                seen.append((place, type(error).__name__, type(problem).__name__, processes.over))
+            assert processes.mean(processes.rank) == 1.0  # all are at the same point again
+    return seen
+
+
+def _some_work(processes, place, error):
+    def perhaps(here):
+        if place == here and processes.rank == 1:
+            raise error
+
+    perhaps("before")
+    processes.exchange(1.0)
+    perhaps("exchange")
+    processes.of_each(processes.rank)
+    perhaps("object")
+    processes.mean_of({"a": torch.ones(2)}, {"a": torch.ones(2)})
+    perhaps("mean_of")
+    processes.everywhere(True)
+    perhaps("after")
+
+
+def test_a_failure_in_one_process_is_one_in_all_and_nobody_waits(tmp_path):
+    for rank, seen in enumerate(in_processes(_failing, tmp_path)):
+        assert [(place, error) for place, error, _, _ in seen] == [
+            (place, error) for place in WHERE for error in ("ValueError", "MisconfigurationException")
+        ]
+        for _, error, problem, over in seen:
+            elsewhere = RefusedElsewhere if error == "MisconfigurationException" else FailedElsewhere
+            assert problem == (error if rank == 1 else elsewhere.__name__)
+            assert over
+
+
+def test_one_process_asks_nobody():
+    alone = Processes()
+    assert alone.first
+    assert alone.exchange(1.0, 2.0) == [(1.0, 2.0)]
+    assert alone.of_each("x") == ["x"]
+    assert alone.mean(3.0) == 3.0
+    with pytest.raises(ValueError, match="mine"), alone.agreed():
+        raise ValueError("mine")
+    assert not dist.is_initialized()
+    assert "LOCAL_RANK" not in os.environ
