@@ -18,7 +18,7 @@ demo: $(VENV)/.demo
 	$(VENV)/bin/python demos/mlp.py
 
 test: $(VENV)/.dev
-	$(VENV)/bin/python -m pytest -n $(WORKERS)
+	$(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadgroup
 
 check: $(VENV)/.dev
 	$(VENV)/bin/ruff check .

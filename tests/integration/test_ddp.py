@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import Callback
 
 from lightning_landscape import LandscapeMonitor, load
 from lightning_landscape.probing.store import ProbeStore
-from tests.helpers import distributed
+from tests.helpers import distributed, run_script
 from tests.helpers.distributed import InOrder, Net, smoothed_loss, train
 from tests.helpers.modules import Plain, TargetInBuffers, TargetInParameters, loader
 
@@ -243,7 +243,8 @@ def test_distributed_helpers_see_the_same_batches():
 def test_other_launchers_give_the_same_table(tmp_path):
     """Processes that Lightning starts anew: by the same command, or by a pickled trainer."""
     options = ("--module", "OfTheStep", "--processes", "2", "--epochs", "1", "--pause", "0")
-    for name in ("ddp_fork", "ddp", "ddp_spawn"):
+    run_script.main([str(tmp_path / "ddp_fork"), *options])
+    for name in ("ddp", "ddp_spawn"):
         clean = {key: value for key, value in os.environ.items() if "RANK" not in key and not key.startswith(("MASTER", "PL_"))}
         done = subprocess.run(
             [sys.executable, "-m", "tests.helpers.run_script", str(tmp_path / name), *options, "--strategy", name],

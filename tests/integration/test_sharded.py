@@ -15,6 +15,7 @@ from tests.helpers import distributed
 from tests.helpers.sharded_script import Sharded
 from tests.integration.test_ddp import assert_same_tables
 
+pytestmark = pytest.mark.xdist_group("sharded")  # one worker makes the runs for all tests here
 ROOT = Path(__file__).parents[2]
 SECONDS = 200
 EVERYTHING = {"secant": True, "exact_sums": True, "per_layer": True}
