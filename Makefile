@@ -6,12 +6,13 @@
 
 PYTHON ?= python3
 WORKERS ?= auto
+SEED ?= 1
 TORCH_INDEX ?=
 VENV := .venv
 PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
        $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
-.PHONY: demo test check format bench clean
+.PHONY: demo test soak check format bench clean
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/.demo
@@ -19,6 +20,10 @@ demo: $(VENV)/.demo
 
 test: $(VENV)/.dev
 	$(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadgroup
+
+# 200 randomly drawn ways to train, each compared with brute force; another draw: make soak SEED=2
+soak: $(VENV)/.dev
+	$(VENV)/bin/python -m tests.soak --seed $(SEED)
 
 check: $(VENV)/.dev
 	$(VENV)/bin/ruff check .
