@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from lightning_landscape.probing.freezing import Frozen, freeze, thaw
 from lightning_landscape.probing.gradients import read_gradient
+from lightning_landscape.probing.parameters import Swap
 from lightning_landscape.probing.processes import Processes
 from lightning_landscape.probing.sharding import reshard
 from lightning_landscape.probing.state import capture, put_back
@@ -165,19 +166,27 @@ class Replayer:
     ) -> None:
         self._trainer, self._module, self._loss = trainer, module, loss
         self._processes, self._sharded = processes, sharded
+        self._swap = Swap(module)
         self.of_user = loss is not None
         """Whether the loss is the user's own function, not ``training_step``"""
         self.gradients_enabled = any(isinstance(part, nn.RNNBase) for part in module.modules())
         """Forward passes run without autograd, unless the loss needs it or is only then the recorded one: kernels of recurrent
         layers round differently where no gradient will be asked for."""
 
-    def moment(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Frozen:
+    def moment(self, args: Sequence[Any], kwargs: Mapping[str, Any], others: Mapping[str, Tensor]) -> Frozen:
         """Freeze the arguments of ``training_step`` and the state in which it is called.
+
+        Args:
+            args: by position.
+            kwargs: by name.
+            others: parameters that are not x, where they are not those of the window's first micro-batch.
 
         Raises:
             TypeError: if a batch can be neither pickled nor copied.
         """
-        return freeze({"args": tuple(args), "kwargs": dict(kwargs), **capture(self._trainer, self._module)})
+        return freeze(
+            {"args": tuple(args), "kwargs": dict(kwargs), "others": dict(others), **capture(self._trainer, self._module)}
+        )
 
     @contextmanager
     def silence(self) -> Iterator[None]:
@@ -208,8 +217,7 @@ class Replayer:
         losses, gradient = [], dict[str, Tensor]()
         trained = {name: parameter for name, parameter in parameters.items() if parameter.requires_grad}
         for moment in moments:
-            with without_hooks(trained.values()), torch.enable_grad():
-                loss = self._forward(moment)
+            with without_hooks(trained.values()), torch.enable_grad(), self._forward(moment) as loss:
                 parts = (self._by_backward if self._sharded else _by_grad)(loss * scale, trained)
             losses.append(float(loss.detach()))
             for name, part in parts.items():
@@ -230,32 +238,35 @@ class Replayer:
         return found
 
     def _evaluate(self, moment: Frozen) -> Tensor:
-        with torch.set_grad_enabled(self.gradients_enabled):
-            try:
-                return self._forward(moment).detach()
-            except RuntimeError:
-                # a gradient penalty, a physics-informed loss: autograd inside training_step
-                if self.gradients_enabled:
-                    raise
-        with torch.enable_grad():
-            loss = self._forward(moment).detach()
+        try:
+            with torch.set_grad_enabled(self.gradients_enabled), self._forward(moment) as loss:
+                return loss.detach()
+        except RuntimeError:
+            # a gradient penalty, a physics-informed loss: autograd inside training_step
+            if self.gradients_enabled:
+                raise
+        with torch.enable_grad(), self._forward(moment) as loss:
+            found = loss.detach()
         self.gradients_enabled = True
-        return loss
+        return found
 
-    def _forward(self, moment: Frozen) -> Tensor:
+    @contextmanager
+    def _forward(self, moment: Frozen) -> Iterator[Tensor]:
+        """Evaluate a moment; inside the block its parameters are what they were, so that a backward pass may follow."""
         state = thaw(moment, self._module.device)
-        put_back(self._trainer, self._module, state)
-        args, kwargs = state["args"], state["kwargs"]
-        with self._trainer.precision_plugin.train_step_context(), without_cudnns_dropout(self._module):
-            if self._loss is not None:
-                output: Any = self._loss(self._module, batch_of(args, kwargs))
-            else:
-                output = self._module.training_step(*args, **kwargs)
-        loss = output.get("loss") if isinstance(output, Mapping) else output
-        if loss is None:
-            raise NotMeasurable("training_step returned None in the replay")
-        scalar_loss(loss)
-        return torch.as_tensor(loss).reshape(())
+        with self._swap.to(state["others"]):
+            put_back(self._trainer, self._module, state)
+            args, kwargs = state["args"], state["kwargs"]
+            with self._trainer.precision_plugin.train_step_context(), without_cudnns_dropout(self._module):
+                if self._loss is not None:
+                    output: Any = self._loss(self._module, batch_of(args, kwargs))
+                else:
+                    output = self._module.training_step(*args, **kwargs)
+            loss = output.get("loss") if isinstance(output, Mapping) else output
+            if loss is None:
+                raise NotMeasurable("training_step returned None in the replay")
+            scalar_loss(loss)
+            yield torch.as_tensor(loss).reshape(())
 
 
 def _by_grad(loss: Tensor, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:

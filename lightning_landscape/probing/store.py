@@ -149,10 +149,7 @@ class ProbeStore:
         """
         if sum(value.nbytes for value in others.values()) > self.budget // 2:
             return False
-        sample = {name: _sampled(value) for name, value in others.items()}
-        return sample.keys() != self._sample.keys() or any(
-            not torch.equal(value, self._sample[name]) for name, value in sample.items()
-        )
+        return not same_sample(sampled(others), self._sample)
 
     def _write_others(self, folder: Path, others: Mapping[str, Tensor], kept_bytes: int) -> None:
         """Write parameters that the optimiser does not hold where they changed, else link to the newest copy."""
@@ -162,7 +159,7 @@ class ProbeStore:
             if self._sample:  # they change: every probe may bring its own
                 self.largest = max(self.largest, kept_bytes + size)
             self.shared = size
-            self._sample = {name: _sampled(value) for name, value in others.items()}
+            self._sample = sampled(others)
         if self._newest_others.exists():
             _link(self._newest_others, folder / self._newest_others.name)
 
@@ -288,9 +285,15 @@ def _digest(structures: Iterable[bytes]) -> str:
     return whole.hexdigest()
 
 
-def _sampled(value: Tensor) -> Tensor:
-    flat = value.detach().reshape(-1)
-    return flat[:: max(1, flat.numel() // _SAMPLE)].to("cpu", copy=True)
+def sampled(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return up to 1,024 elements of each tensor."""
+    flat = {name: value.detach().reshape(-1) for name, value in values.items()}
+    return {name: value[:: max(1, value.numel() // _SAMPLE)].to("cpu", copy=True) for name, value in flat.items()}
+
+
+def same_sample(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
+    """Return whether two samples are of the same names and values."""
+    return one.keys() == other.keys() and all(torch.equal(value, other[name]) for name, value in one.items())
 
 
 def _save(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:

@@ -26,7 +26,7 @@ from lightning_landscape.probing.parameters import copied, fingerprint, local_va
 from lightning_landscape.probing.processes import Processes
 from lightning_landscape.probing.replay import Doorstep, Replayer, scalar_loss
 from lightning_landscape.probing.state import iterators
-from lightning_landscape.probing.store import Kept, ProbeStore
+from lightning_landscape.probing.store import Kept, ProbeStore, same_sample, sampled
 
 Timed = Callable[[Callable[..., None]], Callable[..., None]]
 
@@ -90,6 +90,8 @@ class Window:
         ``training_step`` sees them at the door; a loss of the user's, evaluated at the step, sees what other optimisers (or
         hooks) have made of them since.
         """
+        self._first_others: dict[str, Tensor] = {}
+        """Some elements of them at the first micro-batch"""
         self._traces: list[tuple[str, Tensor]] = []
         """Under manual optimisation, by micro-batch: a parameter to whose gradient it added, and that gradient"""
         self._gradients_before: dict[str, Tensor] = {}
@@ -134,11 +136,12 @@ class Window:
             )
         if self.others is None and not self._replayer.of_user:  # before training_step can move them: a momentum encoder does
             self.others = self._changed_others()
+            self._first_others = sampled(self._others())
         if not self._module.automatic_optimization:
             self._forget_zeroed()
             self._gradients_before = {name: _sampled(p.grad) for name, p in self._parameters() if p.grad is not None}
         try:
-            self._arriving = self._replayer.moment(args, kwargs)
+            self._arriving = self._replayer.moment(args, kwargs, self._others_since())
         except TypeError as error:
             raise MisconfigurationException(
                 f"LandscapeMonitor cannot keep this batch to evaluate its loss again: {error}. Supported is anything that can "
@@ -201,10 +204,20 @@ class Window:
         self.moments = list(itertools.compress(self.moments, kept))
         self._traces = list(itertools.compress(self._traces, kept))
 
+    def _others(self) -> dict[str, Tensor]:
+        trained = optimized_parameters(self._module, self._optimizer)
+        return local_values({n: p for n, p in named_parameters(self._module).items() if n not in trained})
+
+    def _others_since(self) -> dict[str, Tensor]:
+        """Return the parameters that are not x where they have moved since the window's first micro-batch: a teacher does."""
+        if self._replayer.of_user:  # evaluated at the step, all micro-batches at the same parameters
+            return {}
+        others = self._others()
+        return {} if same_sample(sampled(others), self._first_others) else others
+
     def _changed_others(self) -> dict[str, Tensor]:
         """Return a copy of the parameters that are not x, where they are not those last stored."""
-        trained = optimized_parameters(self._module, self._optimizer)
-        others = local_values({n: p for n, p in named_parameters(self._module).items() if n not in trained})
+        others = self._others()
         return copied(others) if self._store.others_changed(others) else {}
 
     def take(self) -> None:

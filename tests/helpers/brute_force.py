@@ -147,10 +147,13 @@ class BruteForce:
                     output = self.loss(module, copy.deepcopy(micro.args)[0])
             losses.append(output.item())
             if gradient:
-                (output / step.divisor).backward()
+                divisor = (
+                    1 if self.loss is not None else step.divisor
+                )  # Lightning divides training_step's loss; bf16 rounds that
+                (output / divisor).backward()
                 for name, p in module.named_parameters():
                     if p.grad is not None:
-                        total[name] = total.get(name, 0) + p.grad.double() * step.divisor / len(step.micro_batches)
+                        total[name] = total.get(name, 0) + p.grad.double() * divisor / len(step.micro_batches)
         return sum(losses) / len(losses), total
 
     def row(self, step, first):

@@ -313,3 +313,11 @@ def plain_loss(module, batch):
     """A loss of the user's own, another one than training_step's."""
     x, y = batch
     return cross_entropy(module.net(x).float(), y, label_smoothing=0.1)
+
+
+class TeacherInEachBatch(TargetInParameters):
+    """The slow copy moves after every micro-batch, also within a window, and once more inside of training_step."""
+
+    def compute_loss(self, batch):
+        self.target.bias.data.lerp_(self.net[0].bias.data, 0.3)
+        return super().compute_loss(batch)

@@ -24,8 +24,8 @@ class Setting:
     """Of inner products and squared norms: gradients are summed in another order by the brute-force way"""
 
 
-bf16 = partial(torch.autocast, "cpu", dtype=torch.bfloat16)
-fp16 = partial(torch.autocast, "cpu", dtype=torch.float16)
+bf16 = partial(torch.autocast, "cpu", dtype=torch.bfloat16, cache_enabled=False)
+fp16 = partial(torch.autocast, "cpu", dtype=torch.float16, cache_enabled=False)
 
 SETTINGS = {
     "plain": Setting(modules.Plain),
@@ -45,6 +45,7 @@ SETTINGS = {
     "annealed": Setting(modules.Annealed),
     "target_in_buffers": Setting(modules.TargetInBuffers),
     "target_in_parameters": Setting(modules.TargetInParameters),
+    "target_moves_in_a_window": Setting(modules.TeacherInEachBatch, {"accumulate_grad_batches": 3}, batches=8),
     "spectral_norm": Setting(modules.Spectral),
     "non_leaf": Setting(modules.NonLeaf),
     "unfreezing": Setting(modules.Unfreezing),

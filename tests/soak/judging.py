@@ -107,7 +107,9 @@ class PlayersRows(PlayersRecording):
     def on_train_end(self, trainer, pl_module):
         self.folder.mkdir(parents=True, exist_ok=True)
         reference = self.folder / "reference.pt"
-        there = torch.load(reference) if reference.exists() else None
+        there = None
+        if reference.exists():
+            there = {name: value for name, value in torch.load(reference).items() if name in self.names()}
         rows = [self.row(step, self.autocast, there) for step in self.steps]
         torch.save(rows, self.folder / "players.pt")
 

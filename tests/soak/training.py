@@ -43,8 +43,8 @@ def _default(dtype):
 
 
 AUTOCAST = {
-    "bf16-mixed": partial(torch.autocast, "cpu", dtype=torch.bfloat16),
-    "16-mixed": partial(torch.autocast, "cpu", dtype=torch.float16),
+    "bf16-mixed": partial(torch.autocast, "cpu", dtype=torch.bfloat16, cache_enabled=False),
+    "16-mixed": partial(torch.autocast, "cpu", dtype=torch.float16, cache_enabled=False),
     "64-true": partial(_default, torch.float64),
     "bf16-true": partial(_default, torch.bfloat16),
 }
