@@ -10,6 +10,7 @@ from lightning.pytorch import Trainer
 from torch import Tensor
 from torch.optim import Optimizer
 
+from lightning_landscape.probing.part import whole_of
 from lightning_landscape.probing.sharding import is_sharded, local_gradient
 
 
@@ -33,9 +34,14 @@ def loss_scale(trainer: Trainer) -> float:
 def unscaling_factor(trainer: Trainer, optimizer: Optimizer) -> float:
     """Return what turns ``p.grad`` in ``on_before_optimizer_step`` into an unscaled gradient.
 
-    There a GradScaler has unscaled already, but for optimisers that do so themselves (fused ones).
+    There a GradScaler has unscaled already, but for optimisers that do so themselves (fused ones), and where the last
+    micro-batch had no loss: then Lightning leaves both the unscaling and the step out.
     """
-    return 1.0 / loss_scale(trainer) if getattr(optimizer, "_step_supports_amp_scaling", False) else 1.0
+    scaler = getattr(trainer.precision_plugin, "scaler", None)
+    if scaler is None:
+        return 1.0
+    stage = scaler._per_optimizer_states.get(id(whole_of(optimizer)), {}).get("stage")
+    return 1.0 if getattr(stage, "name", None) == "UNSCALED" else 1.0 / loss_scale(trainer)
 
 
 def accumulation_factor(trainer: Trainer, backward_passes: int) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from typing import NamedTuple
 
 import torch
@@ -101,15 +102,26 @@ class Products:
             parts: yields, block by block, a parameter's name and its addends, one for each sum; None is zero.
         """
         columns: list[list[Tensor]] = [[] for _ in range(count)]
-        for name, addends in parts:
-            share = self._shares.get(name, 1.0)
-            for column, addend in zip(columns, addends, strict=True):
-                if addend is not None:
-                    column.append(addend if share == 1.0 else addend * share)
+        with _without_autocast():
+            for name, addends in parts:
+                share = self._shares.get(name, 1.0)
+                for column, addend in zip(columns, addends, strict=True):
+                    if addend is not None:
+                        column.append(addend if share == 1.0 else addend * share)
         sums = [float(torch.stack(column).sum()) if column else 0.0 for column in columns]
         if self._processes is None:
             return sums
         return [math.fsum(column) for column in zip(*self._processes.exchange(*sums), strict=True)]
+
+
+@contextmanager
+def _without_autocast() -> Iterator[None]:
+    """Keep autocast from rounding: under manual optimisation a step is measured inside of ``training_step``."""
+    with ExitStack() as stack:
+        for kind in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(kind):
+                stack.enter_context(torch.autocast(kind, enabled=False))
+        yield
 
 
 def _along(before: Mapping[str, Tensor], after: Mapping[str, Tensor], gradient: Mapping[str, Tensor]) -> _Parts:

@@ -31,6 +31,9 @@ SETTINGS = {
     "plain": Setting(modules.Plain),
     "accumulation": Setting(modules.Plain, {"accumulate_grad_batches": 2}, batches=5),
     "none_micro_batch": Setting(modules.SkipsMicroBatch, {"accumulate_grad_batches": 2}),
+    "none_micro_batch_scaler": Setting(
+        modules.SkipsMicroBatch, {"accumulate_grad_batches": 2}, scaler=True, autocast=fp16, rtol=3e-3
+    ),
     "bf16_mixed": Setting(modules.Plain, {"precision": "bf16-mixed"}, autocast=bf16),
     "bf16_accumulation": Setting(
         modules.Plain, {"precision": "bf16-mixed", "accumulate_grad_batches": 3}, autocast=bf16, batches=7

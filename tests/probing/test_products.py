@@ -81,3 +81,10 @@ def test_a_parameter_without_gradient_counts_in_the_residual():
     before = {"a": torch.zeros(2), "b": torch.zeros(2)}
     after = {"a": torch.tensor([-1.0, 0.0]), "b": torch.tensor([0.0, 2.0])}
     assert measure_step(before, after, {"a": torch.tensor([1.0, 0.0])}, 1.0) == (1.0, 1.0, 2.0)
+
+
+def test_autocast_does_not_round():
+    x, reference, g = vectors(1), vectors(2), vectors(3)
+    expected = inner_product_and_distance(x, reference, g, 1.0), measure_step(x, reference, g, 1.0)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert (inner_product_and_distance(x, reference, g, 1.0), measure_step(x, reference, g, 1.0)) == expected
