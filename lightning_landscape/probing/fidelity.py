@@ -105,7 +105,8 @@ class FidelityCheck:
         if taken is None:
             return
         both = [name for name in replayed if name in taken.raw]  # a part may have been frozen or unfrozen since
-        there, here, factor = {n: replayed[n] for n in both}, {n: taken.raw[n] for n in both}, 1 / (scale * len(moments))
+        there, here = {n: replayed[n] for n in both}, {n: taken.raw[n] for n in both}
+        factor = self._replayer.gradient_factor(moments, scale)
         sq_change = self._products.sq_change
         size = max(sq_change(there, factor, {}, 1.0), sq_change(here, taken.factor, {}, 1.0))
         change = sq_change(there, factor, here, taken.factor)

@@ -276,7 +276,8 @@ class Measurement:
             )
             return math.nan
         here, there = window.gradient, self.replayer.averaged(there, parameters)
-        return self._products.sq_change(there, 1 / (scale * len(window.moments)), here.raw, here.factor)
+        factor = self.replayer.gradient_factor(window.moments, scale)
+        return self._products.sq_change(there, factor, here.raw, here.factor)
 
     def _others_of(self, window: Window) -> Mapping[str, Tensor]:
         """Return the parameters that the optimiser does not hold as the loss saw them, where they are not so any more.

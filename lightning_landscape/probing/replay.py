@@ -209,7 +209,10 @@ class Replayer:
     def mean_loss_and_gradient(
         self, moments: Sequence[Frozen], parameters: Mapping[str, Tensor], scale: float
     ) -> tuple[float, dict[str, Tensor]]:
-        """Return the mean of this process's loss over a window, and ``scale`` times its gradient's sum over micro-batches.
+        """Return the mean of this process's loss over a window, and its gradient over `gradient_factor`.
+
+        The loss of ``training_step`` is divided and scaled before it is differentiated, as in training: low precision would
+        round otherwise if that were made up for afterwards.
 
         Of sharded parameters the gradient is the mean over the processes already, of this process's part; others wait for
         `averaged`.
@@ -218,11 +221,20 @@ class Replayer:
         trained = {name: parameter for name, parameter in parameters.items() if parameter.requires_grad}
         for moment in moments:
             with without_hooks(trained.values()), torch.enable_grad(), self._forward(moment) as loss:
-                parts = (self._by_backward if self._sharded else _by_grad)(loss * scale, trained)
+                parts = (self._by_backward if self._sharded else _by_grad)(loss / self._divisor * scale, trained)
             losses.append(float(loss.detach()))
             for name, part in parts.items():
                 gradient[name] = gradient[name] + part if name in gradient else part
         return sum(losses) / len(losses), gradient
+
+    @property
+    def _divisor(self) -> int:
+        """Number by which Lightning divides the loss of ``training_step``; it divides no loss of the user's."""
+        return 1 if self.of_user else self._trainer.accumulate_grad_batches
+
+    def gradient_factor(self, moments: Sequence[Frozen], scale: float) -> float:
+        """Return what turns the gradient of `mean_loss_and_gradient` into that of the mean loss."""
+        return self._divisor / (scale * len(moments))
 
     def averaged(self, gradient: Mapping[str, Tensor], parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the mean of gradients over the processes, as DistributedDataParallel takes it; all have to call this."""

@@ -255,7 +255,8 @@ class Window:
                     f"LandscapeMonitor(loss=...) failed at step {self.step}, {type(error).__name__}: {error}. Supported is a "
                     "function of (module, batch) that returns a tensor with one element which depends on the parameters"
                 ) from error
-            self.gradient = Gradient(self._replayer.averaged(raw, parameters), 1 / (scale * len(self.moments)))
+            factor = self._replayer.gradient_factor(self.moments, scale)
+            self.gradient = Gradient(self._replayer.averaged(raw, parameters), factor)
         else:
             self.local_loss = sum(self._losses) / len(self._losses)
             self.share = 1 / accumulation_factor(self._trainer, len(self._losses))

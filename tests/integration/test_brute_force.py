@@ -100,3 +100,11 @@ def test_strides_and_thinning_keep_the_right_rows(tmp_path):
     assert [probe.step for probe in monitor.table] == [0, 8, 16]
     assert_equals_brute_force(monitor.table, recording, setting, every=8)
     assert not (load(tmp_path / "run" / "lightning_logs" / "version_0").path / "store").exists()
+
+
+@pytest.mark.parametrize("name", ["bf16_accumulation", "accumulation"])
+def test_a_gradient_that_is_taken_again_is_rounded_as_in_training(name, tmp_path):
+    """Divided by 3 before it is differentiated, a loss in bfloat16 has another gradient than if that is made up for."""
+    monitor = LandscapeMonitor(every_n_steps=1)
+    train(SETTINGS[name], tmp_path, [monitor], accumulate_grad_batches=3)
+    assert monitor.summary["run"]["fidelity"]["gradient"] == 0
