@@ -298,20 +298,23 @@ class LandscapeMonitor(Callback):
 
     def _watch(self) -> None:
         session = self._require_session()
-        thinned = session.watch(self._step, may_refuse=self._may_refuse)
-        self._watching = session.measurement.watching
-        self._next_step = self._step if self._watching else session.measurement.schedule.next_step
+        try:
+            thinned = session.watch(self._step, may_refuse=self._may_refuse)
+        finally:  # whatever failed in this process alone, it stays in step with the others
+            self._watching = session.measurement.watching
+            self._next_step = self._step if self._watching else session.measurement.schedule.next_step
         if thinned:  # from here on something may fail in the one process that writes
             session.follow()
 
     def _read_gradient(self) -> None:
         session = self._require_session()
         measurement = session.measurement
-        if measurement.gradient_taken and session.automatic:
-            raise MisconfigurationException(
-                "LandscapeMonitor found an optimizer that evaluates loss and gradient more than once a step; supported are "
-                "optimizers that take one gradient a step, as SGD and Adam do: use one of these"
-            )
+        with self._processes.agreed():
+            if measurement.gradient_taken and session.automatic:
+                raise MisconfigurationException(
+                    "LandscapeMonitor found an optimizer that evaluates loss and gradient more than once a step; supported are "
+                    "optimizers that take one gradient a step, as SGD and Adam do: use one of these"
+                )
         if measurement.gradient_taken:  # manual optimisation: another step within the same batch
             self._finish_probe()
             self._just_probed = False  # the step that is about to be made moves what that one left

@@ -293,14 +293,20 @@ class Session:
         elapsed, started = self.elapsed, time.perf_counter()
         last = self._last if self._last is not None and not moved else self.measurement.current_parameters()
         reference = self.measurement.reference
-        final = self._last_iterate(last, together=evaluate)
+        problem: Exception | None = None
+        try:
+            final = self._last_iterate(last, together=evaluate)
+            self.folder.rewrite(self.measurement.table)
+        except Exception as error:  # of the process that writes: the others wait for it to evaluate with them
+            problem, final = error, last_iterate(last, None)
         reference = reference or final
-        self.folder.rewrite(self.measurement.table)
         evaluated = evaluate and self._evaluate(reference)
-        self.folder.rewrite(self.measurement.table)  # whatever comes now, what was evaluated is on disk
         final_sq_distance = self._final_sq_distance(last, reference, together=evaluated)
         if not self._processes.first:
             return self._leave(complete), None
+        self.folder.rewrite(self.measurement.table)  # whatever comes now, what was evaluated is on disk
+        if problem is not None:
+            raise problem
         self._write_records()
         run = {
             "complete": complete and self.failure is None,
@@ -358,6 +364,8 @@ class Session:
                 self.measurement.evaluate(reference, tracker(self._trainer))
         except KeyboardInterrupt:
             self.measurement.abandon()
+            if self._processes.size > 1:  # the others wait for this one: ending is all that is left
+                raise
             rank_zero_info("LandscapeMonitor: interrupted again, the rest of the probes stays unevaluated")
             return False
         except Exception as error:  # what is evaluated so far is reported

@@ -417,7 +417,9 @@ class Measurement:
             track: shows progress over steps.
         """
         self._raise_noted()
-        self._processes.exchange()
+        shared = set.intersection(*map(set, self._processes.of_each(self.schedule.kept)))
+        for step in [step for step in self.schedule.kept if step not in shared]:  # a failure may have come in between
+            self.rows.lose(step, "unevaluable")
         with self.replayer.silence():
             self._completion.at(reference, track)
         rows = self._processes.exchange(self.moved_between, self.rows.store.nbytes)

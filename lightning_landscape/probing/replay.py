@@ -285,7 +285,8 @@ def _by_grad(loss: Tensor, parameters: Mapping[str, Tensor]) -> dict[str, Tensor
     # outside of autocast, as Lightning goes backward, also where this is called inside of it: under manual optimisation
     with torch.autocast(loss.device.type, enabled=False):
         parts = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
-    return {name: part for name, part in zip(parameters, parts, strict=True) if part is not None}
+    found = {name: part for name, part in zip(parameters, parts, strict=True) if part is not None}
+    return {name: part.to_dense() if part.layout != torch.strided else part for name, part in found.items()}
 
 
 @contextmanager

@@ -153,12 +153,19 @@ class Rows:
                 if row.step in self.schedule.kept:
                     self.layers.setdefault(row.step, []).append(row)
 
+    def _adopt(self, folder: Path, step: int, digest: str) -> bool:
+        try:
+            return self.store.adopt(folder, step, digest)
+        except OSError:  # what cannot be taken over is as good as gone
+            self.store.drop(step)
+            return False
+
     def _linked(self, digests: Mapping[str, list[str]], folder: Path) -> set[int]:
         """Take over what is stored of the kept steps; return the steps of which every process has its part."""
         own = set()
         for step in self.schedule.kept:
             known = digests.get(str(step), [])
-            if len(known) == self._processes.size and self.store.adopt(folder, step, known[self._processes.rank]):
+            if len(known) == self._processes.size and self._adopt(folder, step, known[self._processes.rank]):
                 own.add(step)
                 self._digests[step] = list(known)
         shared = set.intersection(*map(set, self._processes.of_each(sorted(own))))

@@ -274,7 +274,8 @@ class ProbeStore:
 
     @staticmethod
     def _make_private(folder: Path) -> None:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for level in (folder.parent, folder) if folder.name.startswith("process-") else (folder,):
+            level.mkdir(mode=0o700, parents=True, exist_ok=True)
 
 
 def _digest(structures: Iterable[bytes]) -> str:

@@ -34,6 +34,8 @@ class Step:
     before: dict
     after: dict = None
     has_gradient: bool = True
+    scale: float = 1.0
+    """Of a GradScaler: what a gradient in float16 is rounded to depends on it"""
 
 
 def rng_state():
@@ -47,6 +49,11 @@ def set_rng_state(state):
     np.random.set_state(state[2])
     if state[3] is not None:
         torch.cuda.set_rng_state(state[3])
+
+
+def scale_of(trainer):
+    scaler = getattr(trainer.precision_plugin, "scaler", None)
+    return 1.0 if scaler is None else scaler.get_scale()
 
 
 def parameters_of(optimizer, module):
@@ -106,6 +113,7 @@ class Recording(Callback):
                 divisor=trainer.accumulate_grad_batches,
                 micro_batches=self.window,
                 before={name: p.detach().clone() for name, p in pl_module.named_parameters()},
+                scale=scale_of(trainer),
             )
         )
         self.window = []
@@ -150,10 +158,10 @@ class BruteForce:
                 divisor = (
                     1 if self.loss is not None else step.divisor
                 )  # Lightning divides training_step's loss; bf16 rounds that
-                (output / divisor).backward()
+                (output / divisor * step.scale).backward()
                 for name, p in module.named_parameters():
                     if p.grad is not None:
-                        total[name] = total.get(name, 0) + p.grad.double() * divisor / len(step.micro_batches)
+                        total[name] = total.get(name, 0) + p.grad.double() * divisor / step.scale / len(step.micro_batches)
         return sum(losses) / len(losses), total
 
     def row(self, step, first):

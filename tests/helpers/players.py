@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 from torch.nn.utils.parametrizations import spectral_norm
 
-from tests.helpers.brute_force import rng_state, set_rng_state
+from tests.helpers.brute_force import rng_state, scale_of, set_rng_state
 from tests.helpers.modules import FEATURES
 
 LATENT = 3
@@ -130,6 +130,8 @@ class PlayersStep:
     batches: list
     """Module at the door, batch, and random numbers of each"""
     before: dict
+    epoch: int
+    scale: float = 1.0
     after: dict = None
 
 
@@ -137,7 +139,7 @@ class PlayersRecording(Callback):
     """Records every step of one player; ``batches`` says how many of the last batches a step is of."""
 
     def __init__(self, player, batches=1):
-        self.index, self.player, self.batches = PLAYERS.index(player), player, batches
+        self.index, self.player, self.batches, self.loss = PLAYERS.index(player), player, batches, LOSSES[player]
         self.steps, self.doors, self.made, self.in_batch = [], [], 0, 0
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
@@ -150,7 +152,8 @@ class PlayersRecording(Callback):
         here = {name: p.detach().clone() for name, p in pl_module.named_parameters()}
         self.close(here)
         if self.in_batch == 0:  # of several steps in a batch the first one is probed
-            self.steps.append(PlayersStep(self.made, self.doors[-self.batches :], here))
+            doors = self.doors[-self.batches :]
+            self.steps.append(PlayersStep(self.made, doors, here, trainer.current_epoch, scale_of(trainer)))
         self.made, self.in_batch = self.made + 1, self.in_batch + 1
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
@@ -176,13 +179,13 @@ class PlayersRecording(Callback):
                     p.requires_grad_(True)
             set_rng_state(rng)
             with autocast():
-                loss = LOSSES[self.player](module, copy.deepcopy(batch))
+                loss = self.loss(module, copy.deepcopy(batch))
             losses.append(loss.item())
             if gradient:
-                loss.backward()
+                (loss * step.scale).backward()
                 for name, p in module.named_parameters():
                     if name in x and p.grad is not None:
-                        total[name] = total.get(name, 0) + p.grad.double() / len(step.batches)
+                        total[name] = total.get(name, 0) + p.grad.double() / step.scale / len(step.batches)
         return sum(losses) / len(losses), total
 
     def row(self, step, autocast, reference=None):

@@ -1,78 +1,68 @@
-"""The soak itself: some configurations that agree, and what it says where something is wrong."""
+"""The soak itself: a few configurations agree, and what is wrong is a failure, with its name."""
 
-import dataclasses
-import time
+from dataclasses import replace
 
 import pytest
-from lightning.pytorch import Callback
+import torch
 
-from lightning_landscape import load
-from tests.soak import judging, running, training
-from tests.soak.drawing import draw
+from tests.soak.configuration import AXES, SHARDED_EVERY, Configuration, draw
+from tests.soak.verdict import AGREES, FAILED, NOT_RUNNABLE, REFUSED, isolated
 
-pytestmark = pytest.mark.filterwarnings("ignore:It is recommended to use `self.log")
-SEED = 1
-ALONE = draw(SEED, 0)
-PLAIN = dataclasses.replace(
-    ALONE, model="Plain", optimizer="sgd", precision="32-true", strategy="one", accumulate=2, clip=None, loss=False, player=None
-)
-
-
-def test_a_configuration_is_the_same_drawn_alone_and_among_others():
-    drawn = [draw(SEED, number) for number in range(60)]
-    assert draw(SEED, 17) == drawn[17]
-    assert len({str(configuration) for configuration in drawn}) == 60
-    for axis in ("model", "optimizer", "precision", "strategy"):
-        assert len({getattr(configuration, axis) for configuration in drawn}) > 2
+USUAL = Configuration(1, 0, max_steps=5)
 
 
 @pytest.mark.parametrize(
-    ("changes", "kind"),
+    ("one", "verdict"),
     [
-        ({}, running.AGREES),
-        ({"model": "Gan", "player": "generator", "optimizer": "sgd and adam", "accumulate": 1}, running.AGREES),
-        ({"strategy": "ddp", "reference": "file"}, running.AGREES),
-        ({"optimizer": "lbfgs"}, running.REFUSED),
-        ({"optimizer": "fused_adam", "precision": "16-mixed", "clip": ("norm", 0.05)}, running.NOT_RUNNABLE),
+        (
+            replace(USUAL, precision="bf16-true", accumulation="2", model="plain", segments=1, secant=True, per_layer=True),
+            AGREES,
+        ),
+        (replace(USUAL, precision="bf16-mixed", accumulation="3", loss="user", reference="file", secant=True), AGREES),
+        (replace(USUAL, strategy="ddp", model="cnn"), AGREES),
+        (replace(USUAL, model="gan", max_steps=-1, loss="user", limit_train_batches=0.4), AGREES),
+        # a probe between two steps of one batch is completed inside of training_step, and so inside of its autocast
+        (replace(USUAL, precision="bf16-mixed", model="critic", max_steps=-1, loss="user", limit_train_batches=0.4), AGREES),
+        (replace(USUAL, optimizer="lbfgs"), REFUSED),
+        (replace(USUAL, precision="16-mixed", optimizer="ngn"), NOT_RUNNABLE),
     ],
+    ids=str,
 )
-def test_outcomes(changes, kind, tmp_path):
-    outcome = running.judge(dataclasses.replace(PLAIN, **changes), tmp_path)
-    assert outcome.kind == kind, outcome.said
+def test_verdicts(one, verdict):
+    found, said = isolated(one, 60)
+    assert found == verdict, said
 
 
-class Nudge(Callback):
-    """Stands for a monitor that moves training."""
+def test_a_corrupted_row_is_a_failure():
+    def corrupt(run):
+        changed = run.table[1].with_values(inner_product=run.table[1].inner_product * 1.001)
+        return replace(run, table=run.table.merged([changed]))
 
-    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-        next(pl_module.parameters()).data.add_(1e-6)
-
-
-def test_training_that_was_moved_is_seen(tmp_path):
-    for name, others in (("one", []), ("two", []), ("moved", [Nudge()])):
-        training.train(PLAIN, tmp_path, [judging.Ends(tmp_path / name), *others])
-    assert judging.same_ends(tmp_path / "one", tmp_path / "two", 1) is None
-    assert "module" in judging.same_ends(tmp_path / "one", tmp_path / "moved", 1)
+    verdict, said = isolated(USUAL, 60, corrupt)
+    assert verdict == FAILED
+    assert "step 1, inner_product" in said
 
 
-COLUMNS = ("loss", "reference_loss", "initial_loss", "inner_product", "grad_sq_norm", "sq_distance", "step_size")
+def test_a_missing_row_is_a_failure():
+    def corrupt(run):
+        return replace(run, table=type(run.table)(probe for probe in run.table if probe.step != 2))
+
+    assert isolated(USUAL, 60, corrupt)[0] == FAILED
 
 
-def test_a_wrong_number_is_seen(tmp_path):
-    assert running.judge(PLAIN, tmp_path).kind == running.AGREES
-    table = load(tmp_path / "monitor" / "landscape").table
-    rows = judging.rows_of(tmp_path / "recorded", 1)
-    tolerance = judging.TOLERANCE[PLAIN.precision]
-    assert judging.disagreement(table, rows, tolerance, exact=True) is None
-    for column in COLUMNS:
-        wrong = table.merged([table[0].with_values(**{column: getattr(table[0], column) * 1.001})])
-        assert column in judging.disagreement(wrong, rows, tolerance, exact=True)
+def test_a_hang_is_a_failure():
+    def corrupt(run):
+        while True:
+            torch.ones(1)
+
+    verdict, said = isolated(USUAL, 5, corrupt)
+    assert verdict == FAILED
+    assert "hung" in said
 
 
-def test_what_hangs_has_failed(tmp_path, monkeypatch):
-    monkeypatch.setattr(running, "judge", lambda configuration, folder: time.sleep(60))
-    child = running.Child(PLAIN, tmp_path / "child", seconds=0.5)
-    while (outcome := child.outcome()) is None:
-        pass
-    assert outcome.kind == running.FAILED
-    assert "hangs" in outcome.said
+def test_two_hundred_deal_out_every_value():
+    drawn = [draw(1, number) for number in range(200)]
+    assert drawn == [draw(1, number) for number in range(200)]
+    for axis, choices in AXES.items():
+        assert set(choices) <= {getattr(one, axis) for one in drawn}, axis
+    assert sum(one.strategy == "fsdp2" for one in drawn) == len(range(7, 200, SHARDED_EVERY))

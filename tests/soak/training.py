@@ -1,39 +1,145 @@
-"""Trains what was drawn: without the monitor, with it, and without it but recording everything."""
+"""One run of a configuration: its module, its data, its trainer; and what each process ends with."""
 
 import contextlib
+import random
 from functools import partial
 
 import lightning.pytorch as pl
+import numpy as np
 import torch
+from lightning.pytorch.callbacks import Callback, GradientAccumulationScheduler
+from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.plugins import MixedPrecision
+from torch import nn
+from torch.utils.data import DataLoader, Subset
 
 from lightning_landscape import LandscapeMonitor, optim
 from tests.helpers import foreign, modules, players
-from tests.helpers.modules import plain_loss
+from tests.helpers.modules import CLASSES, FEATURES, plain_loss
+from tests.integration.test_bit_identity import plain
 
-EPOCHS = 2
-_SGD = torch.optim.SGD
-_OPTIMIZERS = {
-    "sgd": partial(_SGD, lr=0.05),
-    "momentum": partial(_SGD, lr=0.02, momentum=0.9),
-    "nesterov_decay": partial(_SGD, lr=0.02, momentum=0.9, nesterov=True, weight_decay=1e-2),
+
+class Mlp(modules.Plain):
+    """Nothing random."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(FEATURES, 16), nn.Tanh(), nn.Linear(16, CLASSES))
+
+
+class Cnn(modules.Plain):
+    def __init__(self):
+        super().__init__()
+        body = nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten()
+        self.net = nn.Sequential(nn.Unflatten(1, (1, 3, 4)), *body, nn.Linear(48, CLASSES))
+
+
+class Dropout(modules.Plain):
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(FEATURES, 16), nn.Tanh(), nn.Dropout(0.4), nn.Linear(16, CLASSES))
+
+
+class Manual(Mlp):
+    """Steps by hand."""
+
+    def __init__(self):
+        super().__init__()
+        self.automatic_optimization = False
+
+    def training_step(self, batch, batch_idx):
+        optimizer = self.optimizers()
+        optimizer.zero_grad()
+        self.manual_backward(self.compute_loss(batch))
+        optimizer.step()
+
+    def on_train_epoch_end(self):
+        """Nothing is collected."""
+
+
+OF_HELPERS = {
+    **{
+        "plain": "Plain",
+        "skips_micro_batch": "SkipsMicroBatch",
+        "annealed": "Annealed",
+        "target_in_buffers": "TargetInBuffers",
+    },
+    **{"target_in_parameters": "TargetInParameters", "spectral": "Spectral", "non_leaf": "NonLeaf", "unfreezing": "Unfreezing"},
+    **{"unfreezing_late": "UnfreezingLate", "own_generators": "OwnGenerators", "mutating": "Mutating", "tied": "Tied"},
+    **{"object_batches": "ObjectBatches", "partly_unused": "PartlyUnused", "gradient_penalty": "GradientPenalty"},
+    **{"recurrent": "Recurrent", "momentum_encoder": "Momentum", "overflowing": "Overflowing"},
+}
+MODULES = {
+    **{"mlp": Mlp, "cnn": Cnn, "dropout": Dropout, "manual": Manual, "manual_without_loss": Manual},
+    **{"gan": players.Gan, "critic": players.Critic, "seldom": players.Seldom},
+    **{name: setting.module for name, setting in foreign.FOREIGN.items()},
+    **{name: getattr(modules, kind) for name, kind in OF_HELPERS.items()},
+}
+
+OPTIMIZERS = {
+    "sgd": partial(torch.optim.SGD, lr=0.1),
+    "momentum": partial(torch.optim.SGD, lr=0.05, momentum=0.9, nesterov=True),
+    "weight_decay": partial(torch.optim.SGD, lr=0.1, weight_decay=0.01),
+    "sgd_fused": partial(torch.optim.SGD, lr=0.1, fused=True),
     "adam": partial(torch.optim.Adam, lr=0.01),
-    "fused_adam": partial(torch.optim.Adam, lr=0.01, fused=True),
-    "fused_sgd": partial(_SGD, lr=0.05, fused=True),
     "adamw": partial(torch.optim.AdamW, lr=0.01),
-    "adagrad": partial(torch.optim.Adagrad, lr=0.02),
-    "rmsprop": partial(torch.optim.RMSprop, lr=0.003),
-    "lbfgs": partial(torch.optim.LBFGS, lr=0.1, max_iter=2),
-    "sps_max": partial(optim.SPSMax, lr=0.1),
-    "dec_sps": partial(optim.DecSPS, lr=0.1),
-    "ngn": partial(optim.NGN, lr=0.1),
-    "adagrad_norm_max": partial(optim.AdaGradNormMax, lr=0.1),
+    "adam_fused": partial(torch.optim.Adam, lr=0.01, fused=True),
+    "adagrad": partial(torch.optim.Adagrad, lr=0.05),
+    "rmsprop": partial(torch.optim.RMSprop, lr=0.01),
+    "sps_max": partial(optim.SPSMax, lr=0.5),
+    "ngn": partial(optim.NGN, lr=0.5),
+    "dec_sps": partial(optim.DecSPS, lr=0.5),
+    "adagrad_norm_max": partial(optim.AdaGradNormMax, lr=0.5),
+    "lbfgs": partial(torch.optim.LBFGS, lr=0.1, max_iter=3),
 }
 
 
+def build(name, parameters):
+    if name == "groups":
+        return torch.optim.SGD([{"params": [p], "lr": 0.05 * (1 + i % 3)} for i, p in enumerate(parameters)], lr=0.1)
+    return OPTIMIZERS[name](parameters)
+
+
+def module_class(one):
+    """Return the configuration's module, with its optimiser over the parameters that its own one would have."""
+    base = MODULES[one.model]
+
+    class Drawn(base):
+        def configure_optimizers(self):
+            found = super().configure_optimizers()
+            if one.players:
+                return tuple(build(one.optimizer, [p for g in o.param_groups for p in g["params"]]) for o in found)
+            found = found["optimizer"] if isinstance(found, dict) else found
+            found = found[0][0] if isinstance(found, tuple) else found
+            optimizer = build(one.optimizer, [p for group in found.param_groups for p in group["params"]])
+            if one.scheduler == "none" or not self.automatic_optimization:
+                return optimizer
+            rate = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda k: (k + 1) ** -0.5)
+            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": rate, "interval": one.scheduler}}
+
+        def validation_step(self, batch, batch_idx):
+            self.log("noise", torch.rand(()), sync_dist=True)  # validation draws random numbers too
+
+    Drawn.__qualname__ = Drawn.__name__ = base.__name__
+    return Drawn
+
+
+def loader(one):
+    size = {"1": 5, "2": 7, "3": 8, "schedule": 7}[one.accumulation]
+    if one.model in foreign.FOREIGN:
+        made = foreign.FOREIGN[one.model].loader()
+        if one.model == "lstm":
+            return made
+        dataset, collate, batch = made.dataset, made.collate_fn, 4 // one.processes
+    else:
+        dataset, collate, batch = modules.loader(size).dataset, None, 6 // one.processes
+    if one.uneven:
+        dataset = Subset(dataset, range(len(dataset) - 2))
+    return DataLoader(dataset, batch, shuffle=one.shuffle, collate_fn=collate)
+
+
 @contextlib.contextmanager
-def _default(dtype):
-    """As Lightning's true precisions do: tensors that training_step makes are of that type."""
+def default_dtype(dtype):
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
@@ -42,79 +148,94 @@ def _default(dtype):
         torch.set_default_dtype(before)
 
 
-AUTOCAST = {
+# as Lightning casts: without a cache the gradients of a weight that is used twice are added in float32
+CONTEXTS = {
+    "32-true": contextlib.nullcontext,
     "bf16-mixed": partial(torch.autocast, "cpu", dtype=torch.bfloat16, cache_enabled=False),
     "16-mixed": partial(torch.autocast, "cpu", dtype=torch.float16, cache_enabled=False),
-    "64-true": partial(_default, torch.float64),
-    "bf16-true": partial(_default, torch.bfloat16),
+    "64-true": partial(default_dtype, torch.float64),
+    "bf16-true": partial(default_dtype, torch.bfloat16),
 }
 
 
-def autocast_of(configuration):
-    return AUTOCAST.get(configuration.precision, contextlib.nullcontext)
+class Ends(Callback):
+    """Each process writes down what it ends with, and whether anything had moved when a run broke off."""
+
+    def __init__(self, folder):
+        self.folder, self.start = folder, {}
+
+    def on_fit_start(self, trainer, pl_module):
+        self.start = {name: p.detach().clone() for name, p in pl_module.named_parameters()}
+
+    def on_exception(self, trainer, pl_module, exception):
+        moved = any(not torch.equal(self.start[name], p) for name, p in pl_module.named_parameters() if name in self.start)
+        (self.folder / f"broke-off-{trainer.global_rank}").write_text("moved" if moved else "still")
+
+    def on_fit_end(self, trainer, pl_module):
+        found = {
+            "module": pl_module.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in trainer.optimizers],
+            "schedulers": [entry.scheduler.state_dict() for entry in trainer.lr_scheduler_configs],
+            "python": {path: plain(vars(part)) for path, part in pl_module.named_modules()},
+            "random": (torch.get_rng_state(), random.getstate(), np.random.get_state()),
+            "metrics": {key: value for key, value in trainer.callback_metrics.items() if not key.startswith("landscape")},
+        }
+        torch.save(found, self.folder / f"end-{trainer.global_rank}.pt")
 
 
-def module_class(configuration):
-    """Return the class, with the optimiser that was drawn in the place of its own."""
-    name = configuration.model
-    if configuration.player is not None:
-        return getattr(players, name)
-    base = foreign.FOREIGN[name].module if name in foreign.FOREIGN else getattr(modules, name)
-    make, schedule = _OPTIMIZERS[configuration.optimizer], configuration.scheduler
-
-    def configure_optimizers(self):
-        own = base.configure_optimizers(self)
-        own = own["optimizer"] if isinstance(own, dict) else own[0][0] if isinstance(own, (tuple, list)) else own
-        optimizer = make([p for group in own.param_groups for p in group["params"]])
-        if not schedule:
-            return optimizer
-        return {"optimizer": optimizer, "lr_scheduler": torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.5)}
-
-    return type(f"Drawn{base.__name__}", (base,), {"configure_optimizers": configure_optimizers})
+def user_loss(one, player):
+    if one.loss == "own":
+        return None
+    return players.LOSSES[player] if player else plain_loss
 
 
-def loader(configuration):
-    if configuration.model in foreign.FOREIGN:
-        return foreign.FOREIGN[configuration.model].loader()
-    return modules.loader(configuration.batches)
+def monitors(one, reference):
+    """Return the configuration's monitors, one for each part that is measured."""
+    names = ("every_n_steps", "max_probes", "max_overhead", "secant", "exact_sums", "per_layer", "segments")
+    arguments = {name: getattr(one, name) for name in names}
+    arguments["live_epochs"] = list(one.live_epochs) if isinstance(one.live_epochs, tuple) else one.live_epochs
+    return [
+        LandscapeMonitor(
+            **arguments,
+            figures=False,
+            loss=user_loss(one, player),
+            parameters=player,
+            prefix=f"landscape-{player}" if player else "landscape",
+            reference=str(reference / f"{player}.pt") if one.reference == "file" else "final",
+        )
+        for player in (one.players or (None,))
+    ]
 
 
-def monitor_of(configuration, folder, reference=None):
-    arguments = {"every_n_steps": configuration.every, "figures": False, "loss_infimum": -1e3, **configuration.monitor}
-    if configuration.player is not None:
-        arguments |= {"parameters": configuration.player, "loss": players.LOSSES[configuration.player]}
-    elif configuration.loss:
-        arguments["loss"] = plain_loss
-    return LandscapeMonitor(dirpath=folder, **arguments, **({} if reference is None else {"reference": str(reference)}))
-
-
-def train(configuration, folder, callbacks=(), kind=None, strategy=None):
-    """Train; return (trainer, module)."""
-    pl.seed_everything(configuration.number + 1, verbose=False)
-    module = (kind or module_class(configuration))()
-    scaler = configuration.precision == "16-mixed"
-    plugins = [MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=256.0))] if scaler else None
-    distributed = configuration.strategy == "ddp"
-    clipping = {}
-    if configuration.clip is not None:
-        clipping = {"gradient_clip_algorithm": configuration.clip[0], "gradient_clip_val": configuration.clip[1]}
-    accumulation = {"accumulate_grad_batches": configuration.accumulate} if configuration.accumulate > 1 else {}
+def fit(one, folder, callbacks, kind=None):
+    """Train; ``kind`` is the module's class where it is not the configuration's own."""
+    folder.mkdir(parents=True)
+    pl.seed_everything(one.seed * 1000 + one.number, verbose=False)
+    scaled = one.precision == "16-mixed"
+    plugins = [MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=256.0))] if scaled else None
+    accumulate = {"schedule": 1}.get(one.accumulation) or int(one.accumulation)
+    scheduled = [GradientAccumulationScheduler({0: 1, 1: 2})] if one.accumulation == "schedule" else []
     trainer = pl.Trainer(
         accelerator="cpu",
-        devices=2 if distributed else 1,
-        strategy="ddp_fork_find_unused_parameters_true" if distributed else "auto",
-        max_epochs=EPOCHS,
-        default_root_dir=folder,
-        logger=False,
+        devices=one.processes,
+        strategy="auto" if one.processes == 1 else "ddp_fork_find_unused_parameters_true",
+        max_epochs=2,
+        max_steps=one.max_steps,
+        precision=None if scaled else one.precision,
+        plugins=plugins,
+        accumulate_grad_batches=accumulate,
+        gradient_clip_val=None if one.clipping == "none" else 0.05,
+        gradient_clip_algorithm=None if one.clipping == "none" else one.clipping,
+        limit_train_batches=one.limit_train_batches,
+        limit_val_batches=0 if one.validation == "none" else 2,
+        val_check_interval=0.5 if one.validation == "within" else None,
+        num_sanity_val_steps=0 if one.validation == "none" else 2,
+        logger=CSVLogger(folder, name="", version="run"),
+        log_every_n_steps=1,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        plugins=plugins,
-        precision=None if scaler else configuration.precision,
-        callbacks=list(callbacks),
-        **clipping,
-        **accumulation,
-        **configuration.trainer,
+        callbacks=[*callbacks, *scheduled, Ends(folder)],
     )
-    trainer.fit(module, loader(configuration))
-    return trainer, module
+    module = (kind or module_class(one))()
+    trainer.fit(module, loader(one), None if one.validation == "none" else loader(one))

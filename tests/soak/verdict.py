@@ -1,0 +1,106 @@
+"""One configuration from start to verdict, in a process of its own with a watchdog: a hang is a failure with a name."""
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import tempfile
+import time
+import traceback
+import warnings
+from pathlib import Path
+
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+from lightning_landscape import load
+from tests.integration.test_bit_identity import assert_same
+from tests.soak import comparison, recording, training
+
+AGREES, REFUSED, NOT_RUNNABLE, FAILED = "agrees", "refused", "not runnable", "FAILED"
+
+
+def judge(one, folder, corrupt=lambda run: run):
+    """Return a verdict and what is to be said of it; ``corrupt`` changes what was measured, to see that it is noticed."""
+    if one.strategy == "fsdp2":
+        from tests.soak import sharded
+
+        return sharded.judge(one, folder)
+    try:
+        recording.record(one, folder / "recorded")
+    except Exception as error:
+        return judge_broken(one, folder, error)
+    try:
+        training.fit(one, folder / "run", training.monitors(one, folder / "recorded"))
+    except Exception as error:
+        return judge_refusal(folder / "run", error)
+    for rank in range(one.processes):
+        ends = (torch.load(folder / kind / f"end-{rank}.pt", weights_only=False) for kind in ("recorded", "run"))
+        assert_same(*ends, f"end of process {rank}")
+    for player in one.players or (None,):
+        run = load(folder / "run" / "run" / (f"landscape-{player}" if player else "landscape"))
+        comparison.compare(one, corrupt(run), recording.read(one, folder / "recorded", player))
+    return AGREES, ""
+
+
+def judge_broken(one, folder, error):
+    """A recorded run broke off: did the configuration, or the recording?"""
+    said = "".join(traceback.format_exception(error))
+    try:
+        training.fit(one, folder / "plain", [])
+    except Exception as again:
+        return NOT_RUNNABLE, f"{type(again).__name__}: {again}".splitlines()[0][:160]
+    return FAILED, f"runs, but cannot be recorded: {said}"
+
+
+def judge_refusal(folder, error):
+    said = f"{type(error).__name__}: {error}"
+    of_ours = isinstance(error, MisconfigurationException) or "MisconfigurationException" in said
+    if not (of_ours and "LandscapeMonitor" in said and "upported" in said):
+        return FAILED, "".join(traceback.format_exception(error))
+    marks = [path.read_text() for path in folder.glob("broke-off-*")]
+    return (FAILED, f"refused after the first step: {said}") if "moved" in marks else (REFUSED, said.splitlines()[-1][:160])
+
+
+def quietly(one, folder, corrupt):
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    try:
+        return judge(one, folder, corrupt)
+    except Exception:
+        return FAILED, traceback.format_exc()
+
+
+def isolated(one, seconds, corrupt=lambda run: run):
+    """Return the verdict on a configuration, from a process that is ended, with all that it started, when its time is over."""
+    folder = Path(tempfile.mkdtemp(prefix="soak-"))
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            os.setsid()
+            log = os.open(folder / "log", os.O_CREAT | os.O_WRONLY)
+            os.dup2(log, 1)
+            os.dup2(log, 2)
+            os.chdir(folder)
+            (folder / "verdict").write_text(json.dumps(quietly(one, folder, corrupt)))
+            code = 0
+        finally:
+            os._exit(code)
+    deadline = time.monotonic() + seconds
+    ended = False
+    while not ended and time.monotonic() < deadline:
+        ended = os.waitpid(child, os.WNOHANG)[0] == child
+        time.sleep(0.02)
+    if not ended:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    try:
+        if (folder / "verdict").exists():
+            return tuple(json.loads((folder / "verdict").read_text()))
+        log = (folder / "log").read_text()[-800:] if (folder / "log").exists() else ""
+        return FAILED, f"hung: no verdict after {seconds:.0f} s\n{log}" if not ended else f"ended without a verdict\n{log}"
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
