@@ -271,7 +271,7 @@ class LandscapeMonitor(Callback):
         if self._watching:
             self._guarded(self._read_gradient)()
         if self._sums is not None:
-            self._guarded(self._sums.take)()
+            self._guarded(self._require_session().measurement.take_sums)()
         self._step += 1
         if self._backward:
             self._backward = False
@@ -376,9 +376,9 @@ class LandscapeMonitor(Callback):
         if session is None:
             return
         self._next_step, self._watching, self._sums, self._session = _NEVER, False, None, None
-        session.measurement.abandon()
-        self._ended = session.state(self._step)
         try:
+            session.measurement.abandon()
+            self._ended = session.state(self._step)
             self.table, self.summary = session.end(
                 stopped_by,
                 steps=self._step,

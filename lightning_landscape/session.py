@@ -84,6 +84,7 @@ class Session:
         others = {n: p for n, p in named_parameters(module).items() if n not in trained} if moving else {}
         stored = not self._live and (processes.first or any(map(is_sharded, trained.values())))
         budget = checks.store_budget(path, settings.store_gib, trained, others, stored=stored)
+        processes.exchange()  # nobody has refused so far: a folder is made only now
         self.folder = RunFolder(path, writes=processes.first)
         self.measurement = Measurement(
             trainer=trainer,

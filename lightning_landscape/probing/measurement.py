@@ -291,6 +291,12 @@ class Measurement:
         store = self.rows.store
         return store.newest_others() if store.others_changed(now) else {}
 
+    def take_sums(self) -> None:
+        """Copy x_k and g_k for the sums over all steps."""
+        if self.sums is not None:
+            with self._timed(), self._processes.agreed() if self.sharded else nullcontext():
+                self.sums.take()
+
     def count_step(self, step: int) -> None:
         """Add the step that was just made to the sums over all steps, if these are asked for."""
         if self.sums is not None:

@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -227,7 +227,7 @@ class ProbeStore:
             paths = [folder / f"moment-{index}" for index in range(self._content(step)["count"])]
             structures = [path.with_suffix(".pickle").read_bytes() for path in paths]
             tensors = [load_file(path.with_suffix(".safetensors")) for path in paths]
-        except OSError as error:
+        except (OSError, SafetensorError) as error:
             raise NotMeasurable(f"the stored batch of step {step} is gone: {error}") from error
         if not paths or not all(structures) or _digest(structures) != self.digests.get(step):
             raise NotMeasurable(f"the stored batch of step {step} is not the one that this run wrote")
@@ -266,7 +266,7 @@ class ProbeStore:
             return {}
         try:
             return load_file(path)
-        except OSError as error:
+        except (OSError, SafetensorError) as error:
             raise NotMeasurable(f"the stored {part} of step {step} are gone: {error}") from error
 
     def _of(self, step: int) -> Path:
