@@ -217,7 +217,7 @@ def test_the_store_of_each_process(tmp_path):
         assert (second / f"{step:012d}" / "moments.json").is_file()
         assert not (second / f"{step:012d}" / "parameters.safetensors").exists()
         assert not (second / f"{step:012d}" / "gradient.safetensors").exists()
-    assert all(path.stat().st_mode & 0o077 == 0 for path in first.rglob("*"))
+    assert all(path.stat().st_mode & 0o077 == 0 for path in (first, *first.rglob("*")))
 
 
 def test_distributed_helpers_see_the_same_batches():

@@ -276,3 +276,25 @@ def test_hyper_parameters_of_any_kind_do_not_cost_the_report(tmp_path):
     assert hparams["unsayable"] == "Unsayable without a text: RuntimeError"
     assert hparams["nan"] == "nan"
     assert (tmp_path / "landscape" / "summary.json").is_file()
+
+
+class SparseEmbedding(pl.LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.table = torch.nn.Embedding(10, 3, sparse=True)
+
+    def training_step(self, batch, batch_idx):
+        return self.table(batch).square().mean()
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def test_sparse_gradients_are_measured_and_taken_again(tmp_path):
+    monitor = LandscapeMonitor(every_n_steps=1, dirpath=tmp_path, secant=True)
+    settings = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
+    trainer = pl.Trainer(accelerator="cpu", max_epochs=1, callbacks=[monitor], **settings)
+    trainer.fit(SparseEmbedding(), torch.utils.data.DataLoader(torch.arange(12) % 10, 3))
+    assert [probe.step for probe in monitor.table] == [0, 1, 2, 3]
+    assert monitor.summary["run"]["fidelity"]["exact"] is True
+    assert monitor.summary["run"]["fidelity"]["gradient"] == 0
