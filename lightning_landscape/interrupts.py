@@ -31,6 +31,20 @@ def put_off() -> Iterator[None]:
 
 
 @contextmanager
+def noted() -> Iterator[list[int]]:
+    """Note every Ctrl-C inside the block, for it to end where others that wait for this process are told."""
+    found: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield found
+        return
+    previous = signal.signal(signal.SIGINT, lambda number, _: found.append(number))
+    try:
+        yield found
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+@contextmanager
 def let_through() -> Iterator[None]:
     """Let Ctrl-C raise inside the block, also while Lightning shuts down, where it ignores it."""
     if threading.current_thread() is not threading.main_thread():

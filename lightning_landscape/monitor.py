@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 import os
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import fields
 from typing import Any, Literal
 
@@ -17,9 +17,10 @@ from typing_extensions import override
 from lightning_landscape import interrupts
 from lightning_landscape.probes import ProbeTable
 from lightning_landscape.probing import checks
+from lightning_landscape.probing.failures import said, warn_once
 from lightning_landscape.probing.parameters import named_parameters, optimized_parameters
 from lightning_landscape.probing.part import part_of, trained_elsewhere
-from lightning_landscape.probing.processes import Processes, warn_once
+from lightning_landscape.probing.processes import Processes
 from lightning_landscape.probing.reference import FINAL, Reference, check_reference_file, load_reference
 from lightning_landscape.probing.sums import StepSums
 from lightning_landscape.reporting.folder import parent_folder
@@ -156,6 +157,8 @@ class LandscapeMonitor(Callback):
         """Steps without a backward pass: training_step returned None, or a callback skipped it"""
         self._first_step = self._first_global_step = 0
         self._may_refuse = True
+        self._began = False
+        """Whether training came to its first batch"""
         self._processes = Processes()
 
     # --------------------------------------------------------------------------------------------------- before training
@@ -166,16 +169,18 @@ class LandscapeMonitor(Callback):
             return
         self._session, self._sums, self._next_step, self._watching = None, None, _NEVER, False
         self._resumed = {}  # what an earlier fit left is no checkpoint of this one
+        self._began = False
         self._settings().check()
         checks.check_strategy(trainer)
-        checks.check_module(pl_module, self.loss)
-        checks.check_prefixes([c.prefix for c in trainer.callbacks if isinstance(c, LandscapeMonitor)])  # type: ignore[attr-defined]
-        checks.check_folder(parent_folder(trainer, self.dirpath))
-        check_reference_file(self.reference)
+        self._processes = Processes(trainer.strategy)
+        with self._processes.agreed():  # a file or a folder may be missing on one machine alone
+            checks.check_module(pl_module, self.loss)
+            checks.check_prefixes([c.prefix for c in trainer.callbacks if isinstance(c, LandscapeMonitor)])  # type: ignore[attr-defined]
+            checks.check_folder(parent_folder(trainer, self.dirpath))
+            check_reference_file(self.reference)
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._processes = Processes(trainer.strategy)
         with self._processes.agreed():
             self._look_at(trainer, pl_module)
         declare_results(trainer, self._settings())
@@ -196,36 +201,51 @@ class LandscapeMonitor(Callback):
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        assert self._optimizer is not None
         self.table, self.summary = None, None
-        step = self._steps_before(trainer)
+        self._began = True
+        self._step = self._first_step = self._steps_before(trainer)
+        self._first_global_step = trainer.global_step
+        self._idle_steps, self._backward = 0, False
+        self._moved, self._may_refuse, self._just_probed = False, True, False
+        self._session = self._new_session(trainer, pl_module)
+        if self._resumed and self._step > 0:
+            self._resume(trainer, pl_module)
+        self._resumed = {}
+        self._next_step = max(self._session.measurement.schedule.next_step, self._step)
+        self._sums = self._session.measurement.sums
+        self._session.say_what_is_to_come()
+
+    def _new_session(self, trainer: Trainer, pl_module: LightningModule) -> Session:
+        assert self._optimizer is not None
         with self._processes.agreed():
-            self._session = Session(
+            return Session(
                 self._settings(),
                 trainer,
                 pl_module,
                 self._optimizer,
                 self._reference,
-                first_step=step,
+                first_step=self._step,
                 processes=self._processes,
                 may_be_overwritten=any(map(_may_overwrite_parameters, trainer.callbacks)),  # type: ignore[attr-defined]
             )
-        self._step = self._first_step = step
-        self._first_global_step = trainer.global_step
-        self._idle_steps, self._backward = 0, False
-        self._moved, self._may_refuse, self._just_probed = False, True, False
-        if self._resumed and self._step > 0:
-            try:
-                with self._processes.agreed():
-                    self._session.resume(self._resumed)
-            except MisconfigurationException:
-                self._session.discard()
-                self._session = None
+
+    def _resume(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Go on from the checkpoint's table; where that cannot be had, a new one starts, and training goes on all the same."""
+        session = self._require_session()
+        try:
+            with self._processes.agreed():
+                session.resume(self._resumed)
+        except Exception as error:
+            session.discard()
+            self._session = None
+            if isinstance(error, MisconfigurationException):
                 raise
-        self._resumed = {}
-        self._next_step = max(self._session.measurement.schedule.next_step, self._step)
-        self._sums = self._session.measurement.sums
-        self._session.say_what_is_to_come()
+            self._session = self._new_session(trainer, pl_module)
+            warn_once(
+                error,
+                f"LandscapeMonitor could not go on from the table of the checkpoint: {said(error)}. A new table starts at step "
+                f"{self._step}",
+            )
 
     def _steps_before(self, trainer: Trainer) -> int:
         """Return how many steps the measured optimiser has made; Lightning counts those of all optimisers together.
@@ -243,18 +263,18 @@ class LandscapeMonitor(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         if self._just_probed:
             self._just_probed = False
-            self._guarded(self._require_session().measurement.check_nothing_moved)()
+            self._alone(self._require_session().measurement.check_nothing_moved)
         if self._watching and self._require_session().measurement.gradient_taken:  # it stepped after the batch had ended
-            self._guarded(self._finish_probe)()
+            self._together(self._finish_probe)
         if self._step >= self._next_step:
-            self._guarded(self._watch)()
+            self._together(self._watch)
 
     @override
     def on_before_zero_grad(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         if self._several and optimizer is not self._optimizer:
             return
         if self._watching:
-            self._guarded(self._require_session().measurement.forget_gradients)()
+            self._alone(self._require_session().measurement.forget_gradients)
         if self._sums is not None:
             self._sums.forget_gradients()
 
@@ -269,9 +289,9 @@ class LandscapeMonitor(Callback):
         if self._several and optimizer is not self._optimizer:
             return
         if self._watching:
-            self._guarded(self._read_gradient)()
+            self._together(self._read_gradient)
         if self._sums is not None:
-            self._guarded(self._require_session().measurement.take_sums)()
+            self._summing(self._require_session().measurement.take_sums)
         self._step += 1
         if self._backward:
             self._backward = False
@@ -283,38 +303,33 @@ class LandscapeMonitor(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if self._watching:
-            self._guarded(self._finish_probe)()
+            self._together(self._finish_probe)
         if self._sums is not None:
-            self._guarded(self._require_session().measurement.count_step)(self._step - 1)
+            self._summing(self._require_session().measurement.count_step, self._step - 1)
         self._may_refuse = self._may_refuse and trainer.global_step == self._first_global_step
 
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._session is not None and self._moved:
-            self._guarded(self._session.note_epoch_end)()
+            self._alone(self._session.note_epoch_end)
             self._moved = False
         if self._session is not None and self._next_step != _NEVER:
-            self._guarded(self._session.evaluate_provisionally)()
+            self._together(self._session.evaluate_provisionally)
 
     def _watch(self) -> None:
         session = self._require_session()
-        try:
-            thinned = session.watch(self._step, may_refuse=self._may_refuse)
-        finally:  # whatever failed in this process alone, it stays in step with the others
-            self._watching = session.measurement.watching
-            self._next_step = self._step if self._watching else session.measurement.schedule.next_step
-        if thinned:  # from here on something may fail in the one process that writes
-            session.follow()
+        session.watch(self._step, may_refuse=self._may_refuse)
+        self._watching = session.measurement.watching
+        self._next_step = self._step if self._watching else session.measurement.schedule.next_step
 
     def _read_gradient(self) -> None:
         session = self._require_session()
         measurement = session.measurement
-        with self._processes.agreed():
-            if measurement.gradient_taken and session.automatic:
-                raise MisconfigurationException(
-                    "LandscapeMonitor found an optimizer that evaluates loss and gradient more than once a step; supported are "
-                    "optimizers that take one gradient a step, as SGD and Adam do: use one of these"
-                )
+        if measurement.gradient_taken and session.automatic:
+            raise MisconfigurationException(
+                "LandscapeMonitor found an optimizer that evaluates loss and gradient more than once a step; supported are "
+                "optimizers that take one gradient a step, as SGD and Adam do: use one of these"
+            )
         if measurement.gradient_taken:  # manual optimisation: another step within the same batch
             self._finish_probe()
             self._just_probed = False  # the step that is about to be made moves what that one left
@@ -322,22 +337,19 @@ class LandscapeMonitor(Callback):
             # not even where there are losses and gradients: SWA makes such a step after its pass for BatchNorm, on averages and
             # with the gradients of the step before
             measurement.forget_batches()
-        with self._processes.agreed():
-            measurement.read_gradient()
+        measurement.read_gradient()
 
     def _finish_probe(self) -> None:
         session = self._require_session()
         session.measurement.look_away()
         if not session.measurement.gradient_taken:
             return
-        try:
-            shown = session.finish_probe()
-            if self.progress_bar and shown:
-                # the user's own values may have plain names, and schedulers and callbacks look values up by name
-                session.module.log_dict({f"{self.prefix}/{k}": v for k, v in shown.items()}, prog_bar=True, logger=False)
-        finally:  # whatever failed in this process alone, it stays in step with the others
-            self._just_probed = True
-            self._watching, self._next_step = False, session.measurement.schedule.next_step
+        shown = session.finish_probe()
+        self._just_probed = True
+        self._watching, self._next_step = False, session.measurement.schedule.next_step
+        if self.progress_bar and shown:
+            # the user's own values may have plain names, and schedulers and callbacks look values up by name
+            session.module.log_dict({f"{self.prefix}/{k}": v for k, v in shown.items()}, prog_bar=True, logger=False)
 
     # ------------------------------------------------------------------------------------------------------- at the end
 
@@ -361,7 +373,7 @@ class LandscapeMonitor(Callback):
 
     @override
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._session is None:  # on_train_start is not called without batches, nor when nothing is left to train
+        if not self._began:  # on_train_start is not called without batches, nor when nothing is left to train
             checks.check_batches(trainer.num_training_batches)
 
     @override
@@ -378,7 +390,7 @@ class LandscapeMonitor(Callback):
         self._next_step, self._watching, self._sums, self._session = _NEVER, False, None, None
         try:
             session.measurement.abandon()
-            self._ended = session.state(self._step)
+            self._ended = self._state_of(session)
             self.table, self.summary = session.end(
                 stopped_by,
                 steps=self._step,
@@ -390,7 +402,7 @@ class LandscapeMonitor(Callback):
         except Exception as error:
             session.measurement.abandon()
             warn_once(
-                error, f"LandscapeMonitor could not finish its report: {_said(error)}; {session.folder.path} holds the rest"
+                error, f"LandscapeMonitor could not finish its report: {said(error)}; {session.folder.path} holds the rest"
             )
 
     # --------------------------------------------------------------------------------------------------- stop and resume
@@ -403,7 +415,16 @@ class LandscapeMonitor(Callback):
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        return self._session.state(self._step) if self._session is not None else dict(self._ended)
+        return self._state_of(self._session) if self._session is not None else dict(self._ended)
+
+    def _state_of(self, session: Session) -> dict[str, Any]:
+        try:
+            return session.state(self._step)
+        except Exception as error:  # a checkpoint is worth more than the table
+            warn_once(
+                error, f"LandscapeMonitor could not write its state into the checkpoint: {said(error)}; who resumes starts anew"
+            )
+            return {}
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -411,32 +432,46 @@ class LandscapeMonitor(Callback):
 
     # ---------------------------------------------------------------------------------------------------------- failures
 
-    def _guarded(self, function: Callable[..., None]) -> Callable[..., None]:
-        """Let no failure of ours reach the user's training, but refusals before the first optimizer step."""
-
-        @functools.wraps(function)
-        def guarded(*args: Any) -> None:
-            try:
+    def _together(self, function: Callable[..., None], *args: Any) -> None:
+        """Call a function in all processes: what fails in one stops measuring in all, and nothing else."""
+        # a process that goes at once would leave the others waiting
+        without_interrupt = interrupts.put_off() if self._processes.size > 1 else nullcontext()
+        try:
+            with without_interrupt, self._processes.agreed():
                 function(*args)
-            except Exception as error:
-                session = self._require_session()
-                if self._processes.size > 1 and not self._processes.over:
-                    session.measurement.note(error)  # the others go on, and are told at the next probe
-                    return
-                session.measurement.abandon()
-                self._next_step, self._watching, self._just_probed, self._sums = _NEVER, False, False, None
-                if isinstance(error, MisconfigurationException) and self._may_refuse:
-                    session.discard()  # at once: under some launchers ``on_exception`` is called in the parent process alone
-                    self._session = None
-                    raise
-                session.failure = _said(error)
-                warn_once(
-                    error,
-                    f"LandscapeMonitor stopped measuring at step {self._step}: {session.failure}. Training goes on; what was "
-                    f"measured is kept in {session.folder.path}",
-                )
+        except Exception as error:
+            self._stop(error)
 
-        return guarded
+    def _alone(self, function: Callable[..., None], *args: Any) -> None:
+        """Call a function that waits for no other process; they are told of a failure at the next probe."""
+        try:
+            function(*args)
+        except Exception as error:
+            if self._processes.size > 1:
+                self._require_session().measurement.note(error)
+            else:
+                self._stop(error)
+
+    def _summing(self, function: Callable[..., None], *args: Any) -> None:
+        """Call a function of the sums over all steps: a matter of all processes where each has a part of the parameters."""
+        call = self._together if self._require_session().measurement.sharded else self._alone
+        call(function, *args)
+
+    def _stop(self, error: Exception) -> None:
+        """Let no failure of ours reach the user's training, but refusals before the first optimizer step."""
+        session = self._require_session()
+        session.measurement.abandon()
+        self._next_step, self._watching, self._just_probed, self._sums = _NEVER, False, False, None
+        if isinstance(error, MisconfigurationException) and self._may_refuse:
+            session.discard()  # at once: under some launchers ``on_exception`` is called in the parent process alone
+            self._session = None
+            raise error
+        session.failure = said(error)
+        warn_once(
+            error,
+            f"LandscapeMonitor stopped measuring at step {self._step}: {session.failure}. Training goes on; what was measured "
+            f"is kept in {session.folder.path}",
+        )
 
     def _settings(self) -> Settings:
         return Settings(**{field.name: getattr(self, field.name) for field in fields(Settings)})
@@ -451,7 +486,3 @@ def _may_overwrite_parameters(callback: Callback) -> bool:
     if isinstance(callback, (LandscapeMonitor, Checkpoint, ProgressBar)):
         return False
     return type(callback).on_train_end is not Callback.on_train_end
-
-
-def _said(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

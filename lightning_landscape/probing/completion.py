@@ -8,13 +8,13 @@ from contextlib import suppress
 
 from lightning_landscape.probes import ProbeTable
 from lightning_landscape.probing.evaluation import StoredProbes
+from lightning_landscape.probing.failures import NotMeasurable, said, warn_once
 from lightning_landscape.probing.fidelity import FidelityCheck
 from lightning_landscape.probing.gradients import is_finite
 from lightning_landscape.probing.layers import layer_rows
-from lightning_landscape.probing.processes import Processes, warn_once
+from lightning_landscape.probing.processes import Processes
 from lightning_landscape.probing.products import Products
 from lightning_landscape.probing.reference import Reference
-from lightning_landscape.probing.replay import NotMeasurable
 from lightning_landscape.probing.rows import Rows
 from lightning_landscape.probing.schedule import evenly
 from lightning_landscape.records import SegmentPoint
@@ -32,7 +32,7 @@ Track = Callable[[Sequence[int], str], Iterable[int]]
 
 
 class Completion:
-    """Completes the rows of a run; to be used inside ``replayer.silence()``.
+    """Completes the rows of a run; to be used inside ``replayer.silence()``, by all processes alike.
 
     Args:
         rows: the kept probes, filled row by row: what is done is in its table at any time.
@@ -83,9 +83,10 @@ class Completion:
         self._evaluate_segments(reference, track)
 
     def _unless_gone(self, step: int, evaluate: Callable[[int], None]) -> None:
-        """Evaluate a stored probe; a row whose probe is gone is dropped and counted."""
+        """Evaluate a stored probe; a row whose probe is gone, in any process, is dropped and counted."""
         try:
-            evaluate(step)
+            with self._processes.agreed():
+                evaluate(step)
         except NotMeasurable:
             self._rows.lose(step, "unevaluable")
 
@@ -110,11 +111,16 @@ class Completion:
         chosen = [step for step in evenly(kept, INITIAL_LOSSES) if self._stored.holds(step)]
         if not chosen or chosen[0] != kept[0]:
             return  # x_0 itself is gone
-        start = self._stored.start(chosen[0], reference.parameters)
+        try:
+            with self._processes.agreed():
+                start = self._stored.start(chosen[0], reference.parameters)
+        except NotMeasurable:
+            return
         for step in track(chosen, "probes at x_0"):
-            loss = self._stored.elsewhere(step, start)
-            if is_finite(loss):
-                self._rows.put(self._rows.table.at_step(step).with_values(initial_loss=loss))
+            with suppress(NotMeasurable), self._processes.agreed():
+                loss = self._stored.elsewhere(step, start)
+                if is_finite(loss):
+                    self._rows.put(self._rows.table.at_step(step).with_values(initial_loss=loss))
 
     def _evaluate_segments(self, reference: Reference, track: Track) -> None:
         """Evaluate some probes' losses on the straight lines from their iterates to x_p; the ends are known."""
@@ -127,27 +133,20 @@ class Completion:
         """Evaluate one line; return whether others are worth trying."""
         try:
             with self._processes.agreed():
-                inside = self._unless_missing(step, reference)
+                inside = self._stored.between(step, reference.parameters, FRACTIONS[1:-1])
+        except NotMeasurable:
+            return True
         except Exception as error:  # between two points that it knows a module may be where it cannot be
-            self._processes.over = False  # nothing else ends with it
             warn_once(
                 error,
-                f"LandscapeMonitor could not evaluate the line from step {step} to x_p, {type(error).__name__}: {error}; "
-                "there are no further lines, all else goes on",
+                f"LandscapeMonitor could not evaluate the line from step {step} to x_p, {said(error)}; there are no further "
+                "lines, all else goes on",
             )
             return False
-        if inside is None:
-            return True
         probe = self._rows.table.at_step(step)
         points = zip(FRACTIONS, [probe.loss, *inside, probe.reference_loss], strict=True)
         self._rows.segments += [SegmentPoint(step, t, loss) for t, loss in points if loss is not None and is_finite(loss)]
         return True
-
-    def _unless_missing(self, step: int, reference: Reference) -> list[float] | None:
-        try:
-            return self._stored.between(step, reference.parameters, FRACTIONS[1:-1])
-        except NotMeasurable:
-            return None
 
     def provisional(self, there: Reference) -> ProbeTable:
         """Return the probes kept so far, at most `PROVISIONAL` of them, evaluated at a point in the place of x_p.
@@ -156,7 +155,7 @@ class Completion:
         """
         rows = []
         for step in evenly(self._rows.schedule.kept, PROVISIONAL):
-            with suppress(NotMeasurable):
+            with suppress(NotMeasurable), self._processes.agreed():
                 values = self._stored.at_reference(step, there.parameters)
                 if is_finite(*values):
                     rows.append(self._rows.table.at_step(step).with_values(**values._asdict()))

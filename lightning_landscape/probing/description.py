@@ -22,6 +22,7 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
+from lightning_landscape.probing.measurement import Measurement
 from lightning_landscape.probing.parameters import optimized_parameters
 from lightning_landscape.probing.part import trained_elsewhere, whole_of
 
@@ -57,6 +58,45 @@ def describe_run(trainer: Trainer, module: LightningModule, optimizer: Optimizer
             **{name: version(name) for name in ("lightning-landscape", "lightning", "torch", "torchmetrics")},
         },
     }
+
+
+def describe_measurement(measurement: Measurement, store_dtype: str) -> dict[str, Any]:
+    """Return what ``summary.json`` says of the measurement itself.
+
+    Args:
+        measurement: at its end.
+        store_dtype: how parameters and gradients were stored.
+    """
+    fidelity, rows = measurement.fidelity, measurement.rows
+    rates, sums = measurement.learning_rates, measurement.sums
+    return {
+        "first_step": rows.table[0].step if len(rows.table) else None,
+        "probes": len(rows.table),
+        "stride": rows.schedule.stride,
+        "dropped": dict(rows.dropped),
+        "fidelity": {
+            "steps": fidelity.steps,
+            "max_abs": _finite(fidelity.max_abs) if fidelity.steps else None,
+            "exact": fidelity.exact if fidelity.steps else None,
+            "gradient": None if fidelity.gradient is None else _finite(fidelity.gradient),
+            "autograd": measurement.replayer.gradients_enabled,
+        },
+        "store": {"dtype": store_dtype, "bytes": measurement.stored_bytes or rows.store.nbytes},
+        # null values where parameter groups had several
+        "learning_rates": None if rates is None else {"min": _finite(rates[0]), "max": _finite(rates[1])},
+        "off_schedule": measurement.off_schedule,
+        "moved_between": measurement.moved_between,
+        "exact_sums": None if sums is None else _finite_sums(sums.state()),
+    }
+
+
+def _finite_sums(sums: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """Return sums as JSON holds them: a run that diverged has some that are not finite."""
+    return None if sums is None else {name: v if isinstance(v, int) else _finite(v) for name, v in sums.items()}
+
+
+def _finite(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None
 
 
 def planned_steps(trainer: Trainer) -> float:

@@ -8,23 +8,22 @@ is asked for there. Where parameters are sharded each process has its part of th
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
 
+from lightning_landscape.probing.failures import NotMeasurable
 from lightning_landscape.probing.freezing import Frozen
 from lightning_landscape.probing.gradients import Gradient
 from lightning_landscape.probing.parameters import Swap, named_parameters
 from lightning_landscape.probing.processes import Processes
 from lightning_landscape.probing.products import Products
-from lightning_landscape.probing.replay import NotMeasurable, Replayer
+from lightning_landscape.probing.replay import Replayer
 from lightning_landscape.probing.store import ProbeStore
-
-T = TypeVar("T")
 
 
 class AtReference(NamedTuple):
@@ -38,7 +37,7 @@ class AtReference(NamedTuple):
 class StoredProbes:
     """Evaluates probes from the store; to be used inside ``replayer.silence()``, by all processes alike.
 
-    Every method but `iterate` and `gradient` raises `NotMeasurable` in all processes where one lacks what it needs.
+    Methods raise `NotMeasurable` where something that they need is gone: each to be called in a block of `Processes.agreed`.
 
     Args:
         module: the module; its parameters are put back after each evaluation.
@@ -98,11 +97,9 @@ class StoredProbes:
         That is g_k (None where this process has none) and this process's loss.
         """
         here = self._here(step)
-        moments, loss, gradient = self._everywhere(
-            lambda: (self._store.moments(step), self._store.loss(step), self.gradient(step) if self.measures else None)
-        )
+        gradient = self.gradient(step) if self.measures else None
         with self._swap.to(here):
-            yield moments, gradient, loss
+            yield self._store.moments(step), gradient, self._store.loss(step)
 
     def at_reference(self, step: int, there: Mapping[str, Tensor]) -> AtReference:
         """Return what needs x_p.
@@ -111,10 +108,9 @@ class StoredProbes:
             step: a stored step.
             there: x_p by name.
         """
-        both = self._everywhere(lambda: (self.iterate(step, there), self.gradient(step)) if self.measures else None)
         product = distance = math.nan
-        if both is not None:
-            x, gradient = both
+        if self.measures:
+            x, gradient = self.iterate(step, there), self.gradient(step)
             product, distance = self._products.inner_product_and_distance(x, there, gradient.raw, gradient.factor)
         product, distance = self._processes.exchange(product, distance)[0]
         return AtReference(self.elsewhere(step, there), product, distance)
@@ -130,12 +126,10 @@ class StoredProbes:
 
         Everything is assigned anew for each probe: the loss of the one before may have moved parameters in place.
         """
-        moments, others = self._everywhere(lambda: (self._store.moments(step), self._store.others(step)))
         here = named_parameters(self._module)
-        others = {n: v for n, v in others.items() if n in here and n not in trained}
+        others = {n: v for n, v in self._store.others(step).items() if n in here and n not in trained}
         with self._swap.to(others, trained):
-            loss = self._everywhere(lambda: self._replayer.mean_loss(moments))
-        return self._processes.mean(loss)
+            return self._processes.mean(self._replayer.mean_loss(self._store.moments(step)))
 
     def start(self, step: int, trained: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return x_0, the first probe's parameters, for the parameters that are trained at the end."""
@@ -144,7 +138,7 @@ class StoredProbes:
 
     def _here(self, step: int) -> dict[str, Tensor]:
         """Return x_k, with the values that other parameters had then, in every process."""
-        others, own = self._everywhere(lambda: (self._store.others(step), self._store.iterate(step) if self.measures else None))
+        others, own = self._store.others(step), self._store.iterate(step) if self.measures else None
         x = own if self._sharded else self._processes.tensors_of_first(own)
         if x is None:
             raise NotMeasurable(f"the parameters of step {step} are not stored")
@@ -156,18 +150,3 @@ class StoredProbes:
         if missing:
             raise NotMeasurable(f"the values of {missing} at step {step} were not stored")
         return {name: stored[name].to(self._module.device) for name in there}
-
-    def _everywhere(self, function: Callable[[], T]) -> T:
-        """Return what a function gives.
-
-        Raises:
-            NotMeasurable: in all processes, if it is raised in one.
-        """
-        problem: NotMeasurable | None = None
-        try:
-            value = function()
-        except NotMeasurable as error:
-            problem = error
-        if not self._processes.everywhere(problem is None):
-            raise NotMeasurable("another process lacks what it needs") if problem is None else problem
-        return value

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 
 from lightning.pytorch import LightningModule, Trainer
-from torch import Tensor
+from lightning.pytorch.utilities import rank_zero_warn
 from torch.optim import Optimizer
 
 from lightning_landscape.probing.freezing import Frozen
@@ -44,6 +43,15 @@ class Fidelity:
         """Whether every replay gave the recorded loss to the last bit."""
         return self.max_abs == 0
 
+    def warn(self) -> None:
+        """Say so where replays were not exact."""
+        if not self.exact:
+            rank_zero_warn(
+                f"LandscapeMonitor evaluated a mini-batch loss again in the state in which it was recorded and got another "
+                f"value, off by {self.max_abs:.3g}. Usual causes: a forward pass that is not deterministic, a state kept "
+                "outside the module, a hook that edits the batch. Every number of this run is marked with it"
+            )
+
 
 class FidelityCheck:
     """Replays a step at its own x_k and notes how far it is off; the module is to be there, inside ``replayer.silence()``.
@@ -76,9 +84,7 @@ class FidelityCheck:
         Some kernels (recurrent ones, the fast path of transformers) round differently when no gradient is asked for.
         """
         difference = self._difference(recorded, moments)
-        needed = any(row[0] for row in self._processes.exchange(float(self._replayer.gradients_enabled)))
-        self._replayer.gradients_enabled = needed
-        if difference != 0 and not needed:
+        if difference != 0 and not self._replayer.gradients_enabled:
             self._replayer.gradients_enabled = True
             again = self._difference(recorded, moments)
             self._replayer.gradients_enabled = again < difference
@@ -88,7 +94,7 @@ class FidelityCheck:
     def _difference(self, recorded: float, moments: Sequence[Frozen]) -> float:
         """Return how far the loss is off, in the process in which it is furthest."""
         off = abs(self._replayer.mean_loss(moments) - recorded)
-        return max(row[0] if is_finite(row[0]) else math.inf for row in self._processes.exchange(off))
+        return self._processes.largest(off if is_finite(off) else math.inf)
 
     def gradient(self, taken: Gradient | None, moments: Sequence[Frozen]) -> None:
         """Compare the gradient that the optimiser got with that of the loss: a callback may have changed it.
@@ -98,10 +104,10 @@ class FidelityCheck:
             moments: of this process's micro-batches.
         """
         parameters, scale = optimized_parameters(self._module, self._optimizer), loss_scale(self._trainer)
-        replayed: dict[str, Tensor] | None = None
-        with suppress(Exception):
-            _, replayed = self._replayer.mean_loss_and_gradient(moments, parameters, scale)
-        if not self._processes.everywhere(replayed is not None) or replayed is None:
+        try:
+            with self._processes.agreed():
+                _, replayed = self._replayer.mean_loss_and_gradient(moments, parameters, scale)
+        except Exception:
             return  # a module that only ``backward`` goes through: its losses are compared, its gradients are not
         replayed = self._replayer.averaged(replayed, parameters)
         if taken is None:

@@ -6,7 +6,7 @@ import functools
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,13 +14,13 @@ from typing import Any
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_landscape.probes import Probe, ProbeTable
 from lightning_landscape.probing.completion import INITIAL_LOSSES, Completion, Track
 from lightning_landscape.probing.evaluation import StoredProbes
+from lightning_landscape.probing.failures import said, warn_once
 from lightning_landscape.probing.fidelity import Fidelity, FidelityCheck
 from lightning_landscape.probing.gradients import is_finite, loss_scale
 from lightning_landscape.probing.layers import layer_rows
@@ -47,8 +47,8 @@ from lightning_landscape.probing.window import Window
 class Measurement:
     """Measures the probes of one ``fit``, in step with the other processes of the run.
 
-    `read_gradient`, `finish`, `provisional` and `evaluate` wait for the other processes: to be called by all of them, inside
-    `Processes.agreed`.
+    What waits for the other processes is to be called by all of them, in a block of `Processes.agreed`; only `take_sums` and
+    `count_step` (unless parameters are sharded), `forget_gradients`, `forget_batches` and `check_nothing_moved` wait for none.
 
     Args:
         trainer: the trainer, in ``fit``.
@@ -261,18 +261,15 @@ class Measurement:
         """Return the change of the gradient; where it cannot be had, the secants are given up and nothing else."""
         parameters = optimized_parameters(self._module, self._optimizer)
         scale = loss_scale(self._trainer)
-        there: dict[str, Tensor] | None = None
-        said = "another process could not"
         try:
-            with self.replayer.silence(), self._swap.to(self._others_of(window)):
+            with self._processes.agreed(), self.replayer.silence(), self._swap.to(self._others_of(window)):
                 _, there = self.replayer.mean_loss_and_gradient(window.moments, parameters, scale)
         except Exception as error:
-            said = f"{type(error).__name__}: {error}"
-        if not self._processes.everywhere(there is not None) or there is None:
             self.rows.secants = None
-            rank_zero_warn(
-                f"LandscapeMonitor(secant=True) could not take the gradient again, {said}. Supported "
-                "are modules that torch.autograd.grad goes through (checkpointing with use_reentrant=False); all else goes on"
+            warn_once(
+                error,
+                f"LandscapeMonitor(secant=True) could not take the gradient again, {said(error)}. Supported are modules that "
+                "torch.autograd.grad goes through (checkpointing with use_reentrant=False); all else goes on",
             )
             return math.nan
         here, there = window.gradient, self.replayer.averaged(there, parameters)
@@ -294,13 +291,13 @@ class Measurement:
     def take_sums(self) -> None:
         """Copy x_k and g_k for the sums over all steps."""
         if self.sums is not None:
-            with self._timed(), self._processes.agreed() if self.sharded else nullcontext():
+            with self._timed():
                 self.sums.take()
 
     def count_step(self, step: int) -> None:
         """Add the step that was just made to the sums over all steps, if these are asked for."""
         if self.sums is not None:
-            with self._timed(), self._processes.agreed() if self.sharded else nullcontext():
+            with self._timed():
                 self.sums.add(step, self.schedule.kept[0] if self.schedule.kept else None)
 
     def _measure(self, window: Window) -> Probe | None:
@@ -372,8 +369,7 @@ class Measurement:
         if self.reference is None:
             self.rows.write(probe.step, self._kept(window))
             capacity = self.rows.store.capacity
-            room = self._processes.exchange(math.inf if capacity is None else capacity)
-            least = min(row[0] for row in room)
+            least = self._processes.smallest(math.inf if capacity is None else capacity)
             if math.isfinite(least):
                 self.schedule.limit(int(least))
         else:
@@ -443,10 +439,8 @@ class Measurement:
 
     def provisional(self) -> ProbeTable:
         """Return some of the probes kept so far, evaluated at the current iterate in the place of x_p."""
-        with self._timed():
-            self._processes.exchange()
-            with self.replayer.silence():
-                return self._completion.provisional(Reference(self.current_parameters(), FINAL, None, None))
+        with self._timed(), self.replayer.silence():
+            return self._completion.provisional(Reference(self.current_parameters(), FINAL, None, None))
 
     # ------------------------------------------------------------------------------------------------- stop and resume
 

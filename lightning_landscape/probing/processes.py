@@ -1,42 +1,39 @@
 """The processes of a run: numbers that all of them need, and the agreement to go on or to stop together.
 
 A distributed run stands still if one process waits for another that has given up. So every process makes the same exchanges
-in the same order, each of one fixed size, and each says whether the process that sends it has failed: whoever fails says so in
-the exchange that the others make next, all learn of it there, and none makes a further one.
+in the same order, and each begins with a message of one fixed size, which says whether its sender has failed. Blocks of code
+(`Processes.agreed`) are the unit of failing: what fails inside of a block in one process is told in the exchange that the
+others make next, wherever in the block they are, and the block ends there in all of them.
 """
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.strategies import Strategy
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
+from lightning_landscape.probing.failures import FailedElsewhere, NotMeasurable, RefusedElsewhere, said
+
+T = TypeVar("T")
+
 _WIDTH = 16
-_WELL, _FAILED, _REFUSED = 0.0, 1.0, 2.0
+_HEAD = 3  # of a message: status, depth of the block, number of values
+_WELL, _FAILED, _REFUSED, _LACKING = 0, 1, 2, 3
+_TEXT = 1024  # bytes of an error's text that are told
 
 
-class FailedElsewhere(Exception):
-    """Another process failed, and so all stop measuring."""
+class _Told(BaseException):
+    """A block of code has ended in another process; no handler of exceptions between here and that block is to swallow it."""
 
-
-class RefusedElsewhere(MisconfigurationException):
-    """Another process found something that cannot be measured."""
-
-
-def warn_once(error: Exception, message: str) -> None:
-    """Warn of a failure, in a run of several processes: the one that failed says what happened, the first one that one did."""
-    if isinstance(error, (FailedElsewhere, RefusedElsewhere)):
-        rank_zero_warn(message)
-    else:
-        warnings.warn(message, stacklevel=2)
+    def __init__(self, error: Exception, depth: int) -> None:
+        super().__init__(error)
+        self.error, self.depth = error, depth
 
 
 class Processes:
@@ -49,8 +46,8 @@ class Processes:
     def __init__(self, strategy: Strategy | None = None) -> None:
         self.size = getattr(strategy, "world_size", 1)
         self.rank = getattr(strategy, "global_rank", 0) if self.size > 1 else 0
-        self.over = False
-        """Whether a failure was told: all know of it"""
+        self._depth = 0
+        """Number of blocks that this process is in"""
         self._device = strategy.root_device if strategy is not None and self.size > 1 else torch.device("cpu")
 
     @property
@@ -62,62 +59,102 @@ class Processes:
 
     @contextmanager
     def agreed(self) -> Iterator[None]:
-        """What fails inside the block in one process fails in all of them when it ends.
+        """What fails inside the block in one process fails in all of them, at the latest when it ends.
+
+        Blocks can be nested: the inner one ends in all processes with its error, which each may handle, and the outer goes on.
+        An interrupt is not told: where it came the others may be gone.
 
         Raises:
             FailedElsewhere: if another process failed.
             RefusedElsewhere: if another process refused the run.
+            NotMeasurable: if another process lacks what a probe needs.
         """
+        self._depth += 1
         try:
-            yield
-            self.exchange()
-        except (FailedElsewhere, RefusedElsewhere):
-            raise
-        except Exception as error:
-            if self.size > 1:
-                self._gather(_REFUSED if isinstance(error, MisconfigurationException) else _FAILED, ())
-                self.over = True
-            raise
+            try:
+                yield
+                self.exchange()
+            except Exception as error:
+                self._tell(error)
+                raise
+        except _Told as told:
+            if told.depth < self._depth:
+                raise
+            raise told.error from None
+        finally:
+            self._depth -= 1
 
     def exchange(self, *values: float) -> list[tuple[float, ...]]:
         """Give each process the numbers of all, one tuple for each process in the order of ranks.
 
+        Inside a block of `agreed`; it ends there if another process has failed.
+
         Args:
             values: this process's numbers; every process gives as many.
-
-        Raises:
-            FailedElsewhere: if another process failed since the last exchange.
-            RefusedElsewhere: if another process refused the run.
         """
         if self.size == 1:
             return [values]
         rows: list[tuple[float, ...]] = [()] * self.size
-        for start in range(0, max(len(values), 1), _WIDTH - 1):
-            part = values[start : start + _WIDTH - 1]
+        most = _WIDTH - _HEAD
+        for start in range(0, max(len(values), 1), most):
+            part = values[start : start + most]
             gathered = self._gather(_WELL, part)
-            self._stop_if_told([row[0] for row in gathered])
-            rows = [row + tuple(more[1 : 1 + len(part)]) for row, more in zip(rows, gathered, strict=True)]
+            self._end_if_told(gathered)
+            self._check_in_step(gathered)
+            rows = [row + tuple(more[_HEAD : _HEAD + len(part)]) for row, more in zip(rows, gathered, strict=True)]
         return rows
 
-    def _gather(self, status: float, values: tuple[float, ...]) -> list[list[float]]:
+    def _tell(self, error: Exception) -> None:
+        """Tell the others what failed here; they end this block, or the outer one in which one of them has failed."""
+        if self.size == 1:
+            return
+        status = _FAILED
+        if isinstance(error, MisconfigurationException):
+            status = _REFUSED
+        elif isinstance(error, NotMeasurable):
+            status = _LACKING
+        self._end_if_told(self._gather(status, ()), said(error))
+
+    def _end_if_told(self, rows: list[list[float]], own: str | None = None) -> None:
+        """End a block if there is one that has failed in another process.
+
+        Args:
+            rows: the messages of all.
+            own: what failed here; then only an outer block ends.
+        """
+        if all(row[0] == _WELL for row in rows):
+            return
+        texts = self._texts(own or "")
+        # the outermost block decides: whoever is further in has to leave more than one
+        depth, rank = min((int(row[1]), rank) for rank, row in enumerate(rows) if row[0] != _WELL)
+        if own is None or depth < self._depth:
+            error = _error_elsewhere(int(rows[rank][0]), rank, texts[rank])
+            raise _Told(error, depth) if self._depth else error
+
+    def _check_in_step(self, rows: list[list[float]]) -> None:
+        """See whether all processes are at the same exchange, as far as the messages show it."""
+        if len({tuple(row[1:_HEAD]) for row in rows}) > 1:
+            places = [(int(row[1]), int(row[2])) for row in rows]
+            raise RuntimeError(
+                f"found processes at different places of the measurement, (depth, values) {places}; supported are processes "
+                "that take the same batches and steps"
+            )
+
+    def _gather(self, status: int, values: tuple[float, ...]) -> list[list[float]]:
         mine = torch.zeros(_WIDTH, dtype=torch.float64)
-        mine[: 1 + len(values)] = torch.tensor([status, *values], dtype=torch.float64)
+        mine[: _HEAD + len(values)] = torch.tensor([status, self._depth, len(values), *values], dtype=torch.float64)
         mine = mine.to(self._device)
         rows = [torch.empty_like(mine) for _ in range(self.size)]
         dist.all_gather(rows, mine)
         return [row.tolist() for row in torch.stack(rows).cpu()]
 
-    def _stop_if_told(self, statuses: list[float]) -> None:
-        failed = [rank for rank, status in enumerate(statuses) if status != _WELL]
-        if not failed:
-            return
-        self.over = True
-        if _REFUSED in statuses:
-            raise RefusedElsewhere(
-                f"LandscapeMonitor cannot measure this run: process {statuses.index(_REFUSED)} says what it found and what is "
-                "supported"
-            )
-        raise FailedElsewhere(f"process {failed[0]} failed, and says why")
+    def _texts(self, text: str) -> list[str]:
+        """Give each process the text of all, as long as fits."""
+        encoded = text.encode()[:_TEXT]
+        mine = torch.tensor([*encoded, *[0] * (_TEXT - len(encoded))], dtype=torch.uint8, device=self._device)
+        rows = [torch.empty_like(mine) for _ in range(self.size)]
+        dist.all_gather(rows, mine)
+        return [bytes(row.tolist()).rstrip(b"\0").decode(errors="ignore") for row in torch.stack(rows).cpu()]
 
     # ------------------------------------------------------------------------------------------------------- numbers
 
@@ -125,20 +162,29 @@ class Processes:
         """Return the mean over the processes."""
         return sum(row[0] for row in self.exchange(value)) / self.size
 
+    def largest(self, value: float) -> float:
+        """Return the largest value over the processes; none of them may be ``nan``."""
+        return max(row[0] for row in self.exchange(value))
+
+    def smallest(self, value: float) -> float:
+        """Return the smallest value over the processes; none of them may be ``nan``."""
+        return min(row[0] for row in self.exchange(value))
+
     def everywhere(self, holds: bool) -> bool:
         """Return whether something holds in every process."""
         return all(row[0] for row in self.exchange(float(holds)))
 
     # ------------------------------------------------------------------------------------------------------- objects
 
-    def of_first(self, value: Any) -> Any:
-        """Return the first process's value, a small object that can be pickled."""
+    def of_first(self, value: Callable[[], T]) -> T:
+        """Return what a function gives in the first process, the only one that calls it: a small object that can be pickled."""
         if self.size == 1:
-            return value
+            return value()
+        box = [value() if self.first else None]
         self.exchange()  # whoever failed before says so here, and nobody waits in what follows
-        box = [value]
         dist.broadcast_object_list(box, src=0, device=self._device)
-        return box[0]
+        received: Any = box[0]
+        return received  # type: ignore[no-any-return]
 
     def of_each(self, value: Any) -> list[Any]:
         """Return the values of all processes, small objects that can be pickled."""
@@ -155,14 +201,16 @@ class Processes:
         """Return the first process's tensors by name, on this process's device; None where it has none."""
         if self.size == 1:
             return None if tensors is None else dict(tensors)
-        kinds = None if tensors is None else [(name, value.shape, value.dtype) for name, value in tensors.items()]
-        kinds = self.of_first(kinds)
+        own = None if tensors is None else [(name, value.shape, value.dtype) for name, value in tensors.items()]
+        kinds = self.of_first(lambda: own)
         if kinds is None:
             return None
         received = {}
         for name, shape, dtype in kinds:
-            own = tensors[name].detach().to(self._device) if self.first and tensors is not None else None
-            received[name] = torch.empty(shape, dtype=dtype, device=self._device) if own is None else own.contiguous()
+            if self.first and tensors is not None:
+                received[name] = tensors[name].detach().to(self._device).contiguous()
+            else:
+                received[name] = torch.empty(shape, dtype=dtype, device=self._device)
             dist.broadcast(received[name], src=0)
         return received
 
@@ -183,3 +231,11 @@ class Processes:
                 dist.all_reduce(mean.div_(self.size))
                 means[name] = mean
         return means
+
+
+def _error_elsewhere(status: int, rank: int, text: str) -> Exception:
+    if status == _REFUSED:
+        return RefusedElsewhere(f"LandscapeMonitor cannot measure this run, as process {rank} says: {text}")
+    if status == _LACKING:
+        return NotMeasurable(f"process {rank}, {text}")
+    return FailedElsewhere(f"process {rank} failed, {text}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers.logger import DummyLogger
 from torch import Tensor, nn
 
+from lightning_landscape.probing.failures import NotMeasurable
 from lightning_landscape.probing.freezing import Frozen, freeze, thaw
 from lightning_landscape.probing.gradients import read_gradient
 from lightning_landscape.probing.parameters import Swap
@@ -21,10 +22,6 @@ from lightning_landscape.probing.state import capture, put_back
 from lightning_landscape.probing.untouched import untouched
 
 Loss = Callable[[LightningModule, Any], Any]
-
-
-class NotMeasurable(Exception):
-    """A probe that has no value: the loss is not a finite scalar, or what it needs is gone."""
 
 
 def scalar_loss(output: Any) -> Tensor | None:
@@ -146,7 +143,7 @@ class Doorstep:
 
 
 class Replayer:
-    """Evaluates the loss of stored moments of training.
+    """Evaluates the loss of stored moments of training, in all processes at once: inside a block of `Processes.agreed`.
 
     Args:
         trainer: the trainer.
@@ -250,13 +247,13 @@ class Replayer:
         return found
 
     def _evaluate(self, moment: Frozen) -> Tensor:
-        try:
-            with torch.set_grad_enabled(self.gradients_enabled), self._forward(moment) as loss:
-                return loss.detach()
-        except RuntimeError:
-            # a gradient penalty, a physics-informed loss: autograd inside training_step
-            if self.gradients_enabled:
-                raise
+        found: Tensor | None = None
+        if not self.gradients_enabled:
+            # a gradient penalty, a physics-informed loss has autograd inside training_step
+            with suppress(RuntimeError), torch.no_grad(), self._forward(moment) as loss:
+                found = loss.detach()
+            if self._processes.everywhere(found is not None) and found is not None:
+                return found
         with torch.enable_grad(), self._forward(moment) as loss:
             found = loss.detach()
         self.gradients_enabled = True
@@ -269,6 +266,7 @@ class Replayer:
         with self._swap.to(state["others"]):
             put_back(self._trainer, self._module, state)
             args, kwargs = state["args"], state["kwargs"]
+            self._processes.exchange()  # the forward pass itself may be one of all processes: whoever is not ready says so
             with self._trainer.precision_plugin.train_step_context(), without_cudnns_dropout(self._module):
                 if self._loss is not None:
                     output: Any = self._loss(self._module, batch_of(args, kwargs))

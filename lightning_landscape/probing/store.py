@@ -27,9 +27,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lightning_landscape.probes import SCHEMA
+from lightning_landscape.probing.failures import NotMeasurable
 from lightning_landscape.probing.freezing import Frozen
 from lightning_landscape.probing.gradients import Gradient
-from lightning_landscape.probing.replay import NotMeasurable
 
 _METADATA = {"format": "pt", "schema": str(SCHEMA)}
 _PARAMETERS, _GRADIENT, _OTHERS, _MOMENTS = "parameters", "gradient", "others", "moments.json"

@@ -241,8 +241,14 @@ class Window:
             self._arriving = None
         self.epoch = self._trainer.current_epoch
         self.logged_step = lightning_compat.batches_that_stepped(self._trainer)
-        if not self._processes.everywhere(bool(self.moments)):
+        counts = [int(row[0]) for row in self._processes.exchange(len(self.moments))]
+        if 0 in counts:
             return
+        if len(set(counts)) > 1:
+            raise ValueError(
+                f"found {counts} mini-batches with a loss in the processes at step {self.step}; supported are processes that "
+                "accumulate over as many"
+            )
         parameters = optimized_parameters(self._module, self._optimizer)
         if self._replayer.of_user:
             self.others = self._changed_others()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from lightning.pytorch import Trainer
 
 from lightning_landscape.files import PROBES_CSV, PROBES_JSONL, RECORDS_CSV, SUMMARY
 from lightning_landscape.probes import Probe, ProbeTable, to_json_line, write_atomically
-from lightning_landscape.records import Record, records_to_csv
+from lightning_landscape.records import LayerRow, Record, SecantRow, SegmentPoint, records_to_csv
 
 CSV_SECONDS = 30.0
 """While training, ``probes.csv`` is rewritten no more often than this"""
@@ -52,7 +52,7 @@ class RunFolder:
 
     def __init__(self, path: Path, writes: bool = True) -> None:
         self.path, self._writes = path, writes
-        self._written = float("-inf")
+        self._written, self._written_beside = float("-inf"), time.monotonic()
         if writes:
             path.mkdir(parents=True, exist_ok=True)
 
@@ -75,8 +75,33 @@ class RunFolder:
         self._write(PROBES_CSV, table.to_csv())
         self._written = time.monotonic()
 
-    def write_records(self, kind: type[Record], rows: Iterable[Record]) -> None:
-        """Write one of the tables beside the table of probes, atomically."""
+    @property
+    def beside_is_due(self) -> bool:
+        """Whether the tables beside the table of probes have not been written for a while."""
+        return time.monotonic() - self._written_beside > CSV_SECONDS
+
+    def write_beside(
+        self,
+        secants: Mapping[int, float] | None,
+        layers: Mapping[int, Sequence[LayerRow]] | None,
+        segments: Sequence[SegmentPoint],
+    ) -> None:
+        """Write the tables beside the table of probes, those that there are.
+
+        Args:
+            secants: ‖∇f(x_{k+1}) − ∇f(x_k)‖² by step; None where it was not asked for.
+            layers: what the parts of the module contribute, by step.
+            segments: losses on lines to x_p.
+        """
+        self._written_beside = time.monotonic()
+        if secants is not None:
+            self._write_records(SecantRow, [SecantRow(step, secants[step]) for step in sorted(secants)])
+        if layers:
+            self._write_records(LayerRow, [row for step in sorted(layers) for row in layers[step]])
+        if segments:
+            self._write_records(SegmentPoint, segments)
+
+    def _write_records(self, kind: type[Record], rows: Iterable[Record]) -> None:
         self._write(RECORDS_CSV[kind], records_to_csv(kind, rows))
 
     def write_summary(self, summary: dict[str, Any]) -> None:

@@ -10,7 +10,8 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-from lightning_landscape.probing.processes import FailedElsewhere, Processes, RefusedElsewhere
+from lightning_landscape.probing.failures import FailedElsewhere, NotMeasurable, RefusedElsewhere
+from lightning_landscape.probing.processes import Processes
 
 SIZE = 3
 
@@ -48,7 +49,7 @@ def _numbers(processes):
         "mean": processes.mean(2.0**rank),
         "nan": processes.mean(math.nan if rank == 2 else 1.0),
         "everywhere": (processes.everywhere(True), processes.everywhere(rank != 1)),
-        "first": processes.of_first(f"from {rank}"),
+        "first": processes.of_first(lambda: f"from {rank}"),
         "each": processes.of_each({rank}),
     }
 
@@ -91,19 +92,30 @@ def test_tensors(tmp_path):
 WHERE = ["before", "exchange", "object", "mean_of", "after"]
 
 
+ERRORS = {
+    "failed": (ValueError("broken"), FailedElsewhere),
+    "refused": (MisconfigurationException("unsupported"), RefusedElsewhere),
+    "lacking": (NotMeasurable("gone"), NotMeasurable),
+}
+
+
 def _failing(processes):
     """Fail in one process at each place in turn; return what each process saw, and that none waits for another."""
     seen = []
     for place in WHERE:
-        for error in (ValueError("broken"), MisconfigurationException("refused")):
-            processes.over = False
+        for name, (error, _) in ERRORS.items():
             try:
                 with processes.agreed():
                     _some_work(processes, place, error)
             except Exception as problem:
-                seen.append((place, type(error).__name__, type(problem).__name__, processes.over))
-            assert processes.mean(processes.rank) == 1.0  # all are at the same point again
+                seen.append((place, name, type(problem), str(problem)))
+            _at_the_same_point(processes)
     return seen
+
+
+def _at_the_same_point(processes):
+    with processes.agreed():
+        assert processes.mean(processes.rank) == 1.0
 
 
 def _some_work(processes, place, error):
@@ -124,13 +136,72 @@ def _some_work(processes, place, error):
 
 def test_a_failure_in_one_process_is_one_in_all_and_nobody_waits(tmp_path):
     for rank, seen in enumerate(in_processes(_failing, tmp_path)):
-        assert [(place, error) for place, error, _, _ in seen] == [
-            (place, error) for place in WHERE for error in ("ValueError", "MisconfigurationException")
-        ]
-        for _, error, problem, over in seen:
-            elsewhere = RefusedElsewhere if error == "MisconfigurationException" else FailedElsewhere
-            assert problem == (error if rank == 1 else elsewhere.__name__)
-            assert over
+        assert [(place, name) for place, name, _, _ in seen] == [(place, name) for place in WHERE for name in ERRORS]
+        for _, name, kind, text in seen:
+            own, elsewhere = ERRORS[name]
+            assert kind is (type(own) if rank == 1 else elsewhere)
+            assert str(own) in text  # everyone can say what happened
+
+
+def _nested(processes):
+    """Fail in one process inside of an outer block, while others are in an inner one that handles its own failures."""
+    seen = []
+    for place in ("outer", "inner", "both"):
+        try:
+            with processes.agreed():
+                if processes.rank == 1 and place in ("outer", "both"):
+                    raise ValueError("of the outer block")
+                try:
+                    with processes.agreed():
+                        if processes.rank == 2 and place in ("inner", "both"):
+                            raise KeyError("of the inner block")
+                        processes.everywhere(True)
+                except Exception as problem:
+                    seen.append((place, "handled", type(problem)))
+                processes.everywhere(True)
+        except Exception as problem:
+            seen.append((place, "ended", type(problem)))
+        _at_the_same_point(processes)
+    return seen
+
+
+def test_a_handler_of_an_inner_block_does_not_swallow_what_ends_the_outer_one(tmp_path):
+    first, second, third = in_processes(_nested, tmp_path)
+    assert first == [
+        ("outer", "ended", FailedElsewhere),
+        ("inner", "handled", FailedElsewhere),
+        ("both", "ended", FailedElsewhere),
+    ]
+    assert second == [("outer", "ended", ValueError), ("inner", "handled", FailedElsewhere), ("both", "ended", ValueError)]
+    # in the last case its own failure ends the inner block, and it learns that the outer one has ended
+    assert third == [("outer", "ended", FailedElsewhere), ("inner", "handled", KeyError), ("both", "ended", FailedElsewhere)]
+
+
+def _out_of_step(processes):
+    try:
+        with processes.agreed():
+            processes.exchange(*[1.0] * (1 + processes.rank))
+    except Exception as problem:
+        return str(problem)
+
+
+def test_processes_at_different_places_are_found_out(tmp_path):
+    for found in in_processes(_out_of_step, tmp_path):
+        assert "different places" in found
+
+
+def _several_fail(processes):
+    try:
+        with processes.agreed():
+            if processes.rank:
+                raise ValueError(f"in {processes.rank}")
+    except Exception as problem:
+        _at_the_same_point(processes)
+        return str(problem)
+
+
+def test_several_failures_at_once(tmp_path):
+    assert in_processes(_several_fail, tmp_path) == ["process 1 failed, ValueError: in 1", "in 1", "in 2"]
 
 
 def test_one_process_asks_nobody():

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from lightning_landscape import LandscapeMonitor
+from lightning_landscape.probing.failures import NotMeasurable
 from lightning_landscape.probing.freezing import freeze, thaw
 from lightning_landscape.probing.gradients import Gradient
-from lightning_landscape.probing.replay import NotMeasurable
 from lightning_landscape.probing.store import Kept, ProbeStore, save_tensors
 from tests.helpers.modules import Plain, loader
 

@@ -1,0 +1,260 @@
+"""The end of a run: what waits for x_p is evaluated, table, summary, pictures and the remaining curves are written."""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
+from torch.optim import Optimizer
+
+from lightning_landscape import interrupts
+from lightning_landscape.probes import ProbeTable
+from lightning_landscape.probing import lightning_compat
+from lightning_landscape.probing.clock import overhead
+from lightning_landscape.probing.description import describe_measurement, describe_run
+from lightning_landscape.probing.failures import Interrupted, said, warn_once
+from lightning_landscape.probing.measurement import Measurement
+from lightning_landscape.probing.parameters import named_parameters
+from lightning_landscape.probing.processes import Processes
+from lightning_landscape.probing.reference import FINAL, Reference, last_iterate, last_sharded_iterate
+from lightning_landscape.reporting import pictures, tensorboard
+from lightning_landscape.reporting.curves import RunCurves
+from lightning_landscape.reporting.folder import RunFolder
+from lightning_landscape.reporting.numbers import number
+from lightning_landscape.reporting.progress import tracker
+from lightning_landscape.reporting.summary import summarise
+from lightning_landscape.reporting.text import report
+from lightning_landscape.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How training ended."""
+
+    stopped_by: str
+    """What ended it"""
+    steps: int
+    """K, updates made"""
+    idle_steps: int
+    """Those of this fit that had no gradient"""
+    complete: bool
+    """Whether training came to its end"""
+    elapsed: float
+    """Seconds of training, the monitor's included"""
+    failure: str | None
+    """Why measuring stopped before training did"""
+
+
+class Ending:
+    """Ends one run in all its processes.
+
+    Args:
+        settings: what the user asked for.
+        trainer: the trainer.
+        module: the module.
+        optimizer: its optimiser, or the part of it that is measured.
+        processes: those of the run; the first one alone writes.
+        measurement: what was measured.
+        folder: where the run is written.
+        curves: the run in its loggers.
+        temporary: a folder around all that is removed afterwards (fast_dev_run); None for none.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        trainer: Trainer,
+        module: LightningModule,
+        optimizer: Optimizer,
+        *,
+        processes: Processes,
+        measurement: Measurement,
+        folder: RunFolder,
+        curves: RunCurves,
+        temporary: Path | None,
+    ) -> None:
+        self._settings, self._trainer, self._module, self._optimizer = settings, trainer, module, optimizer
+        self._processes, self._measurement, self._folder, self._curves = processes, measurement, folder, curves
+        self._temporary = temporary
+        self._failure: str | None = None
+
+    def write(
+        self, outcome: Outcome, last: dict[str, Tensor], about: dict[str, Any], *, evaluate: bool
+    ) -> tuple[ProbeTable, dict[str, Any] | None]:
+        """Evaluate, write and show.
+
+        Args:
+            outcome: how training ended.
+            last: x_K by name.
+            about: what else ``summary.json`` says of the run.
+            evaluate: whether to evaluate at all; where other processes or time may be gone it only writes what there is.
+
+        Returns:
+            The table of probes and, in the process that writes, the content of ``summary.json``.
+        """
+        started, measurement = time.perf_counter(), self._measurement
+        self._failure = outcome.failure
+        problem: Exception | None = None
+        try:
+            final = self._last_iterate(last, together=evaluate)
+            self._folder.rewrite(measurement.table)
+        except Exception as error:  # of the process that writes: the others wait for it to evaluate with them
+            problem, final = error, last_iterate(last, None)
+        reference = measurement.reference or final
+        evaluated = evaluate and self._evaluate(reference)
+        summary: dict[str, Any] | None = None
+        with self._temporarily(), self._processes.agreed() if evaluate else nullcontext():
+            final_sq_distance = self._final_sq_distance(last, reference, together=evaluated)
+            if self._processes.first:
+                self._folder.rewrite(measurement.table)  # whatever comes now, what was evaluated is on disk
+                if problem is not None:
+                    raise problem
+                rows = measurement.rows
+                self._folder.write_beside(rows.secants, rows.layers, rows.segments)
+                spent = overhead(measurement.seconds, outcome.elapsed, time.perf_counter() - started)
+                run = {
+                    **self._run(outcome, reference, final_sq_distance),
+                    "overhead": spent,
+                    **describe_measurement(measurement, self._settings.store_dtype),
+                    **about,
+                    **describe_run(self._trainer, self._module, self._optimizer),
+                }
+                self._say_overhead(spent["total"])
+                summary = self._report(run, evaluated)
+        if outcome.complete and self._failure is None and not self._settings.keep_store:
+            measurement.rows.store.remove()  # only now: every process knows that there is a report
+        return measurement.table, summary
+
+    def _last_iterate(self, last: dict[str, Tensor], *, together: bool) -> Reference:
+        """Return x_K as reference, and write it down where that is asked for."""
+        if not self._settings.save_reference:
+            return last_iterate(last, None)
+        if not self._measurement.sharded:
+            return last_iterate(last, self._folder.path if self._processes.first else None)
+        if not together:  # its parts are written by all processes together
+            return last_iterate(last, None)
+        return last_sharded_iterate(last, named_parameters(self._module), self._folder.path)
+
+    # ------------------------------------------------------------------------------------------------------ evaluation
+
+    def _evaluate(self, reference: Reference) -> bool:
+        """Evaluate at the reference; False if an interrupt or a failure ended that."""
+        exact = self._measurement.fidelity.exact
+        try:
+            self._evaluate_together(reference)
+        except KeyboardInterrupt:
+            self._measurement.abandon()
+            rank_zero_info("LandscapeMonitor: interrupted again, the rest of the probes stays unevaluated")
+            return False
+        except Exception as error:  # what is evaluated so far is reported
+            self._measurement.abandon()
+            self._failure = f"{said(error)}, while evaluating at the reference"
+            warn_once(error, f"LandscapeMonitor could not evaluate every probe: {self._failure}. The others are reported")
+            return False
+        if exact:  # else it was said already
+            self._measurement.fidelity.warn()
+        return True
+
+    def _evaluate_together(self, reference: Reference) -> None:
+        track = tracker(self._trainer)
+        if self._processes.size == 1:
+            self._measurement.evaluate(reference, track)
+            return
+        with interrupts.noted() as noted, self._processes.agreed():  # the others wait for this process: it does not just go
+
+            def stoppable(steps: Sequence[int], what: str) -> Iterable[int]:
+                for step in track(steps, what):
+                    if noted:
+                        raise Interrupted("Ctrl-C")
+                    yield step
+
+            self._measurement.evaluate(reference, stoppable)
+
+    def _final_sq_distance(self, last: dict[str, Tensor], reference: Reference, *, together: bool) -> float:
+        if self._measurement.sharded and not together:
+            return math.nan
+        return self._measurement.sq_distance(last, reference)
+
+    # ---------------------------------------------------------------------------------------------------------- report
+
+    def _run(self, outcome: Outcome, reference: Reference, final_sq_distance: float) -> dict[str, Any]:
+        """Return what ``summary.json`` says of the end of the run."""
+        failure, stopped_by = self._failure, outcome.stopped_by
+        return {
+            "complete": outcome.complete and failure is None,
+            "stopped_by": stopped_by if failure is None else f"{stopped_by}; the monitor: {failure}",
+            "steps": outcome.steps,
+            "idle_steps": outcome.idle_steps,
+            "reference": {
+                "kind": reference.kind,
+                "path": reference.path,
+                "sha256": reference.sha256,
+                "step": outcome.steps if reference.kind == FINAL else None,
+                "final_sq_distance": number(final_sq_distance),
+            },
+        }
+
+    def _say_overhead(self, total: float) -> None:
+        most = self._settings.max_overhead
+        if most is not None and total > most:
+            rank_zero_info(
+                f"LandscapeMonitor took {total:.1%} of the time, more than max_overhead={most:g}: the run was short beside its "
+                "first probe and the evaluation at its end"
+            )
+
+    def _report(self, run: dict[str, Any], evaluated: bool) -> dict[str, Any]:
+        table, rows = self._measurement.table, self._measurement.rows
+        summary = summarise(table, run, self._settings.windows, rows.secants)
+        removable = run["complete"] and not self._settings.keep_store
+        try:
+            self._folder.finish(table, summary)
+        except OSError:  # a full disk, on which the store takes the room: its probes are evaluated and in the table
+            if not removable:
+                raise
+            rows.store.remove()
+            self._folder.finish(table, summary)
+        if evaluated:  # a partial evaluation writes files only: a tag is written once
+            with interrupts.put_off():
+                steps = lightning_compat.batches_that_stepped(self._trainer)
+                self._curves.finish(table, summary, steps, rows.layers or {})
+                self._show(table, summary, steps)
+        rank_zero_info(f"LandscapeMonitor: {summary['verdict']}")
+        if self._temporary is None:
+            rank_zero_info(f"LandscapeMonitor: the table of {len(table)} probes and its summary are in {self._folder.path}")
+            if not removable and rows.store.folder.exists():
+                rank_zero_info(
+                    f"LandscapeMonitor keeps {rows.store.folder} to resume from a checkpoint; it holds training batches, "
+                    "remove it when it is not needed"
+                )
+        return summary
+
+    def _show(self, table: ProbeTable, summary: dict[str, Any], steps: int) -> None:
+        """Give text and pictures to the loggers that take them, and pictures to the folder."""
+        loggers, prefix = self._trainer.loggers, self._settings.prefix
+        tensorboard.show_text(loggers, prefix, report(summary), steps)
+        if self._settings.figures:
+            figures = pictures.draw(table, summary, self._measurement.rows.segments, self._folder.path)
+            tensorboard.show_figures(loggers, prefix, figures, steps)
+
+    @contextmanager
+    def _temporarily(self) -> Iterator[None]:
+        """Remove the temporary folder, if it is one, after the block; other machines have one at the same path."""
+        try:
+            yield
+        finally:
+            if self._temporary is not None and self._processes.first:
+                shutil.rmtree(self._temporary, ignore_errors=True)
+            elif self._temporary is not None:
+                self._measurement.rows.store.remove()
+                with suppress(OSError):  # while there is something else in it
+                    os.removedirs(self._measurement.rows.store.folder.parent)
