@@ -281,12 +281,10 @@ class Measurement:
 
         What the window did not copy was as it was stored last; since then a hook may have moved it (a teacher, an average).
         """
-        if window.others:
-            return window.others
-        trained = optimized_parameters(self._module, self._optimizer)
-        now = local_values({n: p for n, p in named_parameters(self._module).items() if n not in trained})
+        now = local_values({n: p for n, p in named_parameters(self._module).items() if n not in window.before})
         store = self.rows.store
-        return store.newest_others() if store.others_changed(now) else {}
+        others = window.others or (store.newest_others() if now and store.others_changed(now) else {})
+        return {n: value for n, value in others.items() if n in now}  # what has joined the optimiser since is x, and moves
 
     def take_sums(self) -> None:
         """Copy x_k and g_k for the sums over all steps."""

@@ -304,7 +304,9 @@ def test_exact_sums_enter_the_certificate_and_it_says_so(tmp_path):
     assert "the sums of η(b − l) and ‖e‖D are taken from 9 probes" in exact["reason"]
 
 
-@pytest.mark.parametrize("name", ["plain", "accumulation", "bf16_mixed", "scaler", "annealed", "momentum_encoder", "recurrent"])
+@pytest.mark.parametrize(
+    "name", ["plain", "accumulation", "bf16_mixed", "scaler", "annealed", "momentum_encoder", "recurrent", "unfreezing_late"]
+)
 def test_the_secant_is_the_change_of_the_same_batch_gradient(name, tmp_path):
     from tests.helpers.brute_force import BruteForce
 
