@@ -91,9 +91,9 @@ class Completion:
             self._rows.lose(step, "unevaluable")
 
     def _check(self, step: int) -> None:
-        with self._stored.itself(step) as (moments, gradient, loss):
-            self._checks.loss(step, loss, moments)
-            self._checks.gradient(gradient, moments)
+        moments, gradient, loss, there = self._stored.itself(step)
+        self._checks.loss(step, loss, moments, there)
+        self._checks.gradient(gradient, moments, there)
 
     def _evaluate(self, reference: Reference, step: int) -> None:
         values = self._stored.at_reference(step, reference.parameters)

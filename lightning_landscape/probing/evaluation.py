@@ -8,8 +8,8 @@ is asked for there. Where parameters are sharded each process has its part of th
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import NamedTuple
 
 import torch
@@ -32,6 +32,18 @@ class AtReference(NamedTuple):
     reference_loss: float
     inner_product: float
     sq_distance: float
+
+
+class Itself(NamedTuple):
+    """A probe as training has recorded it."""
+
+    moments: list[Frozen]
+    gradient: Gradient | None
+    """g_k; None where this process has none"""
+    loss: float
+    """This process's"""
+    there: Callable[[], AbstractContextManager[None]]
+    """Puts the module to x_k"""
 
 
 class StoredProbes:
@@ -90,16 +102,11 @@ class StoredProbes:
         """Return whether x_k of a step is stored, and what its loss needs."""
         return self._processes.everywhere(self._store.holds_iterate(step) if self.measures else step in self._store)
 
-    @contextmanager
-    def itself(self, step: int) -> Iterator[tuple[list[Frozen], Gradient | None, float]]:
-        """Inside the block the module is at a step's own x_k; its moments, and what training has recorded of them.
-
-        That is g_k (None where this process has none) and this process's loss.
-        """
+    def itself(self, step: int) -> Itself:
+        """Return what a replay of a step at its own x_k needs."""
         here = self._here(step)
         gradient = self.gradient(step) if self.measures else None
-        with self._swap.to(here):
-            yield self._store.moments(step), gradient, self._store.loss(step)
+        return Itself(self._store.moments(step), gradient, self._store.loss(step), lambda: self._swap.to(here))
 
     def at_reference(self, step: int, there: Mapping[str, Tensor]) -> AtReference:
         """Return what needs x_p.

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
 from lightning.pytorch import LightningModule, Trainer
@@ -16,6 +17,9 @@ from lightning_landscape.probing.parameters import optimized_parameters
 from lightning_landscape.probing.processes import Processes
 from lightning_landscape.probing.products import Products
 from lightning_landscape.probing.replay import Replayer
+
+There = Callable[[], AbstractContextManager[None]]
+"""Puts the module to x_k, anew for every replay: one may move parameters that are not x (a momentum encoder)"""
 
 
 @dataclass(slots=True)
@@ -54,7 +58,7 @@ class Fidelity:
 
 
 class FidelityCheck:
-    """Replays a step at its own x_k and notes how far it is off; the module is to be there, inside ``replayer.silence()``.
+    """Replays a step at its own x_k and notes how far it is off; to be used inside ``replayer.silence()``.
 
     Args:
         trainer: the trainer.
@@ -78,34 +82,42 @@ class FidelityCheck:
         self._processes, self._products = processes, products
         self.found = Fidelity()
 
-    def loss(self, step: int, recorded: float, moments: Sequence[Frozen]) -> None:
+    def loss(self, step: int, recorded: float, moments: Sequence[Frozen], there: There) -> None:
         """Compare this process's loss; where it is not exact without autograd, in one of them, try with it.
 
         Some kernels (recurrent ones, the fast path of transformers) round differently when no gradient is asked for.
+
+        Args:
+            step: the step.
+            recorded: the loss that training saw.
+            moments: of this process's micro-batches.
+            there: puts the module to x_k.
         """
-        difference = self._difference(recorded, moments)
+        difference = self._difference(recorded, moments, there)
         if difference != 0 and not self._replayer.gradients_enabled:
             self._replayer.gradients_enabled = True
-            again = self._difference(recorded, moments)
+            again = self._difference(recorded, moments, there)
             self._replayer.gradients_enabled = again < difference
             difference = min(again, difference)
         self.found.note(step, difference)
 
-    def _difference(self, recorded: float, moments: Sequence[Frozen]) -> float:
+    def _difference(self, recorded: float, moments: Sequence[Frozen], there: There) -> float:
         """Return how far the loss is off, in the process in which it is furthest."""
-        off = abs(self._replayer.mean_loss(moments) - recorded)
+        with there():
+            off = abs(self._replayer.mean_loss(moments) - recorded)
         return self._processes.largest(off if is_finite(off) else math.inf)
 
-    def gradient(self, taken: Gradient | None, moments: Sequence[Frozen]) -> None:
+    def gradient(self, taken: Gradient | None, moments: Sequence[Frozen], there: There) -> None:
         """Compare the gradient that the optimiser got with that of the loss: a callback may have changed it.
 
         Args:
             taken: what the optimiser got; None where another process has it and compares.
             moments: of this process's micro-batches.
+            there: puts the module to x_k.
         """
         parameters, scale = optimized_parameters(self._module, self._optimizer), loss_scale(self._trainer)
         try:
-            with self._processes.agreed():
+            with self._processes.agreed(), there():
                 _, replayed = self._replayer.mean_loss_and_gradient(moments, parameters, scale)
         except Exception:
             return  # a module that only ``backward`` goes through: its losses are compared, its gradients are not
@@ -113,10 +125,10 @@ class FidelityCheck:
         if taken is None:
             return
         both = [name for name in replayed if name in taken.raw]  # a part may have been frozen or unfrozen since
-        there, here = {n: replayed[n] for n in both}, {n: taken.raw[n] for n in both}
+        again, first = {n: replayed[n] for n in both}, {n: taken.raw[n] for n in both}
         factor = self._replayer.gradient_factor(moments, scale)
         sq_change = self._products.sq_change
-        size = max(sq_change(there, factor, {}, 1.0), sq_change(here, taken.factor, {}, 1.0))
-        change = sq_change(there, factor, here, taken.factor)
+        size = max(sq_change(again, factor, {}, 1.0), sq_change(first, taken.factor, {}, 1.0))
+        change = sq_change(again, factor, first, taken.factor)
         if is_finite(size, change):  # a loss scale that has grown since may overflow
             self.found.note_gradient(math.sqrt(change / size) if size else 0.0)

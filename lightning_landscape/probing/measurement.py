@@ -6,7 +6,7 @@ import functools
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -344,11 +344,16 @@ class Measurement:
 
     def _check_replay(self, window: Window) -> None:
         """Replay the first probe at x_k, at once: its loss, and its gradient."""
-        with self.replayer.silence(), self._swap.to(self._others_of(window), window.before):
+        others = self._others_of(window)
+
+        def there() -> AbstractContextManager[None]:
+            return self._swap.to(others, window.before)
+
+        with self.replayer.silence():
             started = time.perf_counter()
-            self._checks.loss(window.step, window.local_loss, window.moments)
+            self._checks.loss(window.step, window.local_loss, window.moments, there)
             self.replay_seconds = time.perf_counter() - started
-            self._checks.gradient(window.gradient, window.moments)
+            self._checks.gradient(window.gradient, window.moments, there)
 
     def _at_reference(self, probe: Probe, window: Window, reference: Reference) -> Probe | None:
         """Fill the columns that need x_p, while x_k and g_k are at hand."""

@@ -26,7 +26,7 @@ from lightning_landscape.probing.parameters import copied, fingerprint, local_va
 from lightning_landscape.probing.processes import Processes
 from lightning_landscape.probing.replay import Doorstep, Replayer, scalar_loss
 from lightning_landscape.probing.state import iterators
-from lightning_landscape.probing.store import Kept, ProbeStore, same_sample, sampled
+from lightning_landscape.probing.store import Kept, ProbeStore, sampled
 
 Timed = Callable[[Callable[..., None]], Callable[..., None]]
 
@@ -212,8 +212,9 @@ class Window:
         """Return the parameters that are not x where they have moved since the window's first micro-batch: a teacher does."""
         if self._replayer.of_user:  # evaluated at the step, all micro-batches at the same parameters
             return {}
-        others = self._others()
-        return {} if same_sample(sampled(others), self._first_others) else others
+        others, first = self._others(), self._first_others
+        now = sampled(others)  # one that has not moved is left out: it may join x later
+        return {n: value for n, value in others.items() if n not in first or not torch.equal(now[n], first[n])}
 
     def _changed_others(self) -> dict[str, Tensor]:
         """Return a copy of the parameters that are not x, where they are not those last stored."""

@@ -321,3 +321,10 @@ class TeacherInEachBatch(TargetInParameters):
     def compute_loss(self, batch):
         self.target.bias.data.lerp_(self.net[0].bias.data, 0.3)
         return super().compute_loss(batch)
+
+
+class TeacherAndUnfreezing(TeacherInEachBatch):
+    """A teacher that moves, and a layer that joins the optimiser later: both are not x, for a while."""
+
+    configure_optimizers = UnfreezingLate.configure_optimizers
+    on_train_epoch_start = UnfreezingLate.on_train_epoch_start

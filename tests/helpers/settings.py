@@ -23,6 +23,11 @@ class Setting:
     rtol: float = 2e-5
     """Of inner products and squared norms: gradients are summed in another order by the brute-force way"""
 
+    @property
+    def joins_late(self):
+        """Whether x has more parameters in the end than at first: a run's reference is none for another run's start."""
+        return self.module.on_train_epoch_start is modules.UnfreezingLate.on_train_epoch_start
+
 
 bf16 = partial(torch.autocast, "cpu", dtype=torch.bfloat16, cache_enabled=False)
 fp16 = partial(torch.autocast, "cpu", dtype=torch.float16, cache_enabled=False)
@@ -49,6 +54,7 @@ SETTINGS = {
     "target_in_buffers": Setting(modules.TargetInBuffers),
     "target_in_parameters": Setting(modules.TargetInParameters),
     "target_moves_in_a_window": Setting(modules.TeacherInEachBatch, {"accumulate_grad_batches": 3}, batches=8),
+    "teacher_and_unfreezing": Setting(modules.TeacherAndUnfreezing, {"accumulate_grad_batches": 2}, batches=8),
     "spectral_norm": Setting(modules.Spectral),
     "non_leaf": Setting(modules.NonLeaf),
     "unfreezing": Setting(modules.Unfreezing),

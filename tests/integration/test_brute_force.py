@@ -56,7 +56,7 @@ def test_final(name, tmp_path):
     assert load(tmp_path / "run" / "lightning_logs" / "version_0").table == monitor.table
 
 
-@pytest.mark.parametrize("name", [name for name in SETTINGS if name != "unfreezing_late"])
+@pytest.mark.parametrize("name", [name for name in SETTINGS if not SETTINGS[name].joins_late])
 def test_reference_file_gives_the_same_table(name, tmp_path):
     setting = SETTINGS[name]
     one, two = LandscapeMonitor(every_n_steps=3), LandscapeMonitor(every_n_steps=3, prefix="live")
@@ -100,6 +100,13 @@ def test_strides_and_thinning_keep_the_right_rows(tmp_path):
     assert [probe.step for probe in monitor.table] == [0, 8, 16]
     assert_equals_brute_force(monitor.table, recording, setting, every=8)
     assert not (load(tmp_path / "run" / "lightning_logs" / "version_0").path / "store").exists()
+
+
+@pytest.mark.parametrize("name", ["momentum_encoder", "target_moves_in_a_window", "teacher_and_unfreezing"])
+def test_a_gradient_is_compared_where_the_loss_was_even_if_a_replay_moves_parameters(name, tmp_path):
+    monitor = LandscapeMonitor(every_n_steps=1)
+    train(SETTINGS[name], tmp_path, [monitor])
+    assert monitor.summary["run"]["fidelity"]["gradient"] == 0
 
 
 @pytest.mark.parametrize("name", ["bf16_accumulation", "accumulation"])
