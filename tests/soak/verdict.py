@@ -1,22 +1,14 @@
-"""One configuration from start to verdict, in a process of its own with a watchdog: a hang is a failure with a name."""
+"""One configuration from start to verdict."""
 
-import contextlib
-import json
-import os
-import shutil
-import signal
-import tempfile
-import time
 import traceback
 import warnings
-from pathlib import Path
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from lightning_landscape import load
 from tests.integration.test_bit_identity import assert_same
-from tests.soak import comparison, recording, training
+from tests.soak import comparison, processes, recording, training
 
 AGREES, REFUSED, NOT_RUNNABLE, FAILED = "agrees", "refused", "not runnable", "FAILED"
 
@@ -73,34 +65,6 @@ def quietly(one, folder, corrupt):
 
 
 def isolated(one, seconds, corrupt=lambda run: run):
-    """Return the verdict on a configuration, from a process that is ended, with all that it started, when its time is over."""
-    folder = Path(tempfile.mkdtemp(prefix="soak-"))
-    child = os.fork()
-    if child == 0:
-        code = 1
-        try:
-            os.setsid()
-            log = os.open(folder / "log", os.O_CREAT | os.O_WRONLY)
-            os.dup2(log, 1)
-            os.dup2(log, 2)
-            os.chdir(folder)
-            (folder / "verdict").write_text(json.dumps(quietly(one, folder, corrupt)))
-            code = 0
-        finally:
-            os._exit(code)
-    deadline = time.monotonic() + seconds
-    ended = False
-    while not ended and time.monotonic() < deadline:
-        ended = os.waitpid(child, os.WNOHANG)[0] == child
-        time.sleep(0.02)
-    if not ended:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(child, signal.SIGKILL)
-        os.waitpid(child, 0)
-    try:
-        if (folder / "verdict").exists():
-            return tuple(json.loads((folder / "verdict").read_text()))
-        log = (folder / "log").read_text()[-800:] if (folder / "log").exists() else ""
-        return FAILED, f"hung: no verdict after {seconds:.0f} s\n{log}" if not ended else f"ended without a verdict\n{log}"
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    """Return the verdict on a configuration, and what is to be said of it, from a process of its own."""
+    verdict, said = processes.isolated(lambda folder: quietly(one, folder, corrupt), seconds)
+    return tuple(verdict) if verdict is not None else (FAILED, said)
