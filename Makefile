@@ -12,7 +12,7 @@ VENV := .venv
 PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
        $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
-.PHONY: demo test soak check format bench clean
+.PHONY: demo test soak failures check format bench clean
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/.demo
@@ -24,6 +24,10 @@ test: $(VENV)/.dev
 # 200 randomly drawn ways to train, each compared with brute force; another draw: make soak SEED=2
 soak: $(VENV)/.dev
 	$(VENV)/bin/python -m tests.soak --seed $(SEED)
+
+# 250 errors, each in one function of ours in one of two processes, after which training has to end as without the monitor
+failures: $(VENV)/.dev
+	$(VENV)/bin/python -m tests.soak.failures --seed $(SEED)
 
 check: $(VENV)/.dev
 	$(VENV)/bin/ruff check .

@@ -276,13 +276,13 @@ class LandscapeMonitor(Callback):
         if self._watching:
             self._alone(self._require_session().measurement.forget_gradients)
         if self._sums is not None:
-            self._sums.forget_gradients()
+            self._alone(self._sums.forget_gradients)
 
     @override
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._moved = self._backward = True
         if self._sums is not None:
-            self._sums.count_backward()
+            self._alone(self._sums.count_backward)
 
     @override
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:

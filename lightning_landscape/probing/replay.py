@@ -12,7 +12,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers.logger import DummyLogger
 from torch import Tensor, nn
 
-from lightning_landscape.probing.failures import NotMeasurable
+from lightning_landscape.probing.failures import FailedElsewhere, NotMeasurable
 from lightning_landscape.probing.freezing import Frozen, freeze, thaw
 from lightning_landscape.probing.gradients import read_gradient
 from lightning_landscape.probing.parameters import Swap
@@ -247,13 +247,11 @@ class Replayer:
         return found
 
     def _evaluate(self, moment: Frozen) -> Tensor:
-        found: Tensor | None = None
         if not self.gradients_enabled:
             # a gradient penalty, a physics-informed loss has autograd inside training_step
-            with suppress(RuntimeError), torch.no_grad(), self._forward(moment) as loss:
-                found = loss.detach()
-            if self._processes.everywhere(found is not None) and found is not None:
-                return found
+            trial = suppress(RuntimeError, FailedElsewhere)
+            with trial, self._processes.agreed(), torch.no_grad(), self._forward(moment) as loss:
+                return loss.detach()
         with torch.enable_grad(), self._forward(moment) as loss:
             found = loss.detach()
         self.gradients_enabled = True

@@ -19,6 +19,7 @@ from torch import nn
 from lightning_landscape import LandscapeMonitor
 from tests.helpers import distributed
 from tests.helpers.modules import CLASSES, FEATURES
+from tests.soak import failures
 
 
 class Sharded(distributed.Net):
@@ -59,6 +60,16 @@ class Dropout(Sharded):
         self.net[1] = nn.Sequential(nn.Tanh(), nn.Dropout(0.3))
 
 
+class NeedsAutogradInOne(Sharded):
+    """As a gradient penalty does, but on the second process alone."""
+
+    def training_step(self, batch, batch_idx):
+        loss = super().training_step(batch, batch_idx)
+        if self.global_rank == 1 and not torch.is_grad_enabled():
+            raise RuntimeError("element 0 of tensors does not require grad and does not have a grad_fn")
+        return loss
+
+
 class PartlySharded(Sharded):
     """A layer is left out: nobody averages its gradients."""
 
@@ -92,8 +103,13 @@ class WholeParameters(Callback):
         torch.save(found, self.folder / f"end-{trainer.global_rank}.pt")
 
 
-def train(folder, data, tensor, *, module="Sharded", loss=False, without=False, monitor=None, trainer=None, resume=None):
-    """Train once, on a mesh of so many data-parallel and tensor-parallel processes, or in one process without any (0, 0)."""
+def train(
+    folder, data, tensor, *, module="Sharded", loss=False, without=False, monitor=None, trainer=None, resume=None, error=None
+):
+    """Train once, on a mesh of so many data-parallel and tensor-parallel processes, or in one process without any (0, 0).
+
+    ``error`` is the place of an error in one of the processes, arguments of `failures.Case`.
+    """
     arguments = {"every_n_steps": 1, "figures": False, **(monitor or {})}
     if loss:
         arguments["loss"] = distributed.smoothed_loss
@@ -104,6 +120,7 @@ def train(folder, data, tensor, *, module="Sharded", loss=False, without=False, 
         processes=data * tensor or 1,
         strategy=strategy,
         module=globals()[module],
+        callbacks_before=[] if error is None else [failures.AtSetup(folder, failures.Case(**error))],
         callbacks_after=[WholeParameters(folder)],
         ckpt_path=resume,
         **(trainer or {}),

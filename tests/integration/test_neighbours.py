@@ -11,6 +11,8 @@ from lightning.pytorch.tuner import Tuner
 from safetensors.torch import load_file
 
 from lightning_landscape import LandscapeMonitor, load
+from lightning_landscape.probing.measurement import Measurement
+from lightning_landscape.probing.store import ProbeStore
 from tests.helpers.modules import CLASSES, FEATURES, Plain, loader
 
 
@@ -128,6 +130,44 @@ def test_a_checkpoint_saved_after_fit_extends_a_run_that_kept_its_store(tmp_path
     trainer_with(again, max_epochs=2).fit(Plain(), loader(), ckpt_path=tmp_path / "after.ckpt")
     assert [probe.step for probe in again.table] == [0, 4, 8, 12, 16]
     assert [probe.loss for probe in again.table][:3] == [probe.loss for probe in monitor.table]
+
+
+def test_a_table_that_cannot_be_taken_over_costs_nothing_else(tmp_path, monkeypatch):
+    monitor = LandscapeMonitor(dirpath=tmp_path, every_n_steps=4, keep_store=True)
+    trainer = trainer_with(monitor, max_epochs=1)
+    trainer.fit(Plain(), loader())
+    trainer.save_checkpoint(tmp_path / "after.ckpt")
+
+    def adopt(store, folder, step, digest):
+        if step == 8:  # some probes were taken over before
+            raise MemoryError("on purpose")
+        return original(store, folder, step, digest)
+
+    original = ProbeStore.adopt
+    monkeypatch.setattr(ProbeStore, "adopt", adopt)
+    again = LandscapeMonitor(dirpath=tmp_path, every_n_steps=4)
+    with pytest.warns(UserWarning, match="could not go on from the table of the checkpoint: MemoryError: on purpose"):
+        trainer_with(again, max_epochs=2).fit(Plain(), loader(), ckpt_path=tmp_path / "after.ckpt")
+    assert [probe.step for probe in again.table] == [10, 14, 18]
+    assert again.summary["run"]["complete"] is True
+    assert len(load(tmp_path / "landscape-1").table) == 3
+
+
+def test_a_state_that_cannot_be_written_costs_no_checkpoint(tmp_path, monkeypatch):
+    def state(measurement):
+        raise RuntimeError("on purpose")
+
+    monkeypatch.setattr(Measurement, "state", state)
+    monitor = LandscapeMonitor(dirpath=tmp_path, every_n_steps=4)
+    trainer = trainer_with(monitor, max_epochs=1)
+    with pytest.warns(UserWarning, match="could not write its state into the checkpoint: RuntimeError: on purpose"):
+        trainer.fit(Plain(), loader())
+    trainer.save_checkpoint(tmp_path / "after.ckpt")
+    assert monitor.summary["run"]["complete"] is True
+    monkeypatch.undo()
+    again = LandscapeMonitor(dirpath=tmp_path, every_n_steps=4)
+    trainer_with(again, max_epochs=2).fit(Plain(), loader(), ckpt_path=tmp_path / "after.ckpt")
+    assert [probe.step for probe in again.table] == [10, 14, 18]
 
 
 def test_a_resume_against_another_reference_starts_a_new_table(tmp_path, lightning_says):

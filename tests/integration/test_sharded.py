@@ -20,6 +20,12 @@ ROOT = Path(__file__).parents[2]
 SECONDS = 200
 EVERYTHING = {"secant": True, "exact_sums": True, "per_layer": True}
 KEPT = {"monitor": {"keep_store": True}, "trainer": {"max_steps": 12}}
+ERRORS = {
+    "read_in_one": {"function": "probing.store.ProbeStore.moments", "rank": 1, "call": 3, "error": "RuntimeError"},
+    "thaw_in_one": {"function": "probing.freezing.thaw", "rank": 1, "call": 12, "error": "KeyError"},
+    "thaw_in_the_first": {"function": "probing.freezing.thaw", "rank": 0, "call": 30, "error": "OSError"},
+    "write_in_one": {"function": "probing.store.ProbeStore.write", "rank": 1, "call": 4, "error": "KeyError"},
+}
 MESHES = {"fsdp2": (2, 1), "tensor_parallel": (1, 2), "both": (2, 2)}
 
 
@@ -58,6 +64,8 @@ def runs(tmp_path_factory):
         "accumulation": {"trainer": {"accumulate_grad_batches": 2}},
         "loss": {"loss": True},
         "partly": {"module": "PartlySharded"},
+        "autograd_in_one": {"module": "NeedsAutogradInOne"},
+        **{name: {"module": "Dropout", "error": error, "monitor": {"live_epochs": None}} for name, error in ERRORS.items()},
         "kept": KEPT,
         "again": {"resume": checkpoint},
         "checkpoint": {"monitor": {"reference": checkpoint}},
@@ -111,16 +119,20 @@ def test_fsdp2_has_the_table_of_ddp(runs, tmp_path):
     assert_same_tables(of(runs / "fsdp2" / "accumulation").table, of(tmp_path).table)
 
 
+def assert_same_end(one, two, rank):
+    a, b = (torch.load(folder / f"end-{rank}.pt") for folder in (one, two))
+    assert torch.equal(a["random"], b["random"])
+    assert list(a["module"]) == list(b["module"])
+    assert all(torch.equal(a["module"][name], b["module"][name]) for name in a["module"])
+
+
 @pytest.mark.parametrize("mesh", ["fsdp2", "both"])
 def test_training_is_the_same_with_and_without_the_monitor(mesh, runs):
     folder = runs / mesh
     assert of(folder / "with").summary["run"]["fidelity"]["exact"] is True
     data, tensor = MESHES[mesh]
     for rank in range(data * tensor):
-        a, b = (torch.load(folder / name / f"end-{rank}.pt") for name in ("without", "with"))
-        assert torch.equal(a["random"], b["random"])
-        assert list(a["module"]) == list(b["module"])
-        assert all(torch.equal(a["module"][name], b["module"][name]) for name in a["module"])
+        assert_same_end(folder / "without", folder / "with", rank)
 
 
 def test_a_loss_of_the_user(runs):
@@ -146,6 +158,24 @@ def test_parameters_that_nobody_shards_are_refused(runs):
     said = (runs / "fsdp2" / "partly" / "refusal.txt").read_text()
     assert "net.4.weight" in said
     assert "call fully_shard on what holds these parameters" in said
+
+
+def test_a_loss_that_needs_autograd_in_one_process(runs):
+    """All evaluate it again with autograd, or none: a forward pass waits for the others."""
+    found, plain = of(runs / "fsdp2" / "autograd_in_one"), of(runs / "fsdp2" / "everything")
+    assert found.summary["run"]["fidelity"]["autograd"] is True
+    assert found.summary["run"]["fidelity"]["exact"] is True
+    assert_same_tables(found.table, plain.table, rtol=1e-7)
+
+
+@pytest.mark.parametrize("name", ERRORS)
+def test_a_failure_in_one_process_stops_measuring_in_all_and_nothing_else(name, runs):
+    assert (runs / "fsdp2" / name / "failed").exists()
+    for rank in range(2):
+        assert_same_end(runs / "fsdp2" / "without", runs / "fsdp2" / name, rank)
+    found = of(runs / "fsdp2" / name)
+    assert found.summary["run"]["complete"] is False
+    assert "on purpose" in found.summary["run"]["stopped_by"]  # also where the other process failed
 
 
 def test_each_process_stores_its_part(runs):

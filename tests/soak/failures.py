@@ -35,19 +35,13 @@ from tests.soak.processes import isolated
 
 SECONDS = 60
 ERRORS = {"RuntimeError": RuntimeError, "OSError": OSError, "KeyError": KeyError}
+COLUMNS = ("loss", "grad_sq_norm", "step_size", "reference_loss", "inner_product", "sq_distance", "initial_loss")
 ARGUMENTS = {"every_n_steps": 1, "max_probes": 8, "secant": True, "per_layer": True, "exact_sums": True}
 
 # what the processes talk with, and what puts the user's things back: an error there is no error of measuring
 _NOT_IN = (
-    "monitor",
-    "interrupts",
-    "settings",
-    "cli",
-    "command_line",
-    "loading",
-    "optim",
-    "probing.processes",
-    "probing.failures",
+    *("monitor", "interrupts", "settings", "cli", "command_line", "loading", "optim"),
+    *("probing.processes", "probing.failures"),
 )
 _NOT = {
     "abandon", "look_away", "leave", "close", "recover", "restore", "assign", "reshard", "put_back", "discard", "note",
@@ -105,13 +99,15 @@ def wrapped(function, before):
 
 
 class AtSetup(Callback):
-    """In each process, wraps functions before the monitor is set up."""
+    """In each process, wraps functions before the monitor is set up, until it is torn down."""
 
     def __init__(self, folder, case=None):
         self.folder, self.case = folder, case
         self.calls = collections.Counter()
+        self.undo = []
 
     def setup(self, trainer, pl_module, stage):
+        self.folder.mkdir(parents=True, exist_ok=True)
         for name, holder, attribute, function in candidates():
             if self.case is None:
                 self.wrap(holder, attribute, function, functools.partial(self.count, name))
@@ -122,8 +118,10 @@ class AtSetup(Callback):
         by = wrapped(function, before)
         if inspect.isclass(holder):
             setattr(holder, attribute, by)
+            self.undo.append(functools.partial(setattr, holder, attribute, function))
         else:
             replace(function, by)
+            self.undo.append(functools.partial(replace, by, function))
 
     def count(self, name):
         self.calls[name] += 1
@@ -138,6 +136,8 @@ class AtSetup(Callback):
         (self.folder / f"stepped-{trainer.global_rank}").touch()
 
     def teardown(self, trainer, pl_module, stage):
+        for undo in self.undo:
+            undo()
         torch.save(self.calls, self.folder / f"calls-{trainer.global_rank}.pt")
 
 
