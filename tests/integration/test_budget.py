@@ -7,7 +7,8 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from lightning_landscape import LandscapeMonitor, load, session
+from lightning_landscape import LandscapeMonitor, ending, load, session
+from lightning_landscape.probing import clock as run_clock
 from lightning_landscape.probing import measurement
 from lightning_landscape.probing.replay import Replayer
 from lightning_landscape.probing.store import ProbeStore
@@ -40,7 +41,7 @@ class OneSecondSteps(pl.Callback):
 @pytest.fixture
 def clock(monkeypatch):
     clock = Clock()
-    for module in (session, measurement):
+    for module in (session, ending, run_clock, measurement):
         monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=clock.perf_counter))
     return clock
 

@@ -189,7 +189,7 @@ def test_a_failure_before_x_p_is_known_costs_nothing_else(tmp_path, monkeypatch)
         raise RuntimeError("out of memory")
 
     monkeypatch.setattr("lightning_landscape.probing.measurement.Measurement.provisional", failing)
-    with pytest.warns(UserWarning, match="could not evaluate at the present iterate, RuntimeError: out of memory"):
+    with pytest.warns(UserWarning, match="could not evaluate at the present iterate: RuntimeError: out of memory"):
         _, monitor = fit(tmp_path)
     assert len(monitor.table) == 20
     assert monitor.summary["run"]["complete"] is True
