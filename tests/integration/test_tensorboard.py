@@ -64,6 +64,7 @@ def test_time_series_have_our_group_beside_lightnings_curves(shown):
     browser = shown("timeseries")
     names = ("gap", "cosine", "alpha_beta/margin", "bound/in_force")
     browser.get_by_role("combobox", name="Filter tags (regex)").fill(f"^train_loss|landscape/({'|'.join(names)})$")
+    browser.locator("mat-option").first.wait_for(state="visible")
     browser.keyboard.press("Escape")  # closes the suggestions, which have the same names
     browser.locator("mat-option").first.wait_for(state="detached")
     assert_visible(browser, "train_loss", *(f"landscape/{name}" for name in names))
