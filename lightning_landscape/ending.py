@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import math
-import os
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -29,12 +29,14 @@ from lightning_landscape.probing.processes import Processes
 from lightning_landscape.probing.reference import FINAL, Reference, last_iterate, last_sharded_iterate
 from lightning_landscape.reporting import pictures, tensorboard
 from lightning_landscape.reporting.curves import RunCurves
-from lightning_landscape.reporting.folder import RunFolder
+from lightning_landscape.reporting.folder import RunFolder, remove_empty
 from lightning_landscape.reporting.numbers import number
 from lightning_landscape.reporting.progress import tracker
 from lightning_landscape.reporting.summary import summarise
 from lightning_landscape.reporting.text import report
 from lightning_landscape.settings import Settings
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,15 +89,17 @@ class Ending:
         self._processes, self._measurement, self._folder, self._curves = processes, measurement, folder, curves
         self._temporary = temporary
         self._failure: str | None = None
+        self._together = True
+        """Whether the other processes are there"""
 
     def write(
-        self, outcome: Outcome, last: dict[str, Tensor], about: dict[str, Any], *, evaluate: bool
+        self, outcome: Outcome, last: Callable[[], dict[str, Tensor]], about: dict[str, Any], *, evaluate: bool
     ) -> tuple[ProbeTable, dict[str, Any] | None]:
         """Evaluate, write and show.
 
         Args:
             outcome: how training ended.
-            last: x_K by name.
+            last: returns x_K by name.
             about: what else ``summary.json`` says of the run.
             evaluate: whether to evaluate at all; where other processes or time may be gone it only writes what there is.
 
@@ -103,72 +107,115 @@ class Ending:
             The table of probes and, in the process that writes, the content of ``summary.json``.
         """
         started, measurement = time.perf_counter(), self._measurement
-        self._failure = outcome.failure
-        problem: Exception | None = None
-        try:
-            final = self._last_iterate(last, together=evaluate)
-            self._folder.rewrite(measurement.table)
-        except Exception as error:  # of the process that writes: the others wait for it to evaluate with them
-            problem, final = error, last_iterate(last, None)
+        self._failure, self._together = outcome.failure, evaluate
+        final = self._last_iterate(last)
         reference = measurement.reference or final
-        evaluated = evaluate and self._evaluate(reference)
+        evaluated = evaluate and reference is not None and self._evaluate(reference)
+        removable = outcome.complete and self._failure is None and not self._settings.keep_store
         summary: dict[str, Any] | None = None
-        with self._temporarily(), self._processes.agreed() if evaluate else nullcontext():
-            final_sq_distance = self._final_sq_distance(last, reference, together=evaluated)
+
+        def write_down() -> dict[str, Any]:
+            self._folder.rewrite(measurement.table)  # whatever comes now, what was evaluated is on disk
+            self._folder.write_beside(measurement.rows.secants, measurement.rows.layers, measurement.rows.segments)
+            saved = self._saved(final)
+            run = {
+                **self._run(outcome, measurement.reference or saved, final_sq_distance),
+                "overhead": overhead(measurement.seconds, outcome.elapsed, time.perf_counter() - started),
+                **describe_measurement(measurement, self._settings.store_dtype),
+                **about,
+                **describe_run(self._trainer, self._module, self._optimizer),
+            }
+            found = summarise(measurement.table, run, self._settings.windows, measurement.rows.secants)
+            self._folder.finish(measurement.table, found)
+            return found
+
+        with self._temporarily(), self._in_step():
+            final_sq_distance = self._final_sq_distance(final, reference, together=evaluated)
             if self._processes.first:
-                self._folder.rewrite(measurement.table)  # whatever comes now, what was evaluated is on disk
-                if problem is not None:
-                    raise problem
-                rows = measurement.rows
-                self._folder.write_beside(rows.secants, rows.layers, rows.segments)
-                spent = overhead(measurement.seconds, outcome.elapsed, time.perf_counter() - started)
-                run = {
-                    **self._run(outcome, reference, final_sq_distance),
-                    "overhead": spent,
-                    **describe_measurement(measurement, self._settings.store_dtype),
-                    **about,
-                    **describe_run(self._trainer, self._module, self._optimizer),
-                }
-                self._say_overhead(spent["total"])
-                summary = self._report(run, evaluated)
-        if outcome.complete and self._failure is None and not self._settings.keep_store:
+                summary = self._making_room(write_down, evaluated and removable)
+                self._report(summary, evaluated, removable)
+        if removable:
             measurement.rows.store.remove()  # only now: every process knows that there is a report
         return measurement.table, summary
 
-    def _last_iterate(self, last: dict[str, Tensor], *, together: bool) -> Reference:
-        """Return x_K as reference, and write it down where that is asked for."""
+    def _in_step(self) -> AbstractContextManager[None]:
+        """Return a block in which all processes fail together; where others may be gone, one of this process alone."""
+        return self._processes.agreed() if self._together else nullcontext()
+
+    def _making_room(self, write: Callable[[], T], removable: bool) -> T:
+        """Call what writes files; where the disk is full the store goes, if everything in it is evaluated."""
+        try:
+            return write()
+        except OSError as error:
+            if not removable or error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            self._measurement.rows.store.remove()
+            return write()
+
+    def _fail(self, error: Exception, doing: str) -> None:
+        """Note what kept the measurement from being complete; the rest is reported."""
+        self._failure = f"{said(error)}, while {doing}"
+        warn_once(error, f"LandscapeMonitor found {self._failure}. The rest is reported")
+
+    # ---------------------------------------------------------------------------------------------------- last iterate
+
+    def _last_iterate(self, last: Callable[[], dict[str, Tensor]]) -> Reference | None:
+        """Return x_K as reference, written down where that is asked for; None if it cannot be had."""
+        try:
+            with self._in_step():
+                values = last()
+        except Exception as error:
+            self._fail(error, "copying the last iterate")
+            return None
+        final = last_iterate(values, None)
         if not self._settings.save_reference:
-            return last_iterate(last, None)
+            return final
+        with suppress(Exception), self._in_step():  # it is tried again when there is a report: then it is told
+            self._folder.rewrite(self._measurement.table)
+            return self._written(final)
+        return final
+
+    def _written(self, final: Reference) -> Reference:
         if not self._measurement.sharded:
-            return last_iterate(last, self._folder.path if self._processes.first else None)
-        if not together:  # its parts are written by all processes together
-            return last_iterate(last, None)
-        return last_sharded_iterate(last, named_parameters(self._module), self._folder.path)
+            return last_iterate(final.parameters, self._folder.path if self._processes.first else None)
+        if not self._together:  # its parts are written by all processes together
+            return final
+        parameters = named_parameters(self._module)
+        return last_sharded_iterate(final.parameters, parameters, self._folder.path, self._processes)
+
+    def _saved(self, final: Reference | None) -> Reference:
+        """Return x_K as it is on disk, in the process that writes; written now if that has failed before the evaluation."""
+        if final is None:
+            return last_iterate({}, None)
+        if final.path is not None or not self._settings.save_reference:
+            return final
+        if not self._measurement.sharded:
+            return last_iterate(final.parameters, self._folder.path)
+        rank_zero_warn("LandscapeMonitor could not write the last iterate for a second run: there is no folder reference/")
+        return final
 
     # ------------------------------------------------------------------------------------------------------ evaluation
 
     def _evaluate(self, reference: Reference) -> bool:
         """Evaluate at the reference; False if an interrupt or a failure ended that."""
-        exact = self._measurement.fidelity.exact
         try:
             self._evaluate_together(reference)
         except KeyboardInterrupt:
             self._measurement.abandon()
+            self._failure = "Ctrl-C, while evaluating at the reference"
             rank_zero_info("LandscapeMonitor: interrupted again, the rest of the probes stays unevaluated")
             return False
         except Exception as error:  # what is evaluated so far is reported
             self._measurement.abandon()
-            self._failure = f"{said(error)}, while evaluating at the reference"
-            warn_once(error, f"LandscapeMonitor could not evaluate every probe: {self._failure}. The others are reported")
+            self._fail(error, "evaluating at the reference")
             return False
-        if exact:  # else it was said already
-            self._measurement.fidelity.warn()
         return True
 
     def _evaluate_together(self, reference: Reference) -> None:
-        track = tracker(self._trainer)
+        track, said_before = tracker(self._trainer), not self._measurement.fidelity.exact
         if self._processes.size == 1:
             self._measurement.evaluate(reference, track)
+            self._warn_of_replays(said_before)
             return
         with interrupts.noted() as noted, self._processes.agreed():  # the others wait for this process: it does not just go
 
@@ -179,11 +226,16 @@ class Ending:
                     yield step
 
             self._measurement.evaluate(reference, stoppable)
+            self._warn_of_replays(said_before)
 
-    def _final_sq_distance(self, last: dict[str, Tensor], reference: Reference, *, together: bool) -> float:
-        if self._measurement.sharded and not together:
+    def _warn_of_replays(self, said_before: bool) -> None:
+        if not said_before:
+            self._measurement.fidelity.warn()
+
+    def _final_sq_distance(self, final: Reference | None, reference: Reference | None, *, together: bool) -> float:
+        if final is None or reference is None or (self._measurement.sharded and not together):
             return math.nan
-        return self._measurement.sq_distance(last, reference)
+        return self._measurement.sq_distance(final.parameters, reference)
 
     # ---------------------------------------------------------------------------------------------------------- report
 
@@ -212,22 +264,15 @@ class Ending:
                 "first probe and the evaluation at its end"
             )
 
-    def _report(self, run: dict[str, Any], evaluated: bool) -> dict[str, Any]:
+    def _report(self, summary: dict[str, Any], evaluated: bool, removable: bool) -> None:
+        """Show what was found: in the loggers, and in a few lines."""
         table, rows = self._measurement.table, self._measurement.rows
-        summary = summarise(table, run, self._settings.windows, rows.secants)
-        removable = run["complete"] and not self._settings.keep_store
-        try:
-            self._folder.finish(table, summary)
-        except OSError:  # a full disk, on which the store takes the room: its probes are evaluated and in the table
-            if not removable:
-                raise
-            rows.store.remove()
-            self._folder.finish(table, summary)
         if evaluated:  # a partial evaluation writes files only: a tag is written once
             with interrupts.put_off():
                 steps = lightning_compat.batches_that_stepped(self._trainer)
                 self._curves.finish(table, summary, steps, rows.layers or {})
                 self._show(table, summary, steps)
+        self._say_overhead(summary["run"]["overhead"]["total"])
         rank_zero_info(f"LandscapeMonitor: {summary['verdict']}")
         if self._temporary is None:
             rank_zero_info(f"LandscapeMonitor: the table of {len(table)} probes and its summary are in {self._folder.path}")
@@ -236,7 +281,6 @@ class Ending:
                     f"LandscapeMonitor keeps {rows.store.folder} to resume from a checkpoint; it holds training batches, "
                     "remove it when it is not needed"
                 )
-        return summary
 
     def _show(self, table: ProbeTable, summary: dict[str, Any], steps: int) -> None:
         """Give text and pictures to the loggers that take them, and pictures to the folder."""
@@ -255,6 +299,6 @@ class Ending:
             if self._temporary is not None and self._processes.first:
                 shutil.rmtree(self._temporary, ignore_errors=True)
             elif self._temporary is not None:
-                self._measurement.rows.store.remove()
-                with suppress(OSError):  # while there is something else in it
-                    os.removedirs(self._measurement.rows.store.folder.parent)
+                store = self._measurement.rows.store
+                store.remove()
+                remove_empty(store.folder.parent, self._temporary)

@@ -17,7 +17,7 @@ def put_off() -> Iterator[None]:
     for it for ever; one in the middle of a file leaves half a line.
     """
     handler = signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread() or not callable(handler):
+    if not _may_be_replaced(handler) or not callable(handler):
         yield
         return
     caught: list[tuple[int, Any]] = []
@@ -34,25 +34,32 @@ def put_off() -> Iterator[None]:
 def noted() -> Iterator[list[int]]:
     """Note every Ctrl-C inside the block, for it to end where others that wait for this process are told."""
     found: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
+    handler = signal.getsignal(signal.SIGINT)
+    if not _may_be_replaced(handler):
         yield found
         return
-    previous = signal.signal(signal.SIGINT, lambda number, _: found.append(number))
+    signal.signal(signal.SIGINT, lambda number, _: found.append(number))
     try:
         yield found
     finally:
-        signal.signal(signal.SIGINT, previous)
+        signal.signal(signal.SIGINT, handler)
 
 
 @contextmanager
 def let_through() -> Iterator[None]:
     """Let Ctrl-C raise inside the block, also while Lightning shuts down, where it ignores it."""
-    if threading.current_thread() is not threading.main_thread():
+    handler = signal.getsignal(signal.SIGINT)
+    if not _may_be_replaced(handler):
         yield
         return
-    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         yield
     finally:
         with suppress(KeyboardInterrupt):
-            signal.signal(signal.SIGINT, previous)
+            signal.signal(signal.SIGINT, handler)
+
+
+def _may_be_replaced(handler: Any) -> bool:
+    """Return whether this thread may set a handler, and put this one back: one that is not Python's, None, cannot be."""
+    return threading.current_thread() is threading.main_thread() and handler is not None

@@ -155,7 +155,7 @@ class LandscapeMonitor(Callback):
         """Whether there was a backward pass since the last step"""
         self._idle_steps = 0
         """Steps without a backward pass: training_step returned None, or a callback skipped it"""
-        self._first_step = self._first_global_step = 0
+        self._first_step = 0
         self._may_refuse = True
         self._began = False
         """Whether training came to its first batch"""
@@ -197,14 +197,13 @@ class LandscapeMonitor(Callback):
         if self.reference != FINAL:
             moving = trained_elsewhere(pl_module, trainer.optimizers, trained)
             others = {n: p for n, p in named_parameters(pl_module).items() if n not in trained and n not in moving}
-            self._reference = load_reference(self.reference, trained, others)
+            self._reference = load_reference(self.reference, trained, others, self._processes)
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.table, self.summary = None, None
         self._began = True
         self._step = self._first_step = self._steps_before(trainer)
-        self._first_global_step = trainer.global_step
         self._idle_steps, self._backward = 0, False
         self._moved, self._may_refuse, self._just_probed = False, True, False
         self._session = self._new_session(trainer, pl_module)
@@ -286,8 +285,11 @@ class LandscapeMonitor(Callback):
 
     @override
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        if self._several and optimizer is not self._optimizer:
-            return
+        if not (self._several and optimizer is not self._optimizer):
+            self._before_step()
+        self._may_refuse = False  # whatever comes, a step is made
+
+    def _before_step(self) -> None:
         if self._watching:
             self._together(self._read_gradient)
         if self._sums is not None:
@@ -306,15 +308,17 @@ class LandscapeMonitor(Callback):
             self._together(self._finish_probe)
         if self._sums is not None:
             self._summing(self._require_session().measurement.count_step, self._step - 1)
-        self._may_refuse = self._may_refuse and trainer.global_step == self._first_global_step
 
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._session is not None and self._moved:
-            self._alone(self._session.note_epoch_end)
-            self._moved = False
+            self._alone(self._note_epoch_end)
         if self._session is not None and self._next_step != _NEVER:
             self._together(self._session.evaluate_provisionally)
+
+    def _note_epoch_end(self) -> None:
+        self._require_session().note_epoch_end()
+        self._moved = False
 
     def _watch(self) -> None:
         session = self._require_session()
@@ -401,6 +405,7 @@ class LandscapeMonitor(Callback):
             )
         except Exception as error:
             session.measurement.abandon()
+            self.table = session.measurement.table
             warn_once(
                 error, f"LandscapeMonitor could not finish its report: {said(error)}; {session.folder.path} holds the rest"
             )

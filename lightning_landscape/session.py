@@ -107,7 +107,7 @@ class Session:
         self._clock = Clock(trainer, processes, settings.max_overhead, self.measurement.evaluations)
         self._loss_meaning = checks.describe_loss(module, settings.loss, settings.loss_infimum)
         self._last: dict[str, Tensor] | None = None
-        self._may_be_overwritten = may_be_overwritten
+        self._may_be_overwritten, self._lost = may_be_overwritten, False
         self._provisional_failed = False
         if path.name != settings.prefix:
             rank_zero_info(f"LandscapeMonitor found another run in {parent / settings.prefix} and writes to {path}")
@@ -217,7 +217,9 @@ class Session:
     def note_epoch_end(self) -> None:
         """Keep x_K where another callback may overwrite the parameters before our turn comes (SWA, EMA)."""
         if self._may_be_overwritten:
+            self._last, self._lost = None, True  # that of an earlier epoch is none, whatever comes
             self._last = self.measurement.current_parameters()
+            self._lost = False
 
     def _write_beside(self) -> None:
         rows = self.measurement.rows
@@ -257,7 +259,12 @@ class Session:
             curves=self._curves,
             temporary=self._temporary,
         )
-        last = self._last if self._last is not None and not moved else self.measurement.current_parameters()
+
+        def last() -> dict[str, Tensor]:
+            if self._lost:
+                raise RuntimeError("the last iterate could not be copied before other callbacks may have changed it")
+            return self._last if self._last is not None and not moved else self.measurement.current_parameters()
+
         about = {"id": self._run_id, "loss": self._loss_meaning, "part": self._settings.parameters}
         return ending.write(outcome, last, about, evaluate=evaluate)
 

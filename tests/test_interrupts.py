@@ -38,3 +38,25 @@ def test_let_through_where_it_is_ignored():
         assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGINT, previous)
+
+
+def test_noted_and_nothing_else():
+    with interrupts.noted() as found:
+        ctrl_c()
+        assert len(found) == 1
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+@pytest.mark.parametrize("block", [interrupts.put_off, interrupts.noted, interrupts.let_through])
+def test_a_handler_that_is_not_pythons_stays(block, monkeypatch):
+    """Such a one cannot be put back: it is None, and setting None is an error."""
+
+    def never(*_):
+        raise AssertionError("a handler was set")
+
+    monkeypatch.setattr(interrupts.signal, "getsignal", lambda _: None)
+    monkeypatch.setattr(interrupts.signal, "signal", never)
+    done = []
+    with block():
+        done.append("inside")
+    assert done == ["inside"]

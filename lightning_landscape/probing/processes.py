@@ -24,7 +24,8 @@ T = TypeVar("T")
 
 _WIDTH = 16
 _HEAD = 3  # of a message: status, depth of the block, number of values
-_WELL, _FAILED, _REFUSED, _LACKING = 0, 1, 2, 3
+_WELL, _LACKING, _FAILED, _REFUSED = 0, 1, 2, 3
+"""In the order of gravity"""
 _TEXT = 1024  # bytes of an error's text that are told
 
 
@@ -62,7 +63,7 @@ class Processes:
         """What fails inside the block in one process fails in all of them, at the latest when it ends.
 
         Blocks can be nested: the inner one ends in all processes with its error, which each may handle, and the outer goes on.
-        An interrupt is not told: where it came the others may be gone.
+        Where several have failed the gravest error is that of all. An interrupt is not told: the others may be gone.
 
         Raises:
             FailedElsewhere: if another process failed.
@@ -120,15 +121,16 @@ class Processes:
 
         Args:
             rows: the messages of all.
-            own: what failed here; then only an outer block ends.
+            own: what failed here, which is what ends the block unless another failure weighs more.
         """
         if all(row[0] == _WELL for row in rows):
             return
         texts = self._texts(own or "")
-        # the outermost block decides: whoever is further in has to leave more than one
-        depth, rank = min((int(row[1]), rank) for rank, row in enumerate(rows) if row[0] != _WELL)
-        if own is None or depth < self._depth:
-            error = _error_elsewhere(int(rows[rank][0]), rank, texts[rank])
+        # all have to end the same block, the outermost one, with the same kind of error, the gravest one
+        depth, gravity, rank = min((int(row[1]), -int(row[0]), rank) for rank, row in enumerate(rows) if row[0] != _WELL)
+        mine = rows[self.rank]
+        if own is None or depth < mine[1] or -gravity > mine[0]:
+            error = _error_elsewhere(-gravity, rank, texts[rank])
             raise _Told(error, depth) if self._depth else error
 
     def _check_in_step(self, rows: list[list[float]]) -> None:
@@ -211,7 +213,9 @@ class Processes:
                 received[name] = tensors[name].detach().to(self._device).contiguous()
             else:
                 received[name] = torch.empty(shape, dtype=dtype, device=self._device)
-            dist.broadcast(received[name], src=0)
+        self.exchange()  # whoever has no memory for them says so before anybody sends
+        for tensor in received.values():
+            dist.broadcast(tensor, src=0)
         return received
 
     def mean_of(self, tensors: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -228,8 +232,10 @@ class Processes:
         for position, (name, shape) in enumerate(like.items()):
             if any(row[position] for row in there):
                 mean = tensors[name].contiguous() if name in tensors else torch.zeros_like(shape.detach())
-                dist.all_reduce(mean.div_(self.size))
-                means[name] = mean
+                means[name] = mean.div_(self.size)
+        self.exchange()  # whoever has no memory for them says so before anybody sends
+        for mean in means.values():
+            dist.all_reduce(mean)
         return means
 
 

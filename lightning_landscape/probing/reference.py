@@ -23,6 +23,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from lightning_landscape.probing.parameters import plain_name
+from lightning_landscape.probing.processes import Processes
 from lightning_landscape.probing.sharding import local, local_part
 from lightning_landscape.probing.store import file_digest, save_tensors
 
@@ -56,13 +57,16 @@ def last_iterate(parameters: Mapping[str, Tensor], folder: Path | None) -> Refer
     return Reference(dict(parameters), FINAL, path.name, file_digest(path))
 
 
-def last_sharded_iterate(values: Mapping[str, Tensor], parameters: Mapping[str, nn.Parameter], folder: Path) -> Reference:
-    """Return the last iterate as reference, written to a folder; all processes have to call it.
+def last_sharded_iterate(
+    values: Mapping[str, Tensor], parameters: Mapping[str, nn.Parameter], folder: Path, processes: Processes
+) -> Reference:
+    """Return the last iterate as reference, written to a folder by all processes together, in a block of `Processes.agreed`.
 
     Args:
         values: this process's part of x_K by name.
         parameters: the module's parameters by name, which tell of what they are parts.
         folder: where a folder ``reference`` is made.
+        processes: those of the run.
     """
     from torch.distributed.checkpoint.state_dict_saver import save
     from torch.distributed.tensor import DTensor
@@ -76,6 +80,7 @@ def last_sharded_iterate(values: Mapping[str, Tensor], parameters: Mapping[str, 
                 value, like.device_mesh, like.placements, run_check=False, shape=like.shape, stride=like.stride()
             )
     path = folder / FOLDER
+    processes.exchange()  # torch's saving waits for all: whoever is not ready says so
     with _quiet():
         save(whole, checkpoint_id=path)
     return Reference(dict(values), FINAL, path.name, folder_digest(path))
@@ -105,13 +110,16 @@ def check_reference_file(reference: str) -> None:
     )
 
 
-def load_reference(reference: str, trained: Mapping[str, nn.Parameter], others: Mapping[str, nn.Parameter]) -> Reference:
-    """Read x_p from a file, for the parameters that the optimiser trains.
+def load_reference(
+    reference: str, trained: Mapping[str, nn.Parameter], others: Mapping[str, nn.Parameter], processes: Processes
+) -> Reference:
+    """Read x_p from a file, for the parameters that the optimiser trains; all processes have to call it.
 
     Args:
         reference: path of the file.
         trained: the optimiser's parameters by name; the file must hold every one, in its shape.
         others: the module's other parameters; where the file holds one, it must have the value that it has here.
+        processes: those of the run.
 
     Returns:
         x_p in the dtype and on the device of each parameter.
@@ -121,7 +129,7 @@ def load_reference(reference: str, trained: Mapping[str, nn.Parameter], others: 
     """
     path = Path(reference)
     if _is_distributed(path):
-        return _load_distributed(reference, trained, others)
+        return _load_distributed(reference, trained, others, processes)
     found = {plain_name(name): value for name, value in _read(path).items()}
     shapes = {name: value.shape for name, value in found.items()}
     values = {name: value for name, value in found.items() if name in trained or name in others}
@@ -130,7 +138,9 @@ def load_reference(reference: str, trained: Mapping[str, nn.Parameter], others: 
     return Reference(_placed(parts, trained), "file", str(path.absolute()), file_digest(path))
 
 
-def _load_distributed(reference: str, trained: Mapping[str, nn.Parameter], others: Mapping[str, nn.Parameter]) -> Reference:
+def _load_distributed(
+    reference: str, trained: Mapping[str, nn.Parameter], others: Mapping[str, nn.Parameter], processes: Processes
+) -> Reference:
     """Read x_p from a folder of ``torch.distributed.checkpoint``: each process its own parts."""
     from torch.distributed.checkpoint.filesystem import FileSystemReader
     from torch.distributed.checkpoint.metadata import TensorStorageMetadata
@@ -143,6 +153,7 @@ def _load_distributed(reference: str, trained: Mapping[str, nn.Parameter], other
         shapes = {name: meta.size for name, (_, meta) in kept.items()}
         wanted = {n: p for n, p in {**others, **trained}.items() if n in shapes and shapes[n] == p.shape}
         state: dict[str, Any] = {kept[name][0]: torch.empty_like(p.detach()) for name, p in wanted.items()}
+        processes.exchange()  # torch's loading waits for all: whoever is not ready says so
         with _quiet():
             load(state, checkpoint_id=path)
     except Exception as error:

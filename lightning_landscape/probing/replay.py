@@ -252,10 +252,9 @@ class Replayer:
             trial = suppress(RuntimeError, FailedElsewhere)
             with trial, self._processes.agreed(), torch.no_grad(), self._forward(moment) as loss:
                 return loss.detach()
+        self.gradients_enabled = True  # in all processes, whatever comes
         with torch.enable_grad(), self._forward(moment) as loss:
-            found = loss.detach()
-        self.gradients_enabled = True
-        return found
+            return loss.detach()
 
     @contextmanager
     def _forward(self, moment: Frozen) -> Iterator[Tensor]:

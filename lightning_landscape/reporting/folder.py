@@ -6,6 +6,7 @@ import json
 import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,15 @@ def free_folder(parent: Path, prefix: str) -> Path:
         number += 1
         folder = parent / f"{prefix}-{number}"
     return folder
+
+
+def remove_empty(folder: Path, top: Path) -> None:
+    """Remove a folder and those above it, up to ``top``, as far as they are empty."""
+    for each in (folder, *folder.parents):
+        with suppress(OSError):
+            each.rmdir()
+        if each == top:
+            return
 
 
 class RunFolder:

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from lightning.pytorch.callbacks import Callback
 
 from lightning_landscape import LandscapeMonitor, load
 from lightning_landscape.probing.evaluation import StoredProbes
+from lightning_landscape.probing.measurement import Measurement
 from lightning_landscape.probing.store import ProbeStore
 from lightning_landscape.reporting.folder import RunFolder
 from tests.helpers import distributed, run_script
@@ -231,6 +233,37 @@ def test_ctrl_c_in_one_process_ends_the_evaluation_of_all_and_what_is_done_is_re
     assert run.summary["run"]["complete"] is False
     assert "Ctrl-C" in run.summary["run"]["stopped_by"]
     assert (run.path / "store" / "process-1").is_dir()  # to resume
+
+
+@pytest.mark.filterwarnings("ignore:.*LandscapeMonitor")
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_last_iterate_that_one_process_cannot_copy_is_evaluated_in_none(rank, tmp_path):
+    def fails(trainer):
+        def current_parameters(measurement):
+            raise RuntimeError("out of memory")
+
+        Measurement.current_parameters = current_parameters
+
+    started = time.monotonic()
+    settings = {"callbacks_before": [InOne(rank, "on_train_end", fails)], "callbacks_after": []}
+    run = monitored(tmp_path, 2, settings, live_epochs=None)
+    assert time.monotonic() - started < 60
+    assert len(run.table) == 18
+    assert not any(probe.evaluated for probe in run.table)
+    assert "out of memory, while copying the last iterate" in run.summary["run"]["stopped_by"]
+    assert (run.path / "store" / "process-1").is_dir()
+
+
+def test_fast_dev_run_leaves_nothing_behind(tmp_path, monkeypatch):
+    left = []
+    for name, callbacks in (("without", []), ("with", [LandscapeMonitor()])):
+        temporary = tmp_path / f"temporary-{name}"
+        temporary.mkdir()
+        monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+        train(tmp_path / name, callbacks, fast_dev_run=True)
+        assert (tmp_path / name / "end-1.pt").exists()
+        left.append(len(list(temporary.rglob("*"))))
+    assert left[0] == left[1]
 
 
 @pytest.mark.filterwarnings("ignore:.*LandscapeMonitor")

@@ -1,7 +1,10 @@
 """Beside other callbacks, tuners and second fits."""
 
 import copy
+import errno
+import os
 import pickle
+import signal
 
 import lightning.pytorch as pl
 import pytest
@@ -11,8 +14,11 @@ from lightning.pytorch.tuner import Tuner
 from safetensors.torch import load_file
 
 from lightning_landscape import LandscapeMonitor, load
+from lightning_landscape.probing import reference
+from lightning_landscape.probing.evaluation import StoredProbes
 from lightning_landscape.probing.measurement import Measurement
 from lightning_landscape.probing.store import ProbeStore
+from lightning_landscape.reporting import folder
 from tests.helpers.modules import CLASSES, FEATURES, Plain, loader
 
 
@@ -151,6 +157,79 @@ def test_a_table_that_cannot_be_taken_over_costs_nothing_else(tmp_path, monkeypa
     assert [probe.step for probe in again.table] == [10, 14, 18]
     assert again.summary["run"]["complete"] is True
     assert len(load(tmp_path / "landscape-1").table) == 3
+
+
+class ChangesParametersInTheEnd(Callback):
+    def on_train_end(self, trainer, pl_module):
+        with torch.no_grad():
+            for parameter in pl_module.parameters():
+                parameter.zero_()
+
+
+@pytest.mark.filterwarnings("ignore:LandscapeMonitor stopped measuring")
+def test_no_other_point_is_taken_for_a_last_iterate_that_could_not_be_copied(tmp_path, monkeypatch):
+    def current_parameters(measurement):
+        if trainer.current_epoch == 1:
+            raise RuntimeError("out of memory")
+        return original(measurement)
+
+    original = Measurement.current_parameters
+    monkeypatch.setattr(Measurement, "current_parameters", current_parameters)
+    monitor = LandscapeMonitor(dirpath=tmp_path, every_n_steps=4)
+    trainer = trainer_with(ChangesParametersInTheEnd(), monitor, max_epochs=2)
+    with pytest.warns(UserWarning, match="could not be copied before other callbacks may have changed it"):
+        trainer.fit(Plain(), loader())
+    assert not any(probe.evaluated for probe in monitor.table)
+    assert not (tmp_path / "landscape" / "reference.safetensors").exists()
+    assert (tmp_path / "landscape" / "store").is_dir()
+
+
+def test_ctrl_c_while_evaluating_keeps_the_store_and_is_no_complete_run(tmp_path, monkeypatch):
+    calls = []
+
+    def at_reference(stored, step, there):
+        calls.append(step)
+        if len(calls) == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+        return original(stored, step, there)
+
+    original = StoredProbes.at_reference
+    monkeypatch.setattr(StoredProbes, "at_reference", at_reference)
+    monitor = LandscapeMonitor(dirpath=tmp_path, every_n_steps=2, live_epochs=None)
+    trainer_with(monitor, max_epochs=1).fit(Plain(), loader())
+    assert [probe.evaluated for probe in monitor.table] == [True, True, False, False, False]
+    assert monitor.summary["run"]["complete"] is False
+    assert "Ctrl-C" in monitor.summary["run"]["stopped_by"]
+    assert (tmp_path / "landscape" / "store").is_dir()
+
+
+@pytest.mark.parametrize("failing", ["save_tensors", "write_atomically"])
+def test_on_a_full_disk_the_store_makes_room_for_the_report(failing, tmp_path, monkeypatch):
+    """x_K, or the table: whatever does not fit, it does once the store is gone, of which everything is evaluated."""
+    module = {"save_tensors": reference, "write_atomically": folder}[failing]
+    original = getattr(module, failing)
+
+    def full(path, content):
+        if (tmp_path / "landscape" / "store").exists():
+            raise OSError(errno.ENOSPC, "No space left on device")
+        original(path, content)
+
+    monitor = LandscapeMonitor(dirpath=tmp_path, every_n_steps=2, live_epochs=None)
+    trainer = trainer_with(AtTheEnd(lambda: monkeypatch.setattr(module, failing, full)), monitor, max_epochs=1)
+    trainer.fit(Plain(), loader())
+    assert all(probe.evaluated for probe in load(tmp_path / "landscape").table)
+    assert monitor.summary["run"]["complete"] is True
+    assert monitor.summary["run"]["reference"]["path"] == "reference.safetensors"
+    assert (tmp_path / "landscape" / "reference.safetensors").is_file()
+    assert not (tmp_path / "landscape" / "store").exists()
+
+
+class AtTheEnd(Callback):
+    def __init__(self, what):
+        self.what = what
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        self.what()
 
 
 def test_a_state_that_cannot_be_written_costs_no_checkpoint(tmp_path, monkeypatch):

@@ -204,6 +204,53 @@ def test_several_failures_at_once(tmp_path):
     assert in_processes(_several_fail, tmp_path) == ["process 1 failed, ValueError: in 1", "in 1", "in 2"]
 
 
+def _kinds_fail(processes):
+    """Each process with an error of another kind: how all go on hangs on the kind."""
+    try:
+        with processes.agreed():
+            raise [NotMeasurable("gone"), MisconfigurationException("unsupported"), ValueError("broken")][processes.rank]
+    except Exception as problem:
+        _at_the_same_point(processes)
+        return type(problem)
+
+
+def test_of_several_failures_the_gravest_one_is_that_of_all(tmp_path):
+    assert in_processes(_kinds_fail, tmp_path) == [RefusedElsewhere, MisconfigurationException, RefusedElsewhere]
+
+
+def _no_memory(processes):
+    """In one process there is no memory for what the others are about to send."""
+
+    def empty(shape, **kwargs):
+        if shape == torch.Size([3]):
+            raise RuntimeError("out of memory")
+        return original[0](shape, **kwargs)
+
+    def zeros_like(like):
+        raise RuntimeError("out of memory")
+
+    seen = []
+    original = torch.empty, torch.zeros_like
+    for function in (
+        lambda: processes.tensors_of_first({"x": torch.ones(3)} if processes.first else None),
+        lambda: processes.mean_of({"x": torch.ones(3)} if processes.first else {}, {"x": torch.ones(3)}),
+    ):
+        if processes.rank == 2:
+            torch.empty, torch.zeros_like = empty, zeros_like
+        try:
+            with processes.agreed():
+                function()
+        except Exception as problem:
+            seen.append(type(problem))
+        torch.empty, torch.zeros_like = original
+        _at_the_same_point(processes)
+    return seen
+
+
+def test_tensors_are_sent_only_once_there_is_room_in_all(tmp_path):
+    assert in_processes(_no_memory, tmp_path) == [[FailedElsewhere] * 2, [FailedElsewhere] * 2, [RuntimeError] * 2]
+
+
 def test_one_process_asks_nobody():
     alone = Processes()
     assert alone.first

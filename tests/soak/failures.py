@@ -1,8 +1,9 @@
-"""``python -m tests.soak.failures [--seed S] [--only N] [--count C]``: one function of ours fails once, in one process.
+"""``python -m tests.soak.failures [--seed S] [--only N] [--count C]``: functions of ours fail, in one process of two or both.
 
-Of two that train together one meets an error in a function, drawn from all that the monitor calls, at a call that is drawn too.
-Nothing of ours stops a user's training: it has to end as without the monitor, to the last bit, no process may wait for another,
-and what is in the table is right. Only before the first step the run may end, in both processes.
+Of two that train together one meets an error in a function, drawn from all that the monitor calls, at a call that is drawn; in
+every third case the other one meets one as well, at about the same time. Nothing of ours stops a user's training: it has to
+end as without the monitor, to the last bit, no process may wait for another, and what is in the table is right. Only before the
+first step the run may end, in both processes.
 """
 
 import argparse
@@ -25,16 +26,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback
 
 import lightning_landscape
 from lightning_landscape import LandscapeMonitor, load
+from lightning_landscape.probing.failures import NotMeasurable
 from tests.helpers.distributed import train
 from tests.integration.test_bit_identity import assert_same
 from tests.soak.processes import isolated
 
 SECONDS = 60
-ERRORS = {"RuntimeError": RuntimeError, "OSError": OSError, "KeyError": KeyError}
+KINDS = (RuntimeError, OSError, KeyError, NotMeasurable, MisconfigurationException)
+ERRORS = {kind.__name__: kind for kind in KINDS}
 COLUMNS = ("loss", "grad_sq_norm", "step_size", "reference_loss", "inner_product", "sq_distance", "initial_loss")
 ARGUMENTS = {"every_n_steps": 1, "max_probes": 8, "secant": True, "per_layer": True, "exact_sums": True}
 
@@ -57,6 +61,9 @@ class Case:
     rank: int
     call: int
     error: str
+
+    def __str__(self):
+        return f"{self.error} in {self.function}, process {self.rank}, call {self.call}"
 
 
 def functions():
@@ -133,7 +140,8 @@ class AtSetup(Callback):
             raise ERRORS[self.case.error]("on purpose")
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-        (self.folder / f"stepped-{trainer.global_rank}").touch()
+        if trainer.global_step:
+            (self.folder / f"stepped-{trainer.global_rank}").touch()
 
     def teardown(self, trainer, pl_module, stage):
         for undo in self.undo:
@@ -161,16 +169,17 @@ def prepared(folder):
     return [dict(torch.load(folder / f"calls-{rank}.pt", weights_only=False)) for rank in range(2)]
 
 
-def judge(case, undisturbed, folder):
+def judge(cases, undisturbed, folder):
     """Return "" or what is wrong."""
     warnings.simplefilter("ignore")
     try:
-        problem = run(folder, [AtSetup(folder, case), LandscapeMonitor(**ARGUMENTS)])
-        if not (folder / "failed").exists():
+        at_setup = [AtSetup(folder / f"error-{case.rank}", case) for case in cases]
+        problem = run(folder, [*at_setup, LandscapeMonitor(**ARGUMENTS)])
+        if not any(folder.glob("error-*/failed")):
             return "" if problem is None else f"failed without the error: {problem}"
         if problem is not None:
             said = "".join(traceback.format_exception(problem))
-            stepped = any(folder.glob("stepped-*"))
+            stepped = any(folder.glob("error-*/stepped-*"))
             return f"stopped training: {said}" if stepped or "on purpose" not in said else ""
         for rank in range(2):
             ends = (torch.load(where / f"end-{rank}.pt", weights_only=False) for where in (undisturbed / "without", folder))
@@ -207,9 +216,19 @@ def draw(seed, count, calls):
     chance = random.Random(seed)
     places = sorted((name, rank) for rank in range(2) for name in calls[rank])
     chance.shuffle(places)
-    errors = list(ERRORS)
-    drawn = itertools.islice(itertools.cycle(places), count)
-    return [Case(name, rank, chance.randint(1, calls[rank][name]), chance.choice(errors)) for name, rank in drawn]
+
+    def case(name, rank, when):
+        return Case(name, rank, max(1, round(when * calls[rank][name])), chance.choice(list(ERRORS)))
+
+    drawn = []
+    for number, (name, rank) in enumerate(itertools.islice(itertools.cycle(places), count)):
+        when = chance.random()
+        cases = [case(name, rank, when)]
+        near = sorted(other for other in calls[1 - rank] if other.rsplit(".", 1)[0] == name.rsplit(".", 1)[0])
+        if number % 3 == 0 and near:
+            cases.append(case(chance.choice(near), 1 - rank, when))
+        drawn.append(cases)
+    return drawn
 
 
 def main(arguments=None):
@@ -229,18 +248,20 @@ def main(arguments=None):
         if calls is None:
             print(said)
             return 1
-        cases = draw(options.seed, options.count, calls)
+        drawn = draw(options.seed, options.count, calls)
         started, wrong = time.monotonic(), 0
-        for number, case in enumerate(cases):
-            if (options.only is not None and number != options.only) or options.matching not in case.function:
+        for number, cases in enumerate(drawn):
+            if options.only is not None and number != options.only:
                 continue
-            found, said = isolated(functools.partial(judge, case, undisturbed), SECONDS)
+            if not any(options.matching in case.function for case in cases):
+                continue
+            found, said = isolated(functools.partial(judge, cases, undisturbed), SECONDS)
             said = said if found is None else found
             wrong += bool(said)
-            print(f"{number:4d}  {'FAILED' if said else 'as without':10s} {case}", flush=True)
+            print(f"{number:4d}  {'FAILED' if said else 'as without':10s} {', '.join(map(str, cases))}", flush=True)
             if said:
                 print(f"     python -m tests.soak.failures --seed {options.seed} --only {number}\n{said}", flush=True)
-        print(f"errors {len(cases)}, FAILED {wrong} in {time.monotonic() - started:.0f} s")
+        print(f"cases {len(drawn)}, FAILED {wrong} in {time.monotonic() - started:.0f} s")
     return int(wrong > 0)
 
 

@@ -57,7 +57,7 @@ def started(folder, one, **arguments):
         timeout=SECONDS,
         check=False,
     )
-    return done.returncode, (done.stdout + done.stderr)[-3000:]
+    return done.returncode, f"status {done.returncode}\n{(done.stdout + done.stderr)[-3000:]}"
 
 
 def arguments_of(one):
