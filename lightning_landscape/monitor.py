@@ -155,7 +155,7 @@ class LandscapeMonitor(Callback):
         """Whether there was a backward pass since the last step"""
         self._idle_steps = 0
         """Steps without a backward pass: training_step returned None, or a callback skipped it"""
-        self._first_step = 0
+        self._first_step = self._first_global_step = 0
         self._may_refuse = True
         self._began = False
         """Whether training came to its first batch"""
@@ -204,6 +204,7 @@ class LandscapeMonitor(Callback):
         self.table, self.summary = None, None
         self._began = True
         self._step = self._first_step = self._steps_before(trainer)
+        self._first_global_step = trainer.global_step
         self._idle_steps, self._backward = 0, False
         self._moved, self._may_refuse, self._just_probed = False, True, False
         self._session = self._new_session(trainer, pl_module)
@@ -287,7 +288,8 @@ class LandscapeMonitor(Callback):
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         if not (self._several and optimizer is not self._optimizer):
             self._before_step()
-        self._may_refuse = False  # whatever comes, a step is made
+        if not pl_module.automatic_optimization:
+            self._may_refuse = False  # whatever comes, a step is made
 
     def _before_step(self) -> None:
         if self._watching:
@@ -304,6 +306,7 @@ class LandscapeMonitor(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        self._may_refuse = self._may_refuse and trainer.global_step == self._first_global_step
         if self._watching:
             self._together(self._finish_probe)
         if self._sums is not None:
