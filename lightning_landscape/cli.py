@@ -101,7 +101,7 @@ def plot(run: str, *, out: str) -> None:
         raise Refusal(f"nothing can be drawn of {found.run.path}: {' '.join(found.notes)}")
     _warn(found.notes)
     figures = import_module("lightning_landscape.reporting.figures")
-    for path in figures.save(figures.draw_all(found.run.table, content, found.run.segments), Path(out)):
+    for path in figures.save(figures.draw_all(found.run.table, content, found.run.segments, found.run.held_out), Path(out)):
         print(path)
 
 

@@ -116,7 +116,8 @@ class Ending:
 
         def write_down() -> dict[str, Any]:
             self._folder.rewrite(measurement.table)  # whatever comes now, what was evaluated is on disk
-            self._folder.write_beside(measurement.rows.secants, measurement.rows.layers, measurement.rows.segments)
+            rows = measurement.rows
+            self._folder.write_beside(rows.secants, rows.layers, rows.segments, rows.held_out, rows.fixed_batches)
             saved = self._saved(final)
             run = {
                 **self._run(outcome, measurement.reference or saved, final_sq_distance),
@@ -125,7 +126,9 @@ class Ending:
                 **about,
                 **describe_run(self._trainer, self._module, self._optimizer),
             }
-            found = summarise(measurement.table, run, self._settings.windows, measurement.rows.secants)
+            fixed = [row for step in sorted(rows.fixed_batches) for row in rows.fixed_batches[step]]
+            held_out = rows.held_out.values()
+            found = summarise(measurement.table, run, self._settings.windows, rows.secants, held_out, fixed)
             self._folder.finish(measurement.table, found)
             return found
 
@@ -287,7 +290,9 @@ class Ending:
         loggers, prefix = self._trainer.loggers, self._settings.prefix
         tensorboard.show_text(loggers, prefix, report(summary), steps)
         if self._settings.figures:
-            figures = pictures.draw(table, summary, self._measurement.rows.segments, self._folder.path)
+            rows = self._measurement.rows
+            held_out = ProbeTable(rows.held_out.values())
+            figures = pictures.draw(table, summary, rows.segments, self._folder.path, held_out)
             tensorboard.show_figures(loggers, prefix, figures, steps)
 
     @contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from lightning_landscape.records import LayerRow, SecantRow, SegmentPoint
+from lightning_landscape.records import FixedBatchRow, LayerRow, SecantRow, SegmentPoint
 
 PROBES_CSV, PROBES_JSONL, SUMMARY = "probes.csv", "probes.jsonl", "summary.json"
 STORE = "store"
@@ -21,4 +21,10 @@ def store_of(process: int) -> str:
     return STORE if process == 0 else f"{STORE}/process-{process}"
 
 
-RECORDS_CSV: dict[type[Any], str] = {SecantRow: "secant.csv", LayerRow: "layers.csv", SegmentPoint: "segments.csv"}
+HELD_OUT_CSV = "held_out.csv"
+RECORDS_CSV: dict[type[Any], str] = {
+    SecantRow: "secant.csv",
+    LayerRow: "layers.csv",
+    SegmentPoint: "segments.csv",
+    FixedBatchRow: "fixed_batches.csv",
+}

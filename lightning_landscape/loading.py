@@ -9,9 +9,9 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from lightning_landscape.files import PROBES_CSV, PROBES_JSONL, RECORDS_CSV, STORE, SUMMARY
+from lightning_landscape.files import HELD_OUT_CSV, PROBES_CSV, PROBES_JSONL, RECORDS_CSV, STORE, SUMMARY
 from lightning_landscape.probes import ProbeTable, check_schema, from_json_lines, to_frame
-from lightning_landscape.records import LayerRow, Record, SecantRow, SegmentPoint, records_from_csv
+from lightning_landscape.records import FixedBatchRow, LayerRow, Record, SecantRow, SegmentPoint, records_from_csv
 
 _FILES = {PROBES_CSV, PROBES_JSONL, SUMMARY}
 
@@ -29,6 +29,10 @@ class Run:
     """Contributions of the module's parts, where the run measured them"""
     segments: list[SegmentPoint] | None = field(default=None, repr=False)
     """Losses on straight lines to the reference, where the run evaluated them"""
+    held_out: ProbeTable | None = field(default=None, repr=False)
+    """At each probe a batch that was held out, where the run evaluated any"""
+    fixed_batches: list[FixedBatchRow] | None = field(default=None, repr=False)
+    """At each probe the same batches, where the run evaluated them"""
 
     def to_pandas(self, name: Literal["probes", "layers", "segments"] = "probes") -> Any:
         """Return one of the run's tables as a ``pandas.DataFrame``, see `ProbeTable.to_pandas`.
@@ -70,6 +74,8 @@ def load(path: str | os.PathLike[str]) -> Run:
         secants=read_secants(folder),
         layers=read_records(folder, LayerRow),
         segments=read_records(folder, SegmentPoint),
+        held_out=read_held_out(folder),
+        fixed_batches=read_records(folder, FixedBatchRow),
     )
 
 
@@ -123,6 +129,12 @@ def read_summary(folder: Path) -> dict[str, Any] | None:
         raise ValueError(f"found a {type(summary).__name__} in {SUMMARY}; supported is what a run writes, an object")
     check_schema(summary.get("schema"), SUMMARY)
     return summary
+
+
+def read_held_out(folder: Path) -> ProbeTable | None:
+    """Return ``held_out.csv``; None where there is none."""
+    path = folder / HELD_OUT_CSV
+    return ProbeTable.from_csv(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
 def read_secants(folder: Path) -> dict[int, float] | None:

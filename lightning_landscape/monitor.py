@@ -68,6 +68,11 @@ class LandscapeMonitor(Callback):
             from the probes: two copies of the parameters and three passes over them at every step.
         per_layer: Tell the parts of the module apart, which sum to the whole: curves ``layers/…`` and ``layers.csv``.
         segments: From so many iterates, x_0 among them, the loss is evaluated along the straight line to x_p; 0 for none.
+        held_out: Batches that did not make the trajectory, each evaluated at one probe in the place of its own
+            (``held_out.csv``): "val" for the validation loader's, or a function of the trainer, by import path on the command
+            line, that returns an iterable of batches such as ``training_step`` takes. Each costs two forward passes and a
+            backward one, when training ends (with a reference: at the probe).
+        fixed_batches: So many of the first of these are evaluated at every probe (``fixed_batches.csv``): all i at one x.
         live_epochs: After which epochs the probes so far are evaluated at the present iterate, in the place of x_p, to see the
             conditions settle (curves ``live/…``); "doubling" is 1, 2, 4, 8, …; None for never.
         layout: Write charts for TensorBoard's tab "Custom scalars"; a layout that the module, or another monitor, writes later
@@ -103,6 +108,8 @@ class LandscapeMonitor(Callback):
         exact_sums: bool = False,
         per_layer: bool = False,
         segments: int = 4,
+        held_out: Literal["val"] | Callable[[Trainer], Any] | None = None,
+        fixed_batches: int = 0,
         live_epochs: Literal["doubling"] | list[int] | None = "doubling",
         layout: bool = True,
         figures: bool = True,
@@ -127,6 +134,8 @@ class LandscapeMonitor(Callback):
         self.exact_sums = exact_sums
         self.per_layer = per_layer
         self.segments = segments
+        self.held_out = held_out
+        self.fixed_batches = fixed_batches
         self.live_epochs = live_epochs
         self.layout = layout
         self.figures = figures
@@ -193,6 +202,7 @@ class LandscapeMonitor(Callback):
         trained = optimized_parameters(pl_module, part_of(self._optimizer, pl_module, self.parameters))
         checks.check_parameters(trained, self._optimizer)
         checks.check_shards(trainer, trained)
+        checks.check_held_out(trainer, self.held_out)
         self._reference = None
         if self.reference != FINAL:
             moving = trained_elsewhere(pl_module, trainer.optimizers, trained)

@@ -1,10 +1,13 @@
 """Tables beside the table of probes: optional, each a list of frozen records, one CSV file each.
 
-==================  ==================================================================================================
-``secant.csv``      `SecantRow`: how much the gradient of a probe's mini-batch changed over its step
-``layers.csv``      `LayerRow`: what a part of the module contributes to a probe's inner product, norm and distance
-``segments.csv``    `SegmentPoint`: a probe's mini-batch loss on the straight line from its iterate to the reference
-==================  ==================================================================================================
+=====================  ===============================================================================================
+``secant.csv``         `SecantRow`: how much the gradient of a probe's mini-batch changed over its step
+``layers.csv``         `LayerRow`: what a part of the module contributes to a probe's inner product, norm and distance
+``segments.csv``       `SegmentPoint`: a probe's mini-batch loss on the straight line from its iterate to the reference
+``fixed_batches.csv``  `FixedBatchRow`: one of a fixed set of held-out batches at a probe
+=====================  ===============================================================================================
+
+``held_out.csv`` has the columns of the table of probes: at each probe one batch that was held out.
 
 They are written above the waist and only read below it, as the table of probes is.
 """
@@ -54,7 +57,24 @@ class SegmentPoint:
     loss: float
 
 
-Record = TypeVar("Record", bound=SecantRow | LayerRow | SegmentPoint)
+@dataclass(frozen=True, slots=True)
+class FixedBatchRow:
+    """One of a fixed set of held-out batches at one probe, of ``fixed_batches.csv``; f_i is the loss of batch i."""
+
+    step: int
+    logged_step: int
+    batch: int
+    """i"""
+    loss: float
+    """f_i(x_k)"""
+    reference_loss: float
+    """f_i(x_p)"""
+    inner_product: float
+    """<∇f_i(x_k), x_k − x_p>"""
+    grad_sq_norm: float
+
+
+Record = TypeVar("Record", bound=SecantRow | LayerRow | SegmentPoint | FixedBatchRow)
 _PARSERS = {"int": int, "float": float, "str": str}
 
 

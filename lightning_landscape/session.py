@@ -97,6 +97,8 @@ class Session:
             exact_sums=settings.exact_sums,
             per_layer=settings.per_layer,
             segments=settings.segments,
+            held_out=settings.held_out,
+            fixed_batches=settings.fixed_batches,
         )
         self._curves = RunCurves(trainer.loggers if processes.first else [], settings.prefix, live=self._live)
         self.first_step = first_step
@@ -223,7 +225,7 @@ class Session:
 
     def _write_beside(self) -> None:
         rows = self.measurement.rows
-        self.folder.write_beside(rows.secants, rows.layers, rows.segments)
+        self.folder.write_beside(rows.secants, rows.layers, rows.segments, rows.held_out, rows.fixed_batches)
 
     def discard(self) -> None:
         """Leave nothing behind: the run was refused before its first step."""

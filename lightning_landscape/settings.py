@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningModule, Trainer
 
 DOUBLING = "doubling"
 """Epochs 1, 2, 4, 8, …"""
@@ -40,6 +40,8 @@ class Settings:
     exact_sums: bool
     per_layer: bool
     segments: int
+    held_out: Callable[[Trainer], Any] | str | None
+    fixed_batches: int
     live_epochs: str | Sequence[int] | None
     layout: bool
     figures: bool
@@ -68,6 +70,11 @@ class Settings:
                 f"LandscapeMonitor(exact_sums=True, max_overhead={self.max_overhead!r}): sums over every step cost time at "
                 "every step, which probes further apart do not save; supported is one of the two: leave exact_sums out, then "
                 "the sums are estimated from the probes"
+            )
+        if self.fixed_batches and self.held_out is None:
+            raise MisconfigurationException(
+                f"LandscapeMonitor(fixed_batches={self.fixed_batches}): found no held_out=, from whose loader these batches "
+                "are; supported is fixed_batches= together with held_out='val', or a function of the trainer: pass one"
             )
         if self.exact_sums and self.loss is not None:
             raise MisconfigurationException(
@@ -112,6 +119,11 @@ _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     ),
     "windows": (_is_whole(1), "whole numbers of 1 or more"),
     "segments": (_is_whole(0), "whole numbers of 0 or more"),
+    "held_out": (
+        lambda value: value is None or value == "val" or callable(value),
+        "'val', functions of the trainer that return an iterable of batches, and None",
+    ),
+    "fixed_batches": (_is_whole(0), "whole numbers of 0 or more"),
     "live_epochs": (_are_epochs, f"'{DOUBLING}', lists of whole numbers of 1 or more, and None"),
     **dict.fromkeys(
         ("secant", "exact_sums", "per_layer", "layout", "figures", "progress_bar"),

@@ -318,7 +318,7 @@ def test_plot_hands_over_table_summary_and_segments(run_folder, tmp_path, say, m
     (run_folder / "segments.csv").write_text(records_to_csv(SegmentPoint, [SegmentPoint(0, 0.5, 1.0)]))
     assert say("plot", run_folder, "--out", tmp_path / "new") == (0, f"{tmp_path / 'new' / 'one.png'}\n", "")
     run = load(run_folder)
-    assert seen == [(run.table, run.summary, run.segments)]
+    assert seen == [(run.table, run.summary, run.segments, run.held_out)]
 
 
 def test_plot_of_no_probes(run_folder, tmp_path, say):

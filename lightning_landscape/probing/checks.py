@@ -15,6 +15,7 @@ from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signatu
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lightning_landscape.probing import lightning_compat
 from lightning_landscape.probing.part import choose
 from lightning_landscape.probing.sharding import is_sharded, local
 from lightning_landscape.probing.store import WAYS_OUT
@@ -133,6 +134,15 @@ def check_shards(trainer: Trainer, parameters: Mapping[str, nn.Parameter]) -> No
             f"LandscapeMonitor found parameters that are not sharded among the {mesh['data_parallel'].size()} data-parallel "
             f"processes: {whole[:5]}. Nobody averages their gradients, so each process trains its own; supported are modules "
             "that are sharded whole: call fully_shard on what holds these parameters, too, in configure_model"
+        )
+
+
+def check_held_out(trainer: Trainer, source: Any) -> None:
+    """Refuse to take held-out batches from a validation loader that is not there."""
+    if source == "val" and not lightning_compat.has_validation(trainer):
+        raise MisconfigurationException(
+            "LandscapeMonitor(held_out='val') found no validation loader; supported are runs with one, and held_out=, a "
+            "function of the trainer that returns an iterable of batches: pass val_dataloaders to fit, or such a function"
         )
 
 

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
+
+from torch import Tensor
 
 from lightning_landscape.probes import ProbeTable
 from lightning_landscape.probing.evaluation import StoredProbes
 from lightning_landscape.probing.failures import NotMeasurable, said, warn_once
-from lightning_landscape.probing.fidelity import FidelityCheck
+from lightning_landscape.probing.fidelity import FidelityCheck, There
+from lightning_landscape.probing.freezing import Frozen
 from lightning_landscape.probing.gradients import is_finite
+from lightning_landscape.probing.held_out import HeldOut
 from lightning_landscape.probing.layers import layer_rows
 from lightning_landscape.probing.processes import Processes
 from lightning_landscape.probing.products import Products
 from lightning_landscape.probing.reference import Reference
 from lightning_landscape.probing.rows import Rows
 from lightning_landscape.probing.schedule import evenly
-from lightning_landscape.records import SegmentPoint
+from lightning_landscape.records import FixedBatchRow, SegmentPoint
 
 INITIAL_LOSSES = 32
 """On so many kept probes, at most, the loss at x_0 is evaluated"""
@@ -27,6 +32,16 @@ FRACTIONS = tuple(part / 10 for part in range(11))
 
 PROVISIONAL = 64
 """So many probes, at most, are evaluated at an iterate of the run before x_p is known"""
+
+
+def warn_held_out(error: Exception, step: int) -> None:
+    """Say that a held-out batch could not be evaluated; all else goes on."""
+    warn_once(
+        error,
+        f"LandscapeMonitor(held_out=...) could not evaluate a held-out batch at step {step}, {said(error)}. Supported are "
+        "batches that training_step (or loss=) takes as it does those of training; there are no further ones, all else goes on",
+    )
+
 
 Track = Callable[[Sequence[int], str], Iterable[int]]
 
@@ -41,6 +56,7 @@ class Completion:
         processes: those of the run, which evaluate the same rows in the same order.
         products: measures inner products.
         segments: from how many iterates, x_0 among them, the loss on the line to x_p is evaluated.
+        held_out: evaluates batches that did not make the trajectory; None for none.
     """
 
     def __init__(
@@ -52,9 +68,10 @@ class Completion:
         products: Products,
         *,
         segments: int,
+        held_out: HeldOut | None = None,
     ) -> None:
         self._rows, self._stored, self._checks, self._processes = rows, stored, checks, processes
-        self._products, self._lines = products, segments
+        self._products, self._lines, self._held_out = products, segments, held_out
 
     def evaluations(self, kept: int, *, live: bool) -> int:
         """Return how many evaluations of a loss so many kept probes take, at most.
@@ -64,7 +81,9 @@ class Completion:
             live: whether the rows were evaluated at x_p while training.
         """
         at_reference, lines = (0, min(1, self._lines)) if live else (kept, min(kept, self._lines))
-        return at_reference + min(kept, INITIAL_LOSSES) + lines * (len(FRACTIONS) - 2)
+        batches = 0 if self._held_out is None or live else self._held_out.batches * kept
+        # of each of those a loss and its gradient, worth three, and the loss at x_p
+        return at_reference + min(kept, INITIAL_LOSSES) + lines * (len(FRACTIONS) - 2) + 4 * batches
 
     def at(self, reference: Reference, track: Track) -> None:
         """Fill the columns that need x_p, and the loss at x_0.
@@ -81,6 +100,7 @@ class Completion:
             self._unless_gone(step, functools.partial(self._evaluate, reference))
         self._evaluate_initial(reference, track)
         self._evaluate_segments(reference, track)
+        self._evaluate_held_out(reference, track)
 
     def _unless_gone(self, step: int, evaluate: Callable[[int], None]) -> None:
         """Evaluate a stored probe; a row whose probe is gone, in any process, is dropped and counted."""
@@ -147,6 +167,43 @@ class Completion:
         points = zip(FRACTIONS, [probe.loss, *inside, probe.reference_loss], strict=True)
         self._rows.segments += [SegmentPoint(step, t, loss) for t, loss in points if loss is not None and is_finite(loss)]
         return True
+
+    def _evaluate_held_out(self, reference: Reference, track: Track) -> None:
+        """Evaluate batches that did not make the trajectory, at every probe that has none yet."""
+        if self._held_out is None:
+            return
+        waiting = [step for step in self._rows.schedule.kept if step not in self._rows.held_out]
+        for step in track([step for step in waiting if self._stored.holds_iterate(step)], "held-out batches"):
+            if not self._hold_out_stored(step, reference):
+                return
+
+    def _hold_out_stored(self, step: int, reference: Reference) -> bool:
+        """Evaluate one stored probe's held-out batches; return whether others are worth trying."""
+        try:
+            with self._processes.agreed():
+                itself = self._stored.itself(step)
+                x = self._stored.iterate(step, reference.parameters) if self._stored.measures else {}
+                held = () if itself.gradient is None else itself.gradient.raw
+                self.hold_out(step, itself.moments[0], itself.there, x, held, reference)
+        except NotMeasurable:
+            return True
+        except Exception as error:
+            warn_held_out(error, step)
+            return False
+        return True
+
+    def hold_out(
+        self, step: int, moment: Frozen, there: There, x: Mapping[str, Tensor], held: Iterable[str], reference: Reference
+    ) -> None:
+        """Add the rows of a probe's held-out batches; see `HeldOut.at`."""
+        assert self._held_out is not None, "asked for"
+        probe = self._rows.table.at_step(step)
+        new, fixed = self._held_out.at(moment, there, x, held, reference.parameters)
+        if is_finite(*new):
+            self._rows.held_out[step] = replace(probe, **new._asdict(), initial_loss=None)
+        rows = [FixedBatchRow(step, probe.logged_step, i, *values) for i, values in enumerate(fixed) if is_finite(*values)]
+        if rows:
+            self._rows.fixed_batches[step] = rows
 
     def provisional(self, there: Reference) -> ProbeTable:
         """Return the probes kept so far, at most `PROVISIONAL` of them, evaluated at a point in the place of x_p.

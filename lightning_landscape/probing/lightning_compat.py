@@ -8,6 +8,7 @@ from typing import Any
 from lightning.fabric.utilities.logger import _convert_params, _flatten_dict
 from lightning.pytorch import Trainer
 from lightning.pytorch.trainer.states import RunningStage
+from lightning.pytorch.utilities import CombinedLoader
 
 
 def batches_that_stepped(trainer: Trainer) -> int:
@@ -28,6 +29,27 @@ def declared_hyperparameters(trainer: Trainer) -> dict[Any, dict[str, Any]]:
     merged = {key: value for hparams in given for key, value in hparams.items() if key != "_class_path"}
     flat = _flatten_dict(_convert_params(merged))
     return {logger: logger._sanitize_params(flat) for logger in alike}
+
+
+def has_validation(trainer: Trainer) -> bool:
+    """Return whether there is a validation loader."""
+    return bool(trainer.fit_loop.epoch_loop.val_loop._data_source.is_defined())
+
+
+def validation_loaders(trainer: Trainer) -> list[Any]:
+    """Return the validation loaders, as Lightning has made them ready, or as the user gave them where it has not yet."""
+    loop = trainer.fit_loop.epoch_loop.val_loop
+    combined = loop._combined_loader
+    if combined is None:
+        combined = CombinedLoader(loop._data_source.dataloader(), "sequential")
+    return list(combined.flattened)
+
+
+def on_device(trainer: Trainer, batch: Any) -> Any:
+    """Return a batch as ``training_step`` gets it: converted, on the device, through the hooks of its transfer."""
+    batch = trainer.precision_plugin.convert_input(batch)
+    batch = trainer.lightning_module._on_before_batch_transfer(batch, dataloader_idx=0)
+    return trainer.strategy.batch_to_device(batch, dataloader_idx=0)
 
 
 def _progresses(trainer: Trainer) -> dict[str, Any]:

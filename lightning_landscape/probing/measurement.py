@@ -18,11 +18,12 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_landscape.probes import Probe, ProbeTable
-from lightning_landscape.probing.completion import INITIAL_LOSSES, Completion, Track
+from lightning_landscape.probing.completion import INITIAL_LOSSES, Completion, Track, warn_held_out
 from lightning_landscape.probing.evaluation import StoredProbes
 from lightning_landscape.probing.failures import said, warn_once
 from lightning_landscape.probing.fidelity import Fidelity, FidelityCheck
 from lightning_landscape.probing.gradients import is_finite, loss_scale
+from lightning_landscape.probing.held_out import HeldOut, Source
 from lightning_landscape.probing.layers import layer_rows
 from lightning_landscape.probing.parameters import (
     Swap,
@@ -64,6 +65,8 @@ class Measurement:
         exact_sums: whether every step is measured for the sums over steps.
         per_layer: whether the parts of the module are told apart.
         segments: from how many iterates, x_0 among them, the loss on the line to x_p is evaluated.
+        held_out: where batches are from that did not make the trajectory; None for none.
+        fixed_batches: how many of the first of those are evaluated at every probe.
     """
 
     def __init__(
@@ -82,6 +85,8 @@ class Measurement:
         exact_sums: bool = False,
         per_layer: bool = False,
         segments: int = 0,
+        held_out: Source | None = None,
+        fixed_batches: int = 0,
     ) -> None:
         self._trainer, self._module, self._optimizer, self._processes = trainer, module, optimizer, processes
         self._loss_infimum, self.reference = loss_infimum, reference
@@ -99,7 +104,22 @@ class Measurement:
         self._swap = Swap(module)
         stored = StoredProbes(module, store, self.replayer, self._swap, processes, self._products, sharded=self.sharded)
         self._stores_iterates = stored.measures
-        self._completion = Completion(self.rows, stored, self._checks, processes, self._products, segments=segments)
+        self._held_out: HeldOut | None = None
+        if held_out is not None:
+            self._held_out = HeldOut(
+                trainer,
+                module,
+                optimizer,
+                held_out,
+                fixed=fixed_batches,
+                replayer=self.replayer,
+                processes=processes,
+                products=self._products,
+                measures=stored.measures,
+            )
+        self._completion = Completion(
+            self.rows, stored, self._checks, processes, self._products, segments=segments, held_out=self._held_out
+        )
         self._window: Window | None = None
         self._problem: Exception | None = None
         """What failed in this process alone, between probes: it is told at the next one"""
@@ -253,6 +273,8 @@ class Measurement:
                 self.rows.miss(window.step, "non_finite")
             else:
                 self._keep(probe, window)
+                if self._held_out is not None and self.reference is not None:
+                    self._hold_out(window, self.reference)
                 if self.rows.secants is not None and is_finite(change):
                     self.rows.secants[probe.step] = change
             return probe
@@ -366,6 +388,20 @@ class Measurement:
         if self.rows.layers is not None and self._stores_iterates:
             self.rows.layers[probe.step] = layer_rows(probe, window.before, there, gradient, self._products)
         return probe.with_values(reference_loss=loss, inner_product=product, sq_distance=distance)
+
+    def _hold_out(self, window: Window, reference: Reference) -> None:
+        """Evaluate held-out batches while x_k is at hand; where that cannot be, they are given up and nothing else."""
+        others = self._others_of(window)
+
+        def there() -> AbstractContextManager[None]:
+            return self._swap.to(others, window.before)
+
+        try:
+            with self._processes.agreed(), self.replayer.silence():
+                self._completion.hold_out(window.step, window.moments[0], there, window.before, window.gradient.raw, reference)
+        except Exception as error:
+            self._held_out = None
+            warn_held_out(error, window.step)
 
     def _keep(self, probe: Probe, window: Window) -> None:
         self.rows.add(probe)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers.logger import DummyLogger
 from torch import Tensor, nn
@@ -66,7 +67,13 @@ class Door:
         @functools.wraps(original)
         def watched(*args: Any, **kwargs: Any) -> Any:
             present = tuple(self.watchers)
-            with _on_entering(trainer, [before for before, _ in present], args, kwargs):
+            with ExitStack() as stack:
+                try:
+                    stack.enter_context(_on_entering(trainer, [before for before, _ in present], args, kwargs))
+                except Exception as error:
+                    if isinstance(error, MisconfigurationException) and trainer.world_size == 1:
+                        raise  # a refusal
+                    present = ()  # the step is the user's, and is made whatever happens to us
                 output = original(*args, **kwargs)
             for _, after in present:
                 after(output)

@@ -12,7 +12,7 @@ from lightning_landscape.probes import Probe, ProbeTable, from_scalars, to_scala
 from lightning_landscape.probing.processes import Processes
 from lightning_landscape.probing.schedule import Schedule
 from lightning_landscape.probing.store import Kept, ProbeStore
-from lightning_landscape.records import LayerRow, SegmentPoint
+from lightning_landscape.records import FixedBatchRow, LayerRow, SegmentPoint
 
 
 class Rows:
@@ -38,6 +38,10 @@ class Rows:
         """What the parts of the module contribute, by step; None where it was not asked for"""
         self.segments: list[SegmentPoint] = []
         """Losses on the straight lines from some iterates to x_p"""
+        self.held_out: dict[int, Probe] = {}
+        """At each probe a batch that was held out, by step"""
+        self.fixed_batches: dict[int, list[FixedBatchRow]] = {}
+        """At each probe the same batches, by step"""
         self._digests: dict[int, list[str]] = {}
         """Of each stored step, by process: a checkpoint of the first one holds those of all"""
         self._disk_full = False
@@ -97,7 +101,7 @@ class Rows:
             self.table = ProbeTable(probe for probe in self.table if probe.step not in gone)
             for step in gone:
                 self.drop_stored(step)
-                for rows in (self.secants, self.layers):
+                for rows in (self.secants, self.layers, self.held_out, self.fixed_batches):
                     if rows is not None:
                         rows.pop(step, None)
 
@@ -128,6 +132,8 @@ class Rows:
             "dropped": dict(self.dropped),
             "digests": {str(step): list(known) for step, known in self._digests.items()},
             "secants": None if self.secants is None else {str(step): change for step, change in self.secants.items()},
+            "held_out": [to_scalars(probe) for probe in self.held_out.values()],
+            "fixed_batches": [astuple(row) for rows in self.fixed_batches.values() for row in rows],
             "layers": None if self.layers is None else [astuple(row) for rows in self.layers.values() for row in rows],
         }
 
@@ -152,6 +158,13 @@ class Rows:
             for row in itertools.starmap(LayerRow, state.get("layers") or []):
                 if row.step in self.schedule.kept:
                     self.layers.setdefault(row.step, []).append(row)
+
+        for probe in map(from_scalars, state.get("held_out", [])):
+            if probe.step in self.schedule.kept:
+                self.held_out[probe.step] = probe
+        for one in itertools.starmap(FixedBatchRow, state.get("fixed_batches", [])):
+            if one.step in self.schedule.kept:
+                self.fixed_batches.setdefault(one.step, []).append(one)
 
     def _adopt(self, folder: Path, step: int, digest: str) -> bool:
         try:

@@ -12,9 +12,9 @@ from typing import Any
 
 from lightning.pytorch import Trainer
 
-from lightning_landscape.files import PROBES_CSV, PROBES_JSONL, RECORDS_CSV, SUMMARY
+from lightning_landscape.files import HELD_OUT_CSV, PROBES_CSV, PROBES_JSONL, RECORDS_CSV, SUMMARY
 from lightning_landscape.probes import Probe, ProbeTable, to_json_line, write_atomically
-from lightning_landscape.records import LayerRow, Record, SecantRow, SegmentPoint, records_to_csv
+from lightning_landscape.records import FixedBatchRow, LayerRow, Record, SecantRow, SegmentPoint, records_to_csv
 
 CSV_SECONDS = 30.0
 """While training, ``probes.csv`` is rewritten no more often than this"""
@@ -95,6 +95,8 @@ class RunFolder:
         secants: Mapping[int, float] | None,
         layers: Mapping[int, Sequence[LayerRow]] | None,
         segments: Sequence[SegmentPoint],
+        held_out: Mapping[int, Probe],
+        fixed_batches: Mapping[int, Sequence[FixedBatchRow]],
     ) -> None:
         """Write the tables beside the table of probes, those that there are.
 
@@ -102,6 +104,8 @@ class RunFolder:
             secants: ‖∇f(x_{k+1}) − ∇f(x_k)‖² by step; None where it was not asked for.
             layers: what the parts of the module contribute, by step.
             segments: losses on lines to x_p.
+            held_out: at a probe a batch that was held out, by step.
+            fixed_batches: at a probe the same batches, by step.
         """
         self._written_beside = time.monotonic()
         if secants is not None:
@@ -110,6 +114,10 @@ class RunFolder:
             self._write_records(LayerRow, [row for step in sorted(layers) for row in layers[step]])
         if segments:
             self._write_records(SegmentPoint, segments)
+        if held_out:
+            self._write(HELD_OUT_CSV, ProbeTable(held_out.values()).to_csv())
+        if fixed_batches:
+            self._write_records(FixedBatchRow, [row for step in sorted(fixed_batches) for row in fixed_batches[step]])
 
     def _write_records(self, kind: type[Record], rows: Iterable[Record]) -> None:
         self._write(RECORDS_CSV[kind], records_to_csv(kind, rows))

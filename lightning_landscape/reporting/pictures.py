@@ -17,7 +17,13 @@ if TYPE_CHECKING:
 FOLDER = "figures"
 
 
-def draw(table: ProbeTable, summary: dict[str, Any], segments: Sequence[SegmentPoint], folder: Path) -> Mapping[str, Figure]:
+def draw(
+    table: ProbeTable,
+    summary: dict[str, Any],
+    segments: Sequence[SegmentPoint],
+    folder: Path,
+    held_out: ProbeTable | None = None,
+) -> Mapping[str, Figure]:
     """Draw all pictures of a run into ``<folder>/figures/`` and return them by name; none without matplotlib."""
     try:
         from lightning_landscape.reporting import figures
@@ -27,7 +33,7 @@ def draw(table: ProbeTable, summary: dict[str, Any], segments: Sequence[SegmentP
         rank_zero_info("LandscapeMonitor draws no pictures without matplotlib: pip install lightning-landscape[plots]")
         return {}
     try:
-        drawn = figures.draw_all(table, summary, list(segments))
+        drawn = figures.draw_all(table, summary, list(segments), held_out)
         figures.save(drawn, folder / FOLDER)
     except Exception as error:
         rank_zero_warn(f"LandscapeMonitor could not draw its pictures: {type(error).__name__}: {error}; the files are complete")

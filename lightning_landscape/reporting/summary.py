@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from lightning_landscape.bounds import Evidence, certify, in_force
 from lightning_landscape.functional.alpha_beta import mean_and_error
-from lightning_landscape.probes import SCHEMA, ProbeTable
+from lightning_landscape.probes import SCHEMA, Probe, ProbeTable
+from lightning_landscape.records import FixedBatchRow
 from lightning_landscape.reporting.alpha_beta import alpha_beta_condition
 from lightning_landscape.reporting.certificates import entries, theory_sentences
 from lightning_landscape.reporting.conditions import other_conditions
+from lightning_landscape.reporting.held_out import fixed_batches_entry, held_out_entry, held_out_sentence
 from lightning_landscape.reporting.numbers import number
 from lightning_landscape.reporting.verdict import caveats, verdict
 
 
 def summarise(
-    table: ProbeTable, run: dict[str, Any], windows: int, secants: Mapping[int, float] | None = None
+    table: ProbeTable,
+    run: dict[str, Any],
+    windows: int,
+    secants: Mapping[int, float] | None = None,
+    held_out: Iterable[Probe] = (),
+    fixed_batches: Sequence[FixedBatchRow] = (),
 ) -> dict[str, Any]:
     """Return the content of ``summary.json``.
 
@@ -25,19 +32,26 @@ def summarise(
         run: what the table does not hold: how the run was made and measured.
         windows: number of equal slices of training for which constants are given as well.
         secants: ‖∇f(x_{k+1}) − ∇f(x_k)‖² of a probe's mini-batch by step, where it was measured.
+        held_out: a probe each with a batch that was held out, where there are any.
+        fixed_batches: the same held-out batches at every probe, where there are any.
     """
     drop, rows = drop_of(table), table.evaluated
     evidence = Evidence(table, run)
     certificates = certify(evidence)
     best = in_force(certificates)
     alpha_beta = alpha_beta_condition(rows, drop, windows, run)
+    beside = held_out_entry(ProbeTable(held_out), rows, alpha_beta)
+    fixed = fixed_batches_entry(fixed_batches, run, alpha_beta)
     return {
         "schema": SCHEMA,
         "run": {**run, "drop": drop},
         "conditions": {"alpha_beta": alpha_beta, **other_conditions(evidence, windows, secants or {})},
+        "held_out": beside,
+        "fixed_batches": fixed,
         "bounds": entries(certificates, drop["value"], run),
         "bound_in_force": best.theorem if best else None,
         "verdict": verdict(alpha_beta, drop, run, len(rows))
+        + held_out_sentence(beside, fixed)
         + theory_sentences(certificates, run, drop["value"])
         + caveats(rows, drop, windows, run),
     }

@@ -30,18 +30,24 @@ FIGURES: dict[str, Callable[[Drawn], Figure]] = {
 """Each picture by its name, in the order in which they are shown"""
 
 
-def draw_all(table: ProbeTable, summary: dict[str, Any], segments: Sequence[SegmentPoint] | None = None) -> dict[str, Figure]:
+def draw_all(
+    table: ProbeTable,
+    summary: dict[str, Any],
+    segments: Sequence[SegmentPoint] | None = None,
+    held_out: ProbeTable | None = None,
+) -> dict[str, Figure]:
     """Draw every picture of a run.
 
     Args:
         table: the table of probes; rows whose reference columns are not known are left out.
         summary: the content of ``summary.json``.
         segments: the content of ``segments.csv``, None where the run evaluated none.
+        held_out: the content of ``held_out.csv``, None where the run evaluated none.
 
     Returns:
         The figures by name, in the order of `FIGURES`; a panel that has nothing to show says why.
     """
-    drawn = Drawn(table, summary, segments)
+    drawn = Drawn(table, summary, segments, held_out)
     return {name: figure(drawn) for name, figure in FIGURES.items()}
 
 

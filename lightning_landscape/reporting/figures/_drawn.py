@@ -21,11 +21,13 @@ class Drawn:
         table: the table of probes.
         summary: the content of ``summary.json``.
         segments: the content of ``segments.csv``, None where the run evaluated none.
+        held_out: the content of ``held_out.csv``, None where the run evaluated none.
     """
 
     table: ProbeTable
     summary: dict[str, Any] = field(repr=False)
     segments: Sequence[SegmentPoint] | None = field(default=None, repr=False)
+    held_out: ProbeTable | None = field(default=None, repr=False)
 
     @cached_property
     def rows(self) -> ProbeTable:

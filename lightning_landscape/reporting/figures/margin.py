@@ -1,4 +1,4 @@
-"""By how much the reported pair of the α-β-condition holds at each probe."""
+"""By how much the reported pair of the α-β-condition holds at each probe, and on batches that were held out."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from lightning_landscape.reporting.figures._drawn import Drawn
 from lightning_landscape.reporting.figures._style import (
     BLUE,
     GREY,
+    ORANGE,
     VERMILION,
     drawable,
     finite,
@@ -39,11 +40,30 @@ def draw(axes: Axes, drawn: Drawn) -> None:
     marked = [(step, margin) for step, margin, bad in zip(drawn.steps, margins, violated, strict=True) if bad]
     if marked:
         axes.plot(*zip(*marked, strict=True), "X", color=VERMILION, markersize=7, label=f"violated: {len(marked)}")
-    if any(finite(margins)):
-        symlog(axes, margins, decades=3)
+    shown = [*margins, *_draw_held_out(axes, drawn, alpha, beta)]
+    if any(finite(shown)):
+        symlog(axes, shown, decades=3)
     tight = min(zip(margins, drawn.steps, strict=True))
     note = f"α = {alpha:.4g}, β = {beta:.4g}: smallest margin {tight[0]:.2g}, at step {tight[1]:.0f}"
     legend(axes, drawn.doubt, note)
+
+
+def _draw_held_out(axes: Axes, drawn: Drawn, alpha: float, beta: float) -> list[float]:
+    """Draw the margins on held-out batches: one a probe, and the smallest one over the batches that every probe has."""
+    shown: list[float] = []
+    if drawn.held_out is not None and len(drawn.held_out):
+        steps = [float(probe.step) for probe in drawn.held_out]
+        margins = drawable(F.alpha_beta_margin(alpha, beta, **drawn.held_out.columns(*_COLUMNS)))
+        bad = sum(margin < 0 for margin in margins)
+        axes.plot(steps, margins, "^", color=ORANGE, markersize=4, fillstyle="none", label=f"held out, {bad} violated")
+        shown += margins
+    fixed = drawn.summary.get("fixed_batches")
+    if fixed and fixed["steps"]:
+        lowest = [step["smallest_margin"] for step in fixed["steps"]]
+        steps = [float(step["step"]) for step in fixed["steps"]]
+        axes.plot(steps, lowest, ":", color=ORANGE, linewidth=1.2, label=f"smallest over {fixed['batches']} fixed batches")
+        shown += lowest
+    return shown
 
 
 figure = picture(draw)
