@@ -143,6 +143,7 @@ class Session:
             folder=None if self._temporary else str(self.folder.path),
             keep_store=settings.keep_store,
             evaluations=self.measurement.evaluations(expected[0] if expected else most),
+            held_out=0 if settings.held_out is None else 1 + settings.fixed_batches,
         )
 
     # ---------------------------------------------------------------------------------------------------- while training

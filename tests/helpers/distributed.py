@@ -46,6 +46,23 @@ def dataset(drop=0):
     return TensorDataset(x, torch.randint(CLASSES, (count,), generator=generator))
 
 
+def place(trainer):
+    """Return the number of processes with batches of their own, and which of them this one is."""
+    mesh = getattr(trainer.lightning_module, "_device_mesh", None)
+    if mesh is not None:  # all processes of a tensor-parallel group have the same batch
+        return mesh["data_parallel"].size(), mesh["data_parallel"].get_local_rank()
+    return trainer.world_size, trainer.global_rank
+
+
+def held_out_batches(trainer):
+    """Return three batches that are not trained on; each process has its part of them."""
+    generator, (processes, rank) = torch.Generator().manual_seed(11), place(trainer)
+    batches = [
+        (torch.randn(4, FEATURES, generator=generator), torch.randint(CLASSES, (4,), generator=generator)) for _ in "abc"
+    ]
+    return [(x[rank::processes], y[rank::processes]) for x, y in batches]
+
+
 class InOrder(pl.LightningDataModule):
     """Two processes with batches of 4 see together, step by step, what one process with batches of 8 sees."""
 
@@ -54,10 +71,7 @@ class InOrder(pl.LightningDataModule):
         self.samples = dataset(drop)
 
     def train_dataloader(self):
-        processes, rank = self.trainer.world_size, self.trainer.global_rank
-        mesh = getattr(self.trainer.lightning_module, "_device_mesh", None)
-        if mesh is not None:  # all processes of a tensor-parallel group have the same batch
-            processes, rank = mesh["data_parallel"].size(), mesh["data_parallel"].get_local_rank()
+        processes, rank = place(self.trainer)
         sampler = DistributedSampler(self.samples, processes, rank, shuffle=False)
         return DataLoader(self.samples, BATCH * 2 // processes, sampler=sampler)
 

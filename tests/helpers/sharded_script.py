@@ -111,6 +111,8 @@ def train(
     ``error`` is the place of an error in one of the processes, arguments of `failures.Case`.
     """
     arguments = {"every_n_steps": 1, "figures": False, **(monitor or {})}
+    if arguments.get("held_out"):
+        arguments["held_out"] = distributed.held_out_batches
     if loss:
         arguments["loss"] = distributed.smoothed_loss
     strategy = ModelParallelStrategy(data_parallel_size=data, tensor_parallel_size=tensor) if data else None

@@ -20,6 +20,7 @@ from tests.helpers.brute_force import BruteForce
 from tests.helpers.modules import CLASSES, FEATURES, Plain, loader, plain_loss
 from tests.helpers.settings import SETTINGS, train
 from tests.integration.test_brute_force import record
+from tests.integration.test_sharded import assert_same_held_out
 
 FIXED = 2
 NAMES = [
@@ -154,24 +155,13 @@ def metrics_without_ours(folder):
 
 
 def test_two_processes_give_the_table_of_one(tmp_path):
-    """Each process has a batch of its own; one process has that of both."""
-
-    def halves(trainer):
-        return [
-            (x[r::w], y[r::w]) for x, y in held_out_batches(trainer) for r, w in [(trainer.global_rank, trainer.world_size)]
-        ]
-
+    """Each process has its part of a batch; one process has all of it."""
     tables = []
     for processes in (1, 2):
-        monitor = LandscapeMonitor(every_n_steps=2, held_out=halves, fixed_batches=FIXED)
+        monitor = LandscapeMonitor(every_n_steps=2, held_out=distributed.held_out_batches, fixed_batches=FIXED)
         distributed.train(tmp_path / str(processes), [monitor], processes=processes)
         tables.append(load(tmp_path / str(processes) / "run"))
-    one, two = tables
-    assert len(one.held_out) == len(two.held_out) == len(one.table)
-    for a, b in zip([*one.held_out, *one.fixed_batches], [*two.held_out, *two.fixed_batches], strict=True):
-        for column in ("loss", "reference_loss", "grad_sq_norm"):
-            assert getattr(a, column) == pytest.approx(getattr(b, column), rel=2e-5), column
-        assert a.inner_product == pytest.approx(b.inner_product, abs=1e-5)
+    assert_same_held_out(*tables)
 
 
 def test_the_summary_puts_the_pair_to_the_test(tmp_path):

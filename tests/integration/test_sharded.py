@@ -18,7 +18,7 @@ from tests.integration.test_ddp import assert_same_tables
 pytestmark = pytest.mark.xdist_group("sharded")  # one worker makes the runs for all tests here
 ROOT = Path(__file__).parents[2]
 SECONDS = 200
-EVERYTHING = {"secant": True, "exact_sums": True, "per_layer": True}
+EVERYTHING = {"secant": True, "exact_sums": True, "per_layer": True, "held_out": True, "fixed_batches": 2}
 KEPT = {"monitor": {"keep_store": True}, "trainer": {"max_steps": 12}}
 ERRORS = {
     "read_in_one": {"function": "probing.store.ProbeStore.moments", "rank": 1, "call": 3, "error": "RuntimeError"},
@@ -104,6 +104,20 @@ def test_shards_give_the_table_of_one_process(mesh, runs):
         assert a.loss == pytest.approx(b.loss, rel=1e-5)
     assert (sharded.path / "reference" / ".metadata").is_file()
     assert not (sharded.path / "store").exists()
+
+
+def assert_same_held_out(one, two):
+    assert len(one.held_out) == len(two.held_out) == len(one.table)
+    assert len(one.fixed_batches) == len(two.fixed_batches) == 2 * len(one.table)
+    for a, b in zip([*one.held_out, *one.fixed_batches], [*two.held_out, *two.fixed_batches], strict=True):
+        for column in ("loss", "reference_loss", "grad_sq_norm"):
+            assert getattr(a, column) == pytest.approx(getattr(b, column), rel=2e-5), column
+        assert a.inner_product == pytest.approx(b.inner_product, abs=1e-5)
+
+
+@pytest.mark.parametrize("mesh", MESHES)
+def test_held_out_batches(mesh, runs):
+    assert_same_held_out(of(runs / mesh / "everything"), of(runs / "one" / "everything"))
 
 
 @pytest.mark.parametrize("mesh", MESHES)
