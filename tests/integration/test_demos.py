@@ -26,6 +26,22 @@ def python(*arguments, folder, status=0):
     return done.stdout + done.stderr
 
 
+@pytest.fixture
+def mlp(monkeypatch, tmp_path, capsys):
+    """Return a function that runs the main demo in this process: another one takes seconds to start."""
+
+    def run(*arguments):
+        from demos.mlp import main
+
+        monkeypatch.setattr(
+            sys, "argv", ["demos/mlp.py", *map(str, arguments), "--out", str(tmp_path / "runs"), "--no-pictures"]
+        )
+        main()
+        return capsys.readouterr().out
+
+    return run
+
+
 def write_idx(path, values):
     """Write an IDX file of bytes, as Fashion-MNIST comes."""
     header = struct.pack(f">HBB{values.ndim}I", 0, 8, values.ndim, *values.shape)
@@ -48,8 +64,8 @@ def test_the_demo_prints_what_was_found_and_where(tmp_path):
 
 
 @pytest.mark.parametrize("optimizer", ["SPSMax", "DecSPS", "NGN", "AdaGradNormMax", "Adam"])
-def test_the_demo_with_another_optimizer_names_its_theorem(optimizer, tmp_path):
-    python(ROOT / "demos" / "mlp.py", "--epochs", 2, "--optimizer", optimizer, "--lr", 0.05, "--no-pictures", folder=tmp_path)
+def test_the_demo_with_another_optimizer_names_its_theorem(optimizer, mlp, tmp_path):
+    mlp("--epochs", 2, "--optimizer", optimizer, "--lr", 0.05)
     bounds = load(tmp_path / "runs" / "mlp-digits" / "version_0").summary["bounds"]
     keys = {"SPSMax": "sps_max", "DecSPS": "dec_sps", "NGN": "ngn", "AdaGradNormMax": "adagrad_norm_max"}
     assert optimizer == "Adam" or bounds[keys[optimizer]]["applies"], bounds[keys[optimizer]]["reason"]
@@ -62,22 +78,11 @@ def test_the_examples_of_the_paper_are_drawn(tmp_path):
     assert (tmp_path / "runs" / "closed_forms.png").stat().st_size > 50_000
 
 
-def test_the_demo_on_idx_files(tmp_path):
+def test_the_demo_on_idx_files(mlp, tmp_path):
     generator = torch.Generator().manual_seed(0)
     write_idx(tmp_path / "train-images-idx3-ubyte.gz", torch.randint(256, (320, 28, 28), generator=generator))
     write_idx(tmp_path / "train-labels-idx1-ubyte.gz", torch.randint(10, (320,), generator=generator))
-    said = python(
-        ROOT / "demos" / "mlp.py",
-        "--data",
-        "fashion-mnist",
-        "--root",
-        tmp_path,
-        "--epochs",
-        4,
-        "--no-pictures",
-        folder=tmp_path,
-    )
-    assert "2 over 20 steps" in said
+    assert "2 over 20 steps" in mlp("--data", "fashion-mnist", "--root", tmp_path, "--epochs", 4)
 
 
 def test_idx_files_are_read_as_written_and_others_refused(tmp_path):
