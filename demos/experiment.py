@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import shutil
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -94,11 +95,13 @@ def measured(
     Returns:
         The run, as `lightning_landscape.load` reads it.
     """
-    if (folder / "landscape" / "summary.json").is_file():
+    if (folder / "landscape").is_dir():
         run = load(folder)
         if run.summary is not None and run.summary["run"]["complete"]:
             print(f"  {folder} is there already")
             return run
+        print(f"  {folder} was stopped before its end: it is trained again")
+        shutil.rmtree(folder)
     pl.seed_everything(seed, verbose=False)
     settings: dict[str, Any] = {"figures": False, **(monitor or {})}
     fit = pl.Trainer(
