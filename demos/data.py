@@ -305,14 +305,19 @@ class Images(pl.LightningDataModule):
 
     @property
     def steps(self) -> int:
-        """Mini-batches in an epoch."""
+        """Mini-batches in an epoch, at least one."""
         self.setup()
         assert self.images is not None
+        if len(self.images) < self.batch_size:
+            raise ValueError(
+                f"found {len(self.images)} images for batches of {self.batch_size}; supported are whole batches: name the folder "
+                "of a larger set, or take smaller ones"
+            )
         return len(self.images) // self.batch_size
 
     def train_dataloader(self) -> DataLoader:
         """Return shuffled mini-batches of one size: a last one of a few images would throw the last iterate off."""
-        self.setup()
+        assert self.steps
         assert self.images is not None
         return DataLoader(self.images, self.batch_size, shuffle=True, drop_last=True)
 

@@ -14,6 +14,7 @@ from demos.resnet_batch_size import ResNet
 from lightning_landscape import load
 from lightning_landscape.loading import find_runs
 from lightning_landscape.reporting.compare import compare
+from tests.demos.test_data import write_cifar
 
 # ----------------------------------------------------------------------------------------------------------------- networks
 
@@ -135,6 +136,28 @@ def test_batch_size_optimiser_and_depth(tmp_path, monkeypatch, capsys):
 def test_the_full_setting_asks_for_its_files(demo, monkeypatch, capsys):
     with pytest.raises(SystemExit, match="found --full without --root"):
         run(demo, monkeypatch, capsys, "--full")
+
+
+def test_full_settings_read_cifar(tmp_path, monkeypatch, capsys):
+    write_cifar(tmp_path, 10, "binary", count=30)
+    write_cifar(tmp_path, 100, "python", count=130)
+    given = ("--full", "--root", tmp_path, "--out", tmp_path, "--epochs", 1, "--seeds", 1)
+    monkeypatch.setattr(cnn_width, "FULL", (2, 4))
+    said = run(cnn_width, monkeypatch, capsys, *given)
+    assert "needs --full" not in said
+    assert load(tmp_path / "cnn_width/full-1-epochs/channels-4/seed-0").summary["run"]["steps"] == 2
+    grid = {(9, name): (64,) for name in resnet_batch_size.OPTIMIZERS} | {(18, "SGD"): (64,), (34, "SGD"): (64,)}
+    monkeypatch.setattr(resnet_batch_size, "FULL_GRID", grid)
+    monkeypatch.setattr(resnet_batch_size, "FULL_WIDTH", 2)
+    assert "needs --full" not in run(resnet_batch_size, monkeypatch, capsys, *given)
+    found = load(tmp_path / "resnet_batch_size/full-1-epochs/resnet34-SGD/batch-64/seed-0").summary["run"]["hparams"]
+    assert (found["classes"], found["channels"]) == (100, 3)
+
+
+def test_fewer_images_than_a_batch_are_refused(tmp_path, monkeypatch, capsys):
+    write_cifar(tmp_path, 10, "binary", count=3)
+    with pytest.raises(ValueError, match="found 15 images for batches of 64"):
+        run(cnn_width, monkeypatch, capsys, "--root", tmp_path, "--out", tmp_path)
 
 
 @pytest.mark.parametrize("name", resnet_batch_size.OPTIMIZERS)
