@@ -1,0 +1,316 @@
+"""A decoder of Pythia's shape under AdamW: pairs of the α-β-condition where training does not interpolate.
+
+python demos/transformer_language_model.py                  bytes of Python's own sources, a tiny decoder, about a minute
+python demos/transformer_language_model.py --full           the shapes of Pythia 70M and 160M, 3 seeds; needs a GPU
+python demos/transformer_language_model.py --full --data wikitext-2 --root DIR     DIR holds wiki.train.tokens, …
+
+Islamov et al. 2024, figures 7 and 19. The same decoder makes the same number of steps twice: once through text that it does not
+see again, and many times through a little of it, which it comes nearer to fit. The paper relates larger constants to less
+interpolation; here nothing else differs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, scaled_dot_product_attention
+
+from lightning_landscape.functional import beta_min
+from lightning_landscape.loading import Run
+from lightning_landscape.reporting.compare import Group, compare
+
+if __package__:
+    from demos.experiment import Finding, Options, conclude, measured, options, seen
+    from demos.text import FILES, Text
+else:
+    from experiment import Finding, Options, conclude, measured, options, seen
+    from text import FILES, Text
+
+NAME = "transformer_language_model"
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
+SHAPES: dict[str, dict[str, Any]] = {
+    "tiny": {"width": 64, "depth": 2, "heads": 4, "lr": 3e-3},
+    "70m": {"width": 512, "depth": 6, "heads": 8, "lr": 1e-3},
+    "160m": {"width": 768, "depth": 12, "heads": 12, "lr": 6e-4},
+}
+"""Width, depth, heads and step size; those of Pythia (Biderman et al. 2023, table 1) but for the first"""
+ROTATED = 0.25
+"""The share of each head's values that rotary embeddings turn"""
+
+
+def rotary(values: Tensor, base: float = 10_000.0) -> Tensor:
+    """Turn pairs of the first quarter of each head's values by an angle that grows with the position (Su et al. 2021).
+
+    Args:
+        values: queries or keys, shape (batch, heads, length, size).
+        base: of the frequencies.
+    """
+    size = int(ROTATED * values.shape[-1])
+    frequencies = base ** (-torch.arange(0, size, 2, device=values.device, dtype=torch.float32) / size)
+    angles = torch.arange(values.shape[-2], device=values.device)[:, None] * frequencies
+    cos, sin = angles.cos().to(values.dtype), angles.sin().to(values.dtype)
+    a, b, rest = values.split([size // 2, size // 2, values.shape[-1] - size], -1)
+    return torch.cat([a * cos - b * sin, b * cos + a * sin, rest], -1)
+
+
+class Block(nn.Module):
+    """x + attention(LayerNorm(x)) + MLP(LayerNorm(x)): both read the same x, as in GPT-NeoX (Black et al. 2022)."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.before_attention, self.before_mlp = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.query_key_value, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+
+    def attention(self, x: Tensor) -> Tensor:
+        """Return what each position gathers from those before it."""
+        batch, length, width = x.shape
+        of_heads = self.query_key_value(x).view(batch, length, self.heads, -1).transpose(1, 2)
+        query, key, value = of_heads.chunk(3, -1)
+        gathered = scaled_dot_product_attention(rotary(query), rotary(key), value, is_causal=True)
+        return self.out(gathered.transpose(1, 2).reshape(batch, length, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.attention(self.before_attention(x)) + self.mlp(self.before_mlp(x))
+
+
+class Decoder(nn.Module):
+    """A decoder of GPT-NeoX's architecture, without dropout, with separate input and output vectors of words."""
+
+    def __init__(self, vocabulary: int, width: int, depth: int, heads: int) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(vocabulary, width)
+        self.blocks = nn.Sequential(*(Block(width, heads) for _ in range(depth)))
+        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, vocabulary, bias=False)
+        for name, parameter in self.named_parameters():
+            if parameter.ndim == 2:  # GPT-NeoX: smaller where a residual branch ends, so that depth does not add up
+                ends = name.endswith(("out.weight", "mlp.2.weight"))
+                nn.init.normal_(parameter, std=2 / depth / math.sqrt(width) if ends else math.sqrt(2 / (5 * width)))
+            elif name.endswith("bias"):
+                nn.init.zeros_(parameter)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.head(self.norm(self.blocks(self.embedding(tokens))))
+
+
+def warm_up_and_cosine(step: int, steps: int, warm_up: float = 0.1, last: float = 0.1) -> float:
+    """Return the factor of the step size: linear from 0 to 1, then along a cosine to a tenth."""
+    start = max(1, round(warm_up * steps))
+    if step < start:
+        return (step + 1) / start
+    return last + (1 - last) * (1 + math.cos(math.pi * min(1.0, (step - start) / max(1, steps - start)))) / 2
+
+
+class TransformerLanguageModel(pl.LightningModule):
+    """Pythia's decoder and optimiser: AdamW with linear warm-up and a cosine.
+
+    Args:
+        vocabulary: Number of tokens.
+        shape: Name of a size.
+        text: Name of the way through the text, for comparisons.
+        weight_decay: Of AdamW, on matrices.
+    """
+
+    def __init__(self, vocabulary: int, shape: str = "tiny", text: str = "one pass", weight_decay: float = 0.1) -> None:
+        super().__init__()
+        self.save_hyperparameters({"vocabulary": vocabulary, "shape": shape, "text": text, "weight_decay": weight_decay})
+        sizes = {name: value for name, value in SHAPES[shape].items() if name != "lr"}
+        self.decoder = Decoder(vocabulary, **sizes)
+
+    def cross_entropy(self, batch: tuple[Tensor]) -> Tensor:
+        """Return the mean loss of the next tokens."""
+        (tokens,) = batch
+        return cross_entropy(self.decoder(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten())
+
+    def training_step(self, batch: tuple[Tensor], batch_idx: int) -> Tensor:
+        loss = self.cross_entropy(batch)
+        self.log("train_loss", loss)
+        return loss
+
+    def validation_step(self, batch: tuple[Tensor], batch_idx: int) -> None:
+        self.log("val_loss", self.cross_entropy(batch), batch_size=len(batch[0]))
+
+    def configure_optimizers(self) -> Any:
+        matrices = [p for p in self.parameters() if p.ndim == 2]
+        others = [p for p in self.parameters() if p.ndim < 2]
+        groups = [{"params": matrices, "weight_decay": self.hparams["weight_decay"]}, {"params": others, "weight_decay": 0.0}]
+        optimizer = torch.optim.AdamW(groups, lr=SHAPES[self.hparams["shape"]]["lr"], betas=(0.9, 0.95), eps=1e-8)
+        steps = int(self.trainer.estimated_stepping_batches)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warm_up_and_cosine(step, steps))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+RATES = torch.logspace(-2, 1, 61, dtype=torch.float64)
+"""δ at which pairs are drawn"""
+
+
+def over_seeds(runs: Sequence[Run], rates: Tensor = RATES) -> Tensor:
+    """Return the smallest β at each δ that holds at every probe of all runs."""
+    names = ("loss", "reference_loss", "inner_product", "loss_infimum")
+    return torch.stack([beta_min(rates, **run.table.evaluated.columns(*names)) for run in runs]).amax(0)
+
+
+def informative(rates: Tensor, betas: Tensor, group: Group) -> Tensor:
+    """Return at which δ the neighbourhood (β_min(δ)/δ) σ² is below the drop."""
+    if group.interpolation_error is None or group.drop is None:
+        return torch.zeros_like(rates, dtype=torch.bool)
+    return betas / rates * group.interpolation_error < group.drop
+
+
+def span(rates: Tensor, holds: Tensor) -> str:
+    """Return the first and last of the rates at which something holds."""
+    return f"{float(rates[holds][0]):.3g} to {float(rates[holds][-1]):.3g}" if bool(holds.any()) else "none"
+
+
+def row_of(name: str, group: Group, betas: Tensor) -> dict[str, Any]:
+    """Return a row of the table."""
+    good = informative(RATES, betas, group)
+    return {
+        "runs": name,
+        "seeds": len(group.runs),
+        "probes": group.probes,
+        "alpha": group.alpha,
+        "beta": group.beta,
+        "beta_min_0.1": group.beta_min[0],
+        "beta_min_1": group.beta_min[1],
+        "interpolation_error": group.interpolation_error,
+        "neighbourhood": group.neighbourhood,
+        "drop": group.drop,
+        "informativeness": group.informativeness,
+        "informative_rates": span(RATES, good),
+        "informative_share": float(good.double().mean()),
+    }
+
+
+def findings_of(rows: Mapping[str, dict[str, Any]], shapes: Sequence[str]) -> list[Finding]:
+    """Hold the runs against the paper."""
+    found = []
+    for name, row in rows.items():
+        holds = row["informative_share"] >= 1 / 3  # a decade of the three
+        betas = f"β_min(0.1) = {row['beta_min_0.1']:.3g}, β_min(1) = {row['beta_min_1']:.3g}"
+        numbers = f"holds so for δ from {row['informative_rates']} (looked at: 0.01 to 10); {betas}"
+        text = f"{name}: a wide range of pairs holds and says something (its neighbourhood is below the drop, a decade of δ)"
+        found.append(Finding(text, seen(holds), numbers))
+    for shape in shapes:
+        one, again = rows[f"{shape}, one pass"], rows[f"{shape}, repeated"]
+        less = one["interpolation_error"] > again["interpolation_error"]
+        ratio = one["interpolation_error"] / one["drop"], again["interpolation_error"] / again["drop"]
+        found.append(
+            Finding(
+                f"{shape}: one pass interpolates less than repeated text (σ² is larger)",
+                seen(less),
+                f"σ² {one['interpolation_error']:.3g} against {again['interpolation_error']:.3g}; "
+                f"of the drop {ratio[0]:.3g} against {ratio[1]:.3g}",
+            )
+        )
+        for rate, name in (("0.1", "beta_min_0.1"), ("1", "beta_min_1")):
+            found.append(
+                Finding(
+                    f"{shape}: less interpolation comes with larger constants (β_min at δ = {rate})",
+                    seen(one[name] > again[name]),
+                    f"one pass {one[name]:.3g}, repeated {again[name]:.3g}",
+                )
+            )
+    return found
+
+
+def draw(path: Path, betas: Mapping[str, Tensor], groups: Mapping[str, Group], runs: Mapping[str, Sequence[Run]]) -> None:
+    """Draw losses, pairs and neighbourhoods."""
+    figure = Figure(figsize=(12, 5), layout="constrained")
+    left, middle, right = figure.subplots(1, 3)
+    for (name, curve), colour, line in zip(betas.items(), COLOURS, ("-", "--", "-.", ":"), strict=False):
+        style: dict[str, Any] = {"color": colour, "linestyle": line, "label": name}
+        for seed, run in enumerate(runs[name]):
+            rows = run.table.evaluated
+            marks = {**style, "label": name if seed == 0 else None, "linewidth": 1.0}
+            left.plot(rows.column("step"), rows.column("loss"), **marks)
+            left.plot(rows.column("step"), rows.column("reference_loss"), color=colour, linewidth=0.8, alpha=0.4)
+        middle.plot(curve + RATES, curve, **style)
+        group = groups[name]
+        if group.interpolation_error is not None and group.drop is not None:
+            right.plot(RATES, curve / RATES * group.interpolation_error / group.drop, **style)
+    left.set(xlabel="step", ylabel="mini-batch loss, nats a token")
+    left.set_title("Loss at x_k, and pale the same batches at the end", fontsize="medium")
+    middle.set(xlabel="α", ylabel="β", xscale="log", yscale="symlog", ylim=(-0.05, None))
+    middle.set_title("Pairs on and above a line, up to β < α,\nhold at all probes of all seeds", fontsize="medium")
+    right.axhline(1, color="#666666", linewidth=0.8)
+    right.set(xlabel="δ = α − β", ylabel="(β_min(δ)/δ) σ² / drop", xscale="log")
+    right.set_title("Below 1 the pair says something", fontsize="medium")
+    left.legend(fontsize="small")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=100)
+
+
+SMALL: dict[str, Any] = {
+    "text": {"unit": "bytes", "length": 64, "batch_size": 16},
+    "shapes": ("tiny",),
+    "steps": 400,
+    "repeats": 20,
+    "monitor": {"every_n_steps": 4, "max_probes": 128},
+    "trainer": {"accelerator": "cpu"},
+}
+FULL: dict[str, Any] = {
+    "text": {"unit": "words", "size": 50_304, "length": 512, "batch_size": 8},
+    "shapes": ("70m", "160m"),
+    "steps": 480,  # one pass through WikiText-2, which has two million words
+    "repeats": 20,
+    "monitor": {"every_n_steps": 20, "max_probes": 24, "store_gib": 40.0},
+    "trainer": {"precision": "bf16-mixed"},
+}
+
+
+def run(chosen: Options, setting: dict[str, Any]) -> list[Finding]:
+    """Train, measure, draw and conclude in one setting."""
+    data = getattr(chosen.arguments, "data", "python-sources")
+    batch = setting["text"]["batch_size"] * setting["text"]["length"]
+    limits = {"one pass": setting["steps"] * batch + 1, "repeated": setting["steps"] // setting["repeats"] * batch + 1}
+    runs: dict[str, list[Run]] = {}
+    for way, limit in limits.items():
+        text = Text(data, chosen.root, **setting["text"], limit=limit)
+        if len(text.train) < limit:
+            raise SystemExit(f"found {len(text.train)} tokens in {data}; one pass needs {limit}: take another --data")
+        for shape in setting["shapes"]:
+            runs[f"{shape}, {way}"] = [
+                measured(
+                    chosen.out / shape / way.replace(" ", "-") / f"seed-{seed}",
+                    lambda shape=shape, way=way, text=text: TransformerLanguageModel(text.size, shape, way),
+                    lambda text=text: text,
+                    seed=seed,
+                    monitor=setting["monitor"],
+                    max_steps=setting["steps"],
+                    gradient_clip_val=1.0,
+                    check_val_every_n_epoch=max(1, setting["repeats"] // 5),
+                    limit_val_batches=20,
+                    **setting["trainer"],
+                )
+                for seed in chosen.seeds
+            ]
+    betas = {name: over_seeds(own) for name, own in runs.items()}
+    groups = {name: compare(own, group_by="text").groups[0] for name, own in runs.items()}
+    rows = {name: row_of(name, groups[name], betas[name]) for name in runs}
+    found = findings_of(rows, setting["shapes"])
+    draw(chosen.out / f"{NAME}.png", betas, groups, runs)
+    conclude(NAME, chosen, list(rows.values()), found)
+    return found
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--data", choices=("python-docs", "python-sources", *FILES), default="python-sources")
+
+
+def main() -> None:
+    chosen = options(NAME, __doc__, small_seeds=2, full_seeds=3, add=add)
+    run(chosen, chosen.pick(SMALL, FULL))
+
+
+if __name__ == "__main__":
+    main()
