@@ -1,7 +1,7 @@
 """A decoder of Pythia's shape under AdamW: pairs of the α-β-condition where training does not interpolate.
 
 python demos/transformer_language_model.py                  bytes of Python's own sources, a tiny decoder, about a minute
-python demos/transformer_language_model.py --full           the shapes of Pythia 70M and 160M, 3 seeds; needs a GPU
+python demos/transformer_language_model.py --full           the shapes of Pythia 70M and 160M, 3 seeds; wants a GPU
 python demos/transformer_language_model.py --full --data wikitext-2 --root DIR     DIR holds wiki.train.tokens, …
 
 Islamov et al. 2024, figures 7 and 19. The same decoder makes the same number of steps twice: once through text that it does not

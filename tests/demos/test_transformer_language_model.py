@@ -128,7 +128,7 @@ def test_a_text_too_short_for_one_pass_is_refused(tmp_path):
     (tmp_path / "ptb.train.txt").write_text("a b c\n" * 10)
     (tmp_path / "ptb.valid.txt").write_text("a b c\n" * 10)
     chosen = Options(False, tmp_path, (0,), tmp_path, Namespace(data="ptb"))
-    with pytest.raises(SystemExit, match="found 80 tokens in ptb; one pass needs 385"):
+    with pytest.raises(SystemExit, match="found 60 tokens in ptb; one pass needs 385"):
         demo.run(chosen, TINY)
 
 
