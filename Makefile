@@ -12,11 +12,16 @@ VENV := .venv
 PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
        $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
-.PHONY: demo test soak failures check format bench clean
+.PHONY: demo demos test soak failures check format bench clean
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/.demo
 	$(VENV)/bin/python demos/mlp.py
+
+# the paper's experiments, in their small settings
+EXPERIMENTS := half_space mlp_width cnn_width resnet_batch_size lstm_language_model transformer_language_model optimizers references
+demos: $(VENV)/.demo
+	@for name in $(EXPERIMENTS); do echo; echo "== demos/$$name.py"; $(VENV)/bin/python demos/$$name.py || exit 1; done
 
 test: $(VENV)/.dev
 	$(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadgroup

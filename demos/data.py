@@ -310,8 +310,8 @@ class Images(pl.LightningDataModule):
         assert self.images is not None
         if len(self.images) < self.batch_size:
             raise ValueError(
-                f"found {len(self.images)} images for batches of {self.batch_size}; supported are whole batches: name the folder "
-                "of a larger set, or take smaller ones"
+                f"found {len(self.images)} images for batches of {self.batch_size}; supported are whole batches: name the "
+                "folder of a larger set, or take smaller ones"
             )
         return len(self.images) // self.batch_size
 

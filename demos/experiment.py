@@ -121,7 +121,7 @@ def measured(
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One finding of the paper, held against the runs."""
+    """One finding, of the paper or of what it is asked here, held against the runs."""
 
     finding: str
     """In a few words"""
@@ -148,7 +148,7 @@ def conclude(name: str, chosen: Options, rows: Sequence[Mapping[str, Any]], find
     table = chosen.out / f"{name}.csv"
     _write(table, rows)
     _write(chosen.out / "findings.csv", [{"finding": f.finding, "verdict": f.verdict, "numbers": f.numbers} for f in findings])
-    print(f"\nFindings of the paper ({name}, {'full' if chosen.full else 'small'} setting)")
+    print(f"\nFindings ({name}, {'full' if chosen.full else 'small'} setting)")
     for found in findings:
         print(f"  {found.verdict:13s} {found.finding}\n                {found.numbers}")
     print(f"\n  table     {table}\n  compare   lightning-landscape compare {chosen.out}")

@@ -97,7 +97,7 @@ def test_the_demo_in_miniature_writes_runs_table_and_picture(tmp_path, capsys):
     plain, other = (load(tmp_path / kind / "seed-0").table for kind in ("plain", "regularised"))
     assert plain[0].loss == other[0].loss  # the same function at the same start
     assert plain[-1].loss != other[-1].loss
-    assert "Findings of the paper" in capsys.readouterr().out
+    assert "Findings (lstm_language_model, small setting)" in capsys.readouterr().out
 
 
 def test_findings_follow_the_numbers():
