@@ -91,9 +91,10 @@ def interrupted(folder, how, step, *options):
         # the process, with or without the monitor
         time.sleep(0.02)
     os.kill(running.process.pid, how)
-    for file in folder.glob("pid-*"):  # the processes of a distributed run: nobody else ends them
+    # the processes of a distributed run, which nobody else ends; to one process a second interrupt would be another Ctrl-C
+    for process in {int(file.read_text()) for file in folder.glob("pid-*")} - {running.process.pid}:
         with contextlib.suppress(ProcessLookupError):
-            os.kill(int(file.read_text()), how)
+            os.kill(process, how)
     return running
 
 
