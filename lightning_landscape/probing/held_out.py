@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -51,7 +52,7 @@ class Batches:
         self._trainer, self._source = trainer, source
         self._loaders: list[Iterable[Any]] | None = None
         self._batches: Iterator[Any] | None = None
-        self._first: list[Any] = []
+        self._first: list[Any] | None = None
 
     def take(self) -> Any:
         """Return the next batch.
@@ -70,11 +71,16 @@ class Batches:
 
     def first(self, count: int) -> list[Any]:
         """Return the same first batches every time."""
-        if len(self._first) < count:
+        if count and self._first is None:
             with self._own_generators():
                 batches = (batch for loader in self._all() for batch in loader)
-                self._first = [batch for batch, _ in zip(batches, range(count), strict=False)]
-        return self._first
+                self._first = [batch for _, batch in zip(range(count), batches, strict=False)]
+            if len(self._first) < count:
+                rank_zero_warn(
+                    f"LandscapeMonitor(fixed_batches={count}) found {len(self._first)} batches in the loader of held_out=, and "
+                    "evaluates those; supported is any number that it has: let it yield more, or ask for fewer"
+                )
+        return self._first or []
 
     def _all(self) -> list[Iterable[Any]]:
         if self._loaders is None:

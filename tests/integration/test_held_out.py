@@ -234,6 +234,15 @@ def test_a_batch_that_cannot_be_evaluated_costs_nothing_else(mode, tmp_path):
     assert monitor.summary["held_out"] is None
 
 
+def test_more_fixed_batches_than_there_are_is_said_once_and_those_that_are_there_are_evaluated(tmp_path):
+    monitor = LandscapeMonitor(every_n_steps=4, held_out=held_out_batches, fixed_batches=5)
+    with pytest.warns(UserWarning, match=r"fixed_batches=5\) found 3 batches.*let it yield more") as said:
+        train(SETTINGS["plain"], tmp_path, [monitor])
+    assert sum("found 3 batches" in str(warning.message) for warning in said) == 1
+    assert monitor.summary["fixed_batches"]["batches"] == 3
+    assert monitor.summary["run"]["complete"] is True
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
