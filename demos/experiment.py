@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from lightning_landscape import LandscapeMonitor, load
@@ -22,12 +23,15 @@ RESULTS = Path(__file__).parent / "results"
 """Small tables and pictures of larger runs, which are kept with the code"""
 
 
+Setting = Literal["small", "larger", "full"]
+
+
 @dataclass(frozen=True, slots=True)
 class Options:
     """What every experiment can be told on its command line."""
 
-    full: bool
-    """The paper's sizes, seeds and epochs, not those that two cores do in a minute or two"""
+    setting: Setting
+    """What two cores do in a minute or two; what they do in half an hour; the paper's sizes, seeds and epochs"""
     out: Path
     """Folder of the experiment's runs, table and pictures"""
     seeds: tuple[int, ...]
@@ -36,9 +40,14 @@ class Options:
     arguments: argparse.Namespace
     """All of the command line, those arguments too that one experiment alone has"""
 
-    def pick(self, small: Any, full: Any) -> Any:
-        """Return a value of the small or of the full setting."""
-        return full if self.full else small
+    @property
+    def full(self) -> bool:
+        """Whether sizes, seeds and epochs are the paper's."""
+        return self.setting == "full"
+
+    def pick(self, small: Any, full: Any, larger: Any = None) -> Any:
+        """Return the value of the setting; the larger one has the small one's where there is no other."""
+        return full if self.full else larger if self.setting == "larger" and larger is not None else small
 
 
 def options(
@@ -47,6 +56,7 @@ def options(
     *,
     small_seeds: int,
     full_seeds: int,
+    larger_seeds: int | None = None,
     add: Callable[[argparse.ArgumentParser], None] | None = None,
 ) -> Options:
     """Read the command line.
@@ -56,21 +66,31 @@ def options(
         description: what ``--help`` says: the file's docstring.
         small_seeds: number of seeds of the small setting.
         full_seeds: number of seeds of the full setting.
+        larger_seeds: number of seeds of a setting in between, ``--larger``; None if the experiment has none.
         add: adds arguments that this experiment alone has.
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--full", action="store_true", help="the paper's sizes, seeds and epochs")
+    setting = parser.add_mutually_exclusive_group()
+    setting.add_argument(
+        "--full", action="store_const", dest="setting", const="full", help="the paper's sizes, seeds and epochs"
+    )
+    seeds = {"small": small_seeds, "larger": larger_seeds, "full": full_seeds}
+    if larger_seeds is not None:
+        text = "longer and larger than the small setting, for two cores and half an hour"
+        setting.add_argument("--larger", action="store_const", dest="setting", const="larger", help=text)
+    parser.set_defaults(setting="small")
     parser.add_argument("--out", type=Path, default=Path("runs"), help="folder of the runs (default: runs)")
-    parser.add_argument("--seeds", type=int, help=f"number of seeds (default: {small_seeds}; with --full {full_seeds})")
+    counts = ", ".join(f"{count} in the {name} setting" for name, count in seeds.items() if count is not None)
+    parser.add_argument("--seeds", type=int, help=f"number of seeds (default: {counts})")
     parser.add_argument("--root", type=Path, help="folder with the files of a data set, see demos/README.md")
     if add is not None:
         add(parser)
     given = parser.parse_args()
-    seeds = range(given.seeds or (full_seeds if given.full else small_seeds))
     torch.set_float32_matmul_precision("high")
     warnings.filterwarnings("ignore", message=".*does not have many workers")
     warnings.filterwarnings("ignore", message=".*`isinstance.treespec, LeafSpec.`")
-    return Options(given.full, given.out / name / ("full" if given.full else "small"), tuple(seeds), given.root, given)
+    chosen = range(given.seeds or seeds[given.setting])
+    return Options(given.setting, given.out / name / given.setting, tuple(chosen), given.root, given)
 
 
 def measured(
@@ -80,6 +100,7 @@ def measured(
     *,
     seed: int,
     monitor: Mapping[str, Any] | None = None,
+    callbacks: Sequence[Callback] = (),
     **trainer: Any,
 ) -> Run:
     """Train and measure one run, or read it back where it is there and complete: what was stopped goes on with the next one.
@@ -90,6 +111,7 @@ def measured(
         data: makes the training loader, or a datamodule.
         seed: of the module, the data's order, and all else that is random.
         monitor: arguments of `LandscapeMonitor`.
+        callbacks: others, after the monitor.
         trainer: arguments of Lightning's Trainer.
 
     Returns:
@@ -111,7 +133,7 @@ def measured(
             "enable_checkpointing": False,
             "enable_model_summary": False,
             "enable_progress_bar": False,
-            "callbacks": [LandscapeMonitor(**settings)],
+            "callbacks": [LandscapeMonitor(**settings), *callbacks],
             **trainer,
         }
     )
@@ -148,7 +170,7 @@ def conclude(name: str, chosen: Options, rows: Sequence[Mapping[str, Any]], find
     table = chosen.out / f"{name}.csv"
     _write(table, rows)
     _write(chosen.out / "findings.csv", [{"finding": f.finding, "verdict": f.verdict, "numbers": f.numbers} for f in findings])
-    print(f"\nFindings ({name}, {'full' if chosen.full else 'small'} setting)")
+    print(f"\nFindings ({name}, {chosen.setting} setting)")
     for found in findings:
         print(f"  {found.verdict:13s} {found.finding}\n                {found.numbers}")
     print(f"\n  table     {table}\n  compare   lightning-landscape compare {chosen.out}")

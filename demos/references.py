@@ -23,7 +23,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from safetensors.torch import save_file
 
-from lightning_landscape import LandscapeMonitor
 from lightning_landscape.loading import Run
 from lightning_landscape.reporting.compare import Group, compare
 
@@ -113,7 +112,8 @@ def train(chosen: Options, folder: str, kind: str, seed: int, epochs: int, refer
         max_epochs=epochs,
         accelerator="cpu",
         log_every_n_steps=100,
-        callbacks=[LandscapeMonitor(str(reference), 4, figures=False, live_epochs=None, segments=0), *others],
+        monitor={"reference": str(reference), "every_n_steps": 4, "live_epochs": None, "segments": 0},
+        callbacks=others,
     )
 
 

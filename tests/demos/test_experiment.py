@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import torch
+from lightning.pytorch.callbacks import LambdaCallback
 
 from demos.experiment import Finding, conclude, measured, options, seen
 from lightning_landscape.loading import find_runs
@@ -26,6 +27,11 @@ def test_the_settings_are_told_apart(chosen, tmp_path):
     assert (small.seeds, full.seeds) == ((0, 1), (0, 1, 2, 3))
     assert (small.pick(8, 4096), full.pick(8, 4096)) == (8, 4096)
     assert chosen("--seeds", "3").seeds == (0, 1, 2)
+    between = chosen("--larger", larger_seeds=3)
+    assert (between.out, between.seeds, between.full) == (tmp_path / "demo" / "larger", (0, 1, 2), False)
+    assert (between.pick(8, 4096, 64), between.pick(8, 4096)) == (64, 8)
+    with pytest.raises(SystemExit):
+        chosen("--larger")
     more = chosen("--lr", "0.5", add=lambda parser: parser.add_argument("--lr", type=float))
     assert more.arguments.lr == 0.5
 
@@ -52,6 +58,14 @@ def test_a_run_that_is_there_is_read_back_and_another_seed_is_another_run(tmp_pa
     assert "stopped before its end" in capsys.readouterr().out
     assert once_more.table == first.table
     assert find_runs(tmp_path) == [first.path, other.path]
+
+
+def test_other_callbacks_do_not_replace_the_monitor(tmp_path):
+    ends = []
+    other = LambdaCallback(on_train_end=lambda trainer, module: ends.append(trainer.global_step))
+    settings = {"max_epochs": 1, "accelerator": "cpu", "monitor": {"every_n_steps": 2}}
+    run = measured(tmp_path / "seed-0", Plain, loader, seed=0, callbacks=[other], **settings)
+    assert (ends, len(run.table)) == ([10], 5)
 
 
 def test_findings_are_printed_and_written(chosen, capsys):

@@ -17,7 +17,7 @@ from lightning_landscape import load
 def tiny(tmp_path_factory):
     """Return the folder of a tiny experiment: 30 steps, 3 probes, one seed."""
     out = tmp_path_factory.mktemp("half_space")
-    half_space.experiment(Options(False, out, (0,), None, argparse.Namespace()), 30, 10)
+    half_space.experiment(Options("small", out, (0,), None, argparse.Namespace()), 30, 10)
     return out
 
 
@@ -64,7 +64,7 @@ def test_a_start_has_its_length_and_a_direction_of_its_seed(kind, length):
 
 def test_what_is_read_off_all_samples_is_f(tiny):
     run = load(tiny / "far" / "seed-0")
-    columns = half_space.full_batch(half_space.everywhere(run))
+    columns, single = half_space.full_batch(run), half_space.everywhere(run)
     pl.seed_everything(0, verbose=False)
     x = half_space.HalfSpace("far", 5.0).x.detach().requires_grad_()
     end = load_file(run.path / "reference.safetensors")["x"]
@@ -74,7 +74,9 @@ def test_what_is_read_off_all_samples_is_f(tiny):
     assert columns["loss"][0] == pytest.approx(value.item(), rel=1e-12)
     assert columns["reference_loss"][0] == pytest.approx(half_space.loss_of(end, points, classes).item(), rel=1e-12)
     assert columns["inner_product"][0] == pytest.approx((x.grad @ (x.detach() - end)).item(), rel=1e-9)
-    assert columns["grad_norm"][0] >= x.grad.norm()
+    assert columns["grad_sq_norm"][0] == pytest.approx(x.grad.square().sum().item(), rel=1e-9)
+    for name in ("loss", "reference_loss", "inner_product"):
+        assert torch.allclose(single[name].mean(1), columns[name], rtol=1e-9)
 
 
 def test_the_experiment_leaves_a_table_findings_and_a_picture(tiny):
@@ -93,7 +95,7 @@ def test_the_experiment_leaves_a_table_findings_and_a_picture(tiny):
 
 
 def test_small_constants_are_not_called_huge():
-    row = {"flat_loss": None, "aiming_theta": 0.1, "aiming_theta_f": 0.1, "pl_mu": 0.1, "pl_mu_f_at_most": 0.1}
+    row = {"flat_loss": None, "aiming_theta": 0.1, "aiming_theta_f": 0.1, "pl_mu": 0.1, "pl_mu_f": 0.1}
     row |= {"beta_over_rate_all_samples": 0.5, "informativeness_all_samples": 0.1, "beta_min_tenth_all_samples": 0.0}
     row |= {
         "flat_share": 0.0,

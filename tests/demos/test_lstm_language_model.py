@@ -79,7 +79,7 @@ def test_the_measured_loss_has_nothing_of_the_regularisers(model, batch):
 
 
 def test_the_demo_in_miniature_writes_runs_table_and_picture(tmp_path, capsys):
-    chosen = Options(False, tmp_path, (0, 1), None, Namespace())
+    chosen = Options("small", tmp_path, (0, 1), None, Namespace())
     found = demo.run(chosen, TINY)
     assert len(found) == 2 * 3 + 2
     assert {f.verdict for f in found} <= {"seen", "not seen"}

@@ -11,7 +11,7 @@ from demos.experiment import Options
 
 
 def chosen(folder):
-    return Options(False, folder, (0,), None, argparse.Namespace())
+    return Options("small", folder, (0,), None, argparse.Namespace())
 
 
 @pytest.mark.parametrize("method", [name for name in optimizers.METHODS if not name.startswith("Adam")])

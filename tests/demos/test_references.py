@@ -18,7 +18,7 @@ from lightning_landscape import load
 def tiny(tmp_path_factory):
     """Return the folder of a tiny experiment: one epoch, one seed."""
     out = tmp_path_factory.mktemp("references")
-    references.experiment(Options(False, out, (0,), None, argparse.Namespace()), 1)
+    references.experiment(Options("small", out, (0,), None, argparse.Namespace()), 1)
     return out
 
 

@@ -76,7 +76,8 @@ def test_numbers_are_listed_with_their_keys():
 
 
 def options(full=False, root=None, epochs=None):
-    return Options(full, Path("runs/x/full" if full else "runs/x/small"), (0,), root, argparse.Namespace(epochs=epochs))
+    setting = "full" if full else "small"
+    return Options(setting, Path("runs/x") / setting, (0,), root, argparse.Namespace(epochs=epochs))
 
 
 def test_every_set_of_images_and_length_has_its_folder():

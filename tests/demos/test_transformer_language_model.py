@@ -105,7 +105,7 @@ def test_the_step_size_rises_in_a_line_and_falls_along_a_cosine():
 
 
 def test_the_demo_in_miniature_writes_runs_table_and_picture(tmp_path):
-    chosen = Options(False, tmp_path, (0, 1), None, Namespace())
+    chosen = Options("small", tmp_path, (0, 1), None, Namespace())
     found = demo.run(chosen, TINY)
     assert len(found) == 2 + 3
     with (tmp_path / "transformer_language_model.csv").open(encoding="utf-8") as file:
@@ -127,7 +127,7 @@ def test_the_demo_in_miniature_writes_runs_table_and_picture(tmp_path):
 def test_a_text_too_short_for_one_pass_is_refused(tmp_path):
     (tmp_path / "ptb.train.txt").write_text("a b c\n" * 10)
     (tmp_path / "ptb.valid.txt").write_text("a b c\n" * 10)
-    chosen = Options(False, tmp_path, (0,), tmp_path, Namespace(data="ptb"))
+    chosen = Options("small", tmp_path, (0,), tmp_path, Namespace(data="ptb"))
     with pytest.raises(SystemExit, match="found 60 tokens in ptb; one pass needs 385"):
         demo.run(chosen, TINY)
 
