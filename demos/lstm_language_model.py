@@ -1,6 +1,7 @@
 """A language model of three LSTM layers under normalised SGD: where the gradient points away from the end of training.
 
 python demos/lstm_language_model.py                                  Python's help texts, a small vocabulary, about a minute
+python demos/lstm_language_model.py --larger                         twice as wide, 2,000 words, 40 epochs, 3 seeds: about twenty minutes
 python demos/lstm_language_model.py --full --data ptb --root DIR     sizes of AWD-LSTM, 7 seeds; DIR holds ptb.train.txt, …
 
 Islamov et al. 2024, figures 1, 8 and 10. Two trainings are measured by the same function, the plain cross-entropy of a segment
@@ -292,6 +293,12 @@ SMALL: dict[str, Any] = {
     "epochs": 6,
     "monitor": {"every_n_steps": 4, "max_probes": 256},
 }
+LARGER: dict[str, Any] = {
+    "text": {"size": 2000, "length": 32, "batch_size": 16},
+    "model": {"embedding": 64, "hidden": 128, "lr": 1.0},
+    "epochs": 40,
+    "monitor": {"every_n_steps": 4, "max_probes": 512},
+}
 FULL: dict[str, Any] = {
     "text": {"size": None, "length": 70, "batch_size": 20},
     "model": {"embedding": 400, "hidden": 1150, "lr": 1.0},
@@ -328,8 +335,8 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def main() -> None:
-    chosen = options(NAME, __doc__, small_seeds=2, full_seeds=7, add=add)
-    run(chosen, chosen.pick(SMALL, FULL))
+    chosen = options(NAME, __doc__, small_seeds=2, larger_seeds=3, full_seeds=7, add=add)
+    run(chosen, chosen.pick(SMALL, FULL, LARGER))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 python demos/mlp_width.py                     scikit-learn's digits, widths 16 to 1024, 2 seeds, under a minute
 python demos/mlp_width.py --root DIR          the same on one epoch of the IDX files in DIR, as Fashion-MNIST
+python demos/mlp_width.py --larger --root DIR ten epochs, widths 32 to 2048, 2 seeds: about half an hour on one core
 python demos/mlp_width.py --full --root DIR   the paper's: Fashion-MNIST, widths 32 to 4096, 4 seeds, 1500 epochs
 
 Islamov et al. 2024, figures 4, 11 and 12: MLP d-w-w-10, SGD 0.09, batch 64. Finding: the smallest α and β rise with the width
@@ -23,22 +24,23 @@ else:
     from mlp import MLP
     from sweep import MONITOR, NAMES, add_epochs, course, draw, epochs, listed, quiet, settled, sweep, turning, turns
 
-SMALL, FULL = (16, 32, 64, 128, 256, 512, 1024), (32, 128, 512, 1024, 2048, 4096)
+SMALL, LARGER, FULL = (16, 32, 64, 128, 256, 512, 1024), (32, 128, 512, 1024, 2048), (32, 128, 512, 1024, 2048, 4096)
 """Widths"""
-SMALL_STEPS, FULL_EPOCHS = 600, 1500
+SMALL_STEPS, LARGER_STEPS, FULL_EPOCHS = 600, 9400, 1500
 LR, BATCH = 0.09, 64
 STORE = 64.0
 """GiB of disk for the probes of the widest network, which are 160 MB each"""
 
 
 def main() -> None:
-    given = options("mlp_width", __doc__, small_seeds=2, full_seeds=4, add=add_epochs)
+    given = options("mlp_width", __doc__, small_seeds=2, larger_seeds=2, full_seeds=4, add=add_epochs)
     chosen = settled(given, "the four IDX files of Fashion-MNIST")
     quiet()
     images = Images("idx" if chosen.root else "digits", chosen.root, BATCH)
-    features, length = math.prod(images.shape), epochs(chosen, images.steps, SMALL_STEPS, FULL_EPOCHS)
+    features = math.prod(images.shape)
+    length = epochs(chosen, images.steps, chosen.pick(SMALL_STEPS, SMALL_STEPS, LARGER_STEPS), FULL_EPOCHS)
     runs = []
-    for width in chosen.pick(SMALL, FULL):
+    for width in chosen.pick(SMALL, FULL, LARGER):
         print(f"  width {width}, {len(chosen.seeds)} seeds, {length} epochs", flush=True)
         runs += [
             measured(
@@ -46,7 +48,7 @@ def main() -> None:
                 lambda: MLP(features, width, LR),  # noqa: B023, called at once
                 lambda: images,
                 seed=seed,
-                monitor={**MONITOR, "store_gib": chosen.pick(4.0, STORE)},
+                monitor={**MONITOR, "store_gib": chosen.pick(4.0, STORE, 8.0)},
                 max_epochs=length,
                 accelerator=chosen.pick("cpu", "auto"),
             )

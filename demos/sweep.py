@@ -55,9 +55,9 @@ def settled(chosen: Options, needed: str) -> Options:
     return replace(chosen, out=chosen.out.with_name(f"{chosen.out.name}{files}{length}"))
 
 
-def epochs(chosen: Options, steps_of_epoch: int, small_steps: int, full_epochs: int) -> int:
-    """Return the epochs of a run: as told, or of the full setting, or as many as make a small number of steps."""
-    return chosen.arguments.epochs or chosen.pick(max(1, small_steps // steps_of_epoch), full_epochs)
+def epochs(chosen: Options, steps_of_epoch: int, steps: int, full_epochs: int) -> int:
+    """Return the epochs of a run: as told, or of the full setting, or as many as make no more than a number of steps."""
+    return chosen.arguments.epochs or chosen.pick(max(1, steps // steps_of_epoch), full_epochs)
 
 
 def quiet() -> None:

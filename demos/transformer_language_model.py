@@ -1,6 +1,7 @@
 """A decoder of Pythia's shape under AdamW: pairs of the α-β-condition where training does not interpolate.
 
 python demos/transformer_language_model.py                  bytes of Python's own sources, a tiny decoder, about a minute
+python demos/transformer_language_model.py --larger         twice as wide and deep, 2,000 steps, 3 seeds: about half an hour
 python demos/transformer_language_model.py --full           the shapes of Pythia 70M and 160M, 3 seeds; wants a GPU
 python demos/transformer_language_model.py --full --data wikitext-2 --root DIR     DIR holds wiki.train.tokens, …
 
@@ -38,10 +39,11 @@ NAME = "transformer_language_model"
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
 SHAPES: dict[str, dict[str, Any]] = {
     "tiny": {"width": 64, "depth": 2, "heads": 4, "lr": 3e-3},
+    "small": {"width": 128, "depth": 4, "heads": 4, "lr": 2e-3},
     "70m": {"width": 512, "depth": 6, "heads": 8, "lr": 1e-3},
     "160m": {"width": 768, "depth": 12, "heads": 12, "lr": 6e-4},
 }
-"""Width, depth, heads and step size; those of Pythia (Biderman et al. 2023, table 1) but for the first"""
+"""Width, depth, heads and step size; but for the first two those of Pythia (Biderman et al. 2023, table 1)"""
 ROTATED = 0.25
 """The share of each head's values that rotary embeddings turn"""
 
@@ -258,6 +260,12 @@ SMALL: dict[str, Any] = {
     "monitor": {"every_n_steps": 4, "max_probes": 128},
     "trainer": {"accelerator": "cpu"},
 }
+LARGER: dict[str, Any] = {
+    **SMALL,
+    "shapes": ("small",),
+    "steps": 2000,
+    "monitor": {"every_n_steps": 8, "max_probes": 256},
+}
 FULL: dict[str, Any] = {
     "text": {"unit": "words", "size": 50_304, "length": 512, "batch_size": 8},
     "shapes": ("70m", "160m"),
@@ -308,8 +316,8 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def main() -> None:
-    chosen = options(NAME, __doc__, small_seeds=2, full_seeds=3, add=add)
-    run(chosen, chosen.pick(SMALL, FULL))
+    chosen = options(NAME, __doc__, small_seeds=2, larger_seeds=3, full_seeds=3, add=add)
+    run(chosen, chosen.pick(SMALL, FULL, LARGER))
 
 
 if __name__ == "__main__":
