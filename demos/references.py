@@ -1,7 +1,7 @@
 """How much the reference matters: one and the same run, judged against four points.
 
 python demos/references.py                         scikit-learn's digits, an MLP 64-64-64-10, 2 seeds: half a minute
-python demos/references.py --full                  the same with 4 seeds and 200 epochs: about half an hour
+python demos/references.py --full                  the same with 4 seeds and 200 epochs: eight minutes on one core
 python demos/references.py --full --root DIR       Fashion-MNIST, width 512
 
 The theory wants x_p to be a projection of x onto the minimisers of f; the paper (Islamov et al. 2024) takes the last
