@@ -1,7 +1,7 @@
 """A language model of three LSTM layers under normalised SGD: where the gradient points away from the end of training.
 
 python demos/lstm_language_model.py                                  Python's help texts, a small vocabulary, about a minute
-python demos/lstm_language_model.py --larger                         twice as wide, 2,000 words, 40 epochs, 3 seeds: half an hour
+python demos/lstm_language_model.py --larger                         wider, 2,000 words, 40 epochs, 3 seeds: half an hour
 python demos/lstm_language_model.py --full --data ptb --root DIR     sizes of AWD-LSTM, 7 seeds; DIR holds ptb.train.txt, …
 
 Islamov et al. 2024, figures 1, 8 and 10. Two trainings are measured by the same function, the plain cross-entropy of a segment
