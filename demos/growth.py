@@ -3,9 +3,9 @@
 python demos/growth.py                 1e4 to 1e8 parameters: a quarter of an hour on two idle cores, 3 GB of disk and of memory
 python demos/growth.py --largest 1e6   stop there: a minute or two
 
-Parameters: MLPs 784-w-w-10 on batches of 128, the cost of a probe and of its evaluation in plain steps and in seconds. Steps: how
-many probes the default schedule makes in all and keeps, counted. Probes: seconds from a table of that length to the best pair,
-the bounds and the summary. Processes: DistributedDataParallel on this machine, a probe in steps of the same number of processes.
+Parameters: MLPs 784-w-w-10 on batches of 128, the cost of a probe and of its evaluation in plain steps and in seconds. Steps:
+how many probes the default schedule makes in all and keeps, counted. Probes: seconds from a table of that length to the best
+pair, and to all that the metric says. Processes: DistributedDataParallel on this machine, a probe in plain steps of as many.
 """
 
 from __future__ import annotations
