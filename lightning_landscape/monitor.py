@@ -396,7 +396,7 @@ class LandscapeMonitor(Callback):
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if self._session is not None:
-            self._session.measurement.abandon()
+            self._session.close()
         self._session, self._sums, self._next_step, self._watching = None, None, _NEVER, False
 
     def _end(self, stopped_by: str, *, complete: bool, evaluate: bool = True) -> None:
@@ -407,6 +407,7 @@ class LandscapeMonitor(Callback):
         self._next_step, self._watching, self._sums, self._session = _NEVER, False, None, None
         try:
             session.measurement.abandon()
+            session.settle(together=evaluate)
             self._ended = self._state_of(session)
             self.table, self.summary = session.end(
                 stopped_by,

@@ -8,6 +8,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -230,9 +231,28 @@ class Session:
 
     def discard(self) -> None:
         """Leave nothing behind: the run was refused before its first step."""
+        self.measurement.rows.store.wait()
         shutil.rmtree(self._temporary or self.folder.path, ignore_errors=True)
 
     # ------------------------------------------------------------------------------------------------------- at the end
+
+    def settle(self, *, together: bool) -> None:
+        """Wait until what was measured is on disk; what could not be written is told, and ends nothing.
+
+        Args:
+            together: whether the other processes are there.
+        """
+        try:
+            with self._processes.agreed() if together else nullcontext():
+                self.measurement.settle(together=together)
+        except (Exception, KeyboardInterrupt) as error:
+            self.failure = self.failure or f"{said(error)}, while storing the last probes"
+            warn_once(error, f"LandscapeMonitor found {said(error)}, while storing the last probes. The rest is reported")
+
+    def close(self) -> None:
+        """Leave the run; nothing is written after this returns."""
+        self.measurement.abandon()
+        self.measurement.rows.store.wait()
 
     def end(
         self, stopped_by: str, *, steps: int, idle_steps: int, complete: bool, evaluate: bool, moved: bool

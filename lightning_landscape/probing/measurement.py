@@ -450,6 +450,22 @@ class Measurement:
         """Return a copy of the optimiser's parameters as they are now."""
         return copied(optimized_parameters(self._module, self._optimizer))
 
+    def settle(self, *, together: bool) -> None:
+        """Wait until what was measured is on disk; see to what could not be written.
+
+        Args:
+            together: whether the other processes are there.
+
+        Raises:
+            OSError: if the disk is full; what is lost by it is counted.
+        """
+        if self.reference is not None:
+            self.rows.give_up_unwritten()
+        elif together:
+            self.rows.settle()
+        else:
+            self.rows.settle_alone()
+
     def evaluate(self, reference: Reference, track: Track) -> None:
         """Fill the columns that need x_p, row by row: what is done is in `table` at any time.
 
@@ -484,7 +500,8 @@ class Measurement:
     # ------------------------------------------------------------------------------------------------- stop and resume
 
     def state(self) -> dict[str, Any]:
-        """Return what a checkpoint holds: plain numbers and text."""
+        """Return what a checkpoint holds: plain numbers and text. What it tells of is on disk then, where that can be."""
+        self.rows.store.wait()
         return {
             **self.rows.state(),
             "processes": self._processes.size,

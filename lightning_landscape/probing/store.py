@@ -6,32 +6,35 @@ checkpoint). The store holds the user's training batches: its folders are open t
 
 In a distributed run each process has a store of its own: the micro-batches are its own, and of sharded parameters it keeps its
 own part. Parameters and gradients that are the same in every process are kept by the first one alone.
+
+Probes are written in the background. Whoever reads waits for what is still to be written, and so do a checkpoint and the end.
 """
 
 from __future__ import annotations
 
-import errno
+import functools
 import hashlib
 import json
 import os
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from lightning_landscape.probes import SCHEMA
+from lightning_landscape.probing.background import Background
 from lightning_landscape.probing.failures import NotMeasurable
 from lightning_landscape.probing.freezing import Frozen
 from lightning_landscape.probing.gradients import Gradient
+from lightning_landscape.probing.tensor_files import link, save_tensors, write_private, write_tensors
 
-_METADATA = {"format": "pt", "schema": str(SCHEMA)}
 _PARAMETERS, _GRADIENT, _OTHERS, _MOMENTS = "parameters", "gradient", "others", "moments.json"
 _SAMPLE = 1024
 WAYS_OUT = (
@@ -59,6 +62,22 @@ class Kept:
         tensors = [*(self.parameters or {}).values(), *(self.gradient.raw if self.gradient else {}).values()]
         return sum(tensor.nbytes for tensor in tensors) + sum(moment.nbytes for moment in self.moments)
 
+    def on_host(self) -> Kept:
+        """Return the same with every tensor on the host."""
+        gradient = self.gradient and Gradient(_on_host(self.gradient.raw), self.gradient.factor)
+        parameters = None if self.parameters is None else _on_host(self.parameters)
+        return replace(self, parameters=parameters, gradient=gradient, others=_on_host(self.others or {}))
+
+
+@dataclass(frozen=True, slots=True)
+class Unwritten:
+    """A probe that could not be written."""
+
+    step: int
+    kept: Kept
+    error: BaseException
+    """Why, or why one before it could not"""
+
 
 class ProbeStore:
     """Kept probes on disk.
@@ -78,6 +97,12 @@ class ProbeStore:
         self.shared = 0
         """Bytes of the parameters that the optimiser does not hold, as stored once"""
         self._held: dict[int, Sequence[Frozen]] = {}
+        self._background = Background(most=2)
+        self._waiting: set[int] = set()
+        """Steps that were to be written and are not yet"""
+        self._unwritten: list[Unwritten] = []
+        self._owed: Mapping[str, Tensor] = {}
+        """Parameters that the optimiser does not hold and that are not on disk, but belong to the next probe written"""
         self._sample: dict[str, Tensor] = {}
         self._newest_others = folder / f"{_OTHERS}.safetensors"
 
@@ -105,12 +130,58 @@ class ProbeStore:
             )
 
     def write(self, step: int, kept: Kept) -> None:
-        """Write a probe; its folder appears when it is complete.
+        """Write a probe in the background; its folder appears when it is complete.
 
-        Raises:
-            OSError: if the disk is full or not writable; nothing is left of the probe then.
+        What is in ``kept`` must not change any more. Waits while two are not written yet. What is on another device is copied
+        to the host before this returns: memory there is free again at once. What could not be written is in `take_unwritten`.
         """
+        kept = kept.on_host()
         self.note_size(kept)
+        if kept.others:
+            size = sum(value.nbytes for value in kept.others.values())
+            if self._sample:  # they change: every probe may bring its own
+                self.largest = max(self.largest, kept.nbytes + size)
+            self.shared = size
+            self._sample = sampled(kept.others)
+        self.digests[step] = _digest(moment.structure for moment in kept.moments)
+        if any(not moment.structure for moment in kept.moments):
+            self._held[step] = kept.moments
+        self._waiting.add(step)
+        self._background.do(functools.partial(self._try_to_write, step, kept))
+
+    def wait(self) -> None:
+        """Wait until everything is written that can be."""
+        self._background.wait()
+
+    @property
+    def all_is_well(self) -> bool:
+        """Whether nothing is known of a probe that could not be written; some may not be written yet."""
+        return not self._unwritten
+
+    def take_unwritten(self) -> list[Unwritten]:
+        """Return what could not be written, in order, and forget it: after a failure nothing is, until this is called."""
+        self.wait()
+        unwritten, self._unwritten = self._unwritten, []
+        return unwritten
+
+    def give_up(self, step: int, kept: Kept) -> None:
+        """Leave a probe that could not be written out; what others share with it is written with the next one."""
+        self.drop(step)
+        self._owed = kept.others or self._owed
+
+    def _try_to_write(self, step: int, kept: Kept) -> None:
+        try:
+            if self._unwritten:  # in order, for probes link what those before them have brought
+                self._unwritten.append(Unwritten(step, kept, self._unwritten[0].error))
+            else:
+                self._write(step, kept)
+        except BaseException as error:
+            self._unwritten.append(Unwritten(step, kept, error))
+        finally:
+            self._waiting.discard(step)
+
+    def _write(self, step: int, kept: Kept) -> None:
+        self._owed = kept.others or self._owed
         self._make_private(self.folder)
         partial = self.folder / f".{step:012d}.part"
         shutil.rmtree(partial, ignore_errors=True)
@@ -123,21 +194,22 @@ class ProbeStore:
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
-        self.digests[step] = _digest(moment.structure for moment in kept.moments)
-        if any(not moment.structure for moment in kept.moments):
-            self._held[step] = kept.moments
+        self._owed = {}
 
     def _write_parts(self, folder: Path, kept: Kept) -> None:
         if kept.parameters is not None:
-            _save(folder / f"{_PARAMETERS}.safetensors", kept.parameters)
+            write_tensors(folder / f"{_PARAMETERS}.safetensors", kept.parameters)
         if kept.gradient is not None:
-            _save(folder / f"{_GRADIENT}.safetensors", kept.gradient.raw, {"factor": repr(kept.gradient.factor)})
-        self._write_others(folder, kept.others or {}, kept.nbytes)
+            write_tensors(folder / f"{_GRADIENT}.safetensors", kept.gradient.raw, {"factor": repr(kept.gradient.factor)})
+        if self._owed:
+            save_tensors(self._newest_others, self._owed)
+        if self._newest_others.exists():
+            link(self._newest_others, folder / self._newest_others.name)
         for index, moment in enumerate(kept.moments):
-            _save(folder / f"moment-{index}.safetensors", moment.tensors)
-            _write_private(folder / f"moment-{index}.pickle", moment.structure)
+            write_tensors(folder / f"moment-{index}.safetensors", moment.tensors)
+            write_private(folder / f"moment-{index}.pickle", moment.structure)
         content = {"schema": SCHEMA, "count": len(kept.moments), "loss": kept.loss}
-        _write_private(folder / _MOMENTS, json.dumps(content).encode())
+        write_private(folder / _MOMENTS, json.dumps(content).encode())
         for file in folder.iterdir():
             file.chmod(0o600)
 
@@ -151,37 +223,29 @@ class ProbeStore:
             return False
         return not same_sample(sampled(others), self._sample)
 
-    def _write_others(self, folder: Path, others: Mapping[str, Tensor], kept_bytes: int) -> None:
-        """Write parameters that the optimiser does not hold where they changed, else link to the newest copy."""
-        if others:
-            save_tensors(self._newest_others, others)
-            size = sum(value.nbytes for value in others.values())
-            if self._sample:  # they change: every probe may bring its own
-                self.largest = max(self.largest, kept_bytes + size)
-            self.shared = size
-            self._sample = sampled(others)
-        if self._newest_others.exists():
-            _link(self._newest_others, folder / self._newest_others.name)
-
     def drop(self, step: int) -> None:
         """Remove a probe."""
+        if step in self._waiting:
+            self.wait()
         self.digests.pop(step, None)
         self._held.pop(step, None)
         shutil.rmtree(self._of(step), ignore_errors=True)
 
     def remove(self) -> None:
         """Remove the whole store."""
+        self.wait()
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def adopt(self, folder: Path, step: int, digest: str) -> bool:
         """Take over a probe from another run's store by hard links, else copies; False if it is not there."""
+        self.wait()
         source = folder / f"{step:012d}"
         if not (source / _MOMENTS).is_file():
             return False
         self._make_private(self.folder)
         self._make_private(self._of(step))
         for file in source.iterdir():
-            _link(file, self._of(step) / file.name)
+            link(file, self._of(step) / file.name)
         self.digests[step] = digest
         files = {file.name: file.stat().st_size for file in self._of(step).iterdir()}
         self.largest = max(self.largest, sum(files.values()) - files.get(f"{_OTHERS}.safetensors", 0))
@@ -190,6 +254,7 @@ class ProbeStore:
     # -------------------------------------------------------------------------------------------------------- reading
 
     def __contains__(self, step: int) -> bool:
+        self.wait()
         return (self._of(step) / _MOMENTS).is_file()
 
     def holds_iterate(self, step: int) -> bool:
@@ -206,6 +271,10 @@ class ProbeStore:
 
     def newest_others(self) -> dict[str, Tensor]:
         """Return the values of these parameters that were stored last."""
+        self.wait()
+        for others in (*(one.kept.others for one in reversed(self._unwritten)), self._owed):
+            if others:
+                return dict(others)
         return load_file(self._newest_others)
 
     def gradient(self, step: int) -> Gradient:
@@ -220,6 +289,7 @@ class ProbeStore:
         Raises:
             NotMeasurable: if they are gone, or are not the ones that this run wrote.
         """
+        self.wait()
         if step in self._held:
             return list(self._held[step])
         folder = self._of(step)
@@ -245,6 +315,7 @@ class ProbeStore:
             raise NotMeasurable(f"the stored loss of step {step} is gone: {error}") from error
 
     def _content(self, step: int) -> dict[str, Any]:
+        self.wait()
         try:
             content: dict[str, Any] = json.loads((self._of(step) / _MOMENTS).read_text())
         except ValueError as error:
@@ -254,6 +325,7 @@ class ProbeStore:
     @property
     def nbytes(self) -> int:
         """Bytes on disk now, hard links counted once, without the stores of other processes."""
+        self.wait()
         probes = [self._of(step) for step in self.digests]
         found = [
             file.stat() for folder in (self.folder, *probes) if folder.is_dir() for file in folder.iterdir() if file.is_file()
@@ -261,6 +333,7 @@ class ProbeStore:
         return sum({(stat.st_dev, stat.st_ino): stat.st_size for stat in found}.values())
 
     def _load(self, step: int, part: str, missing_is_empty: bool = False) -> dict[str, Tensor]:
+        self.wait()
         path = self._of(step) / f"{part}.safetensors"
         if missing_is_empty and not path.exists():
             return {}
@@ -276,6 +349,10 @@ class ProbeStore:
     def _make_private(folder: Path) -> None:
         for level in (folder.parent, folder) if folder.name.startswith("process-") else (folder,):
             level.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+
+def _on_host(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().to("cpu") for name, tensor in tensors.items()}
 
 
 def _digest(structures: Iterable[bytes]) -> str:
@@ -295,45 +372,6 @@ def sampled(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def same_sample(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
     """Return whether two samples are of the same names and values."""
     return one.keys() == other.keys() and all(torch.equal(value, other[name]) for name, value in one.items())
-
-
-def _save(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    dense = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
-    try:
-        save_file(dense, path, metadata={**_METADATA, **(metadata or {})})
-    except Exception as error:  # safetensors reports a full disk as its own error
-        code = next((c for c in (errno.ENOSPC, errno.EDQUOT, errno.EROFS) if f"(os error {c})" in str(error)), errno.EIO)
-        raise OSError(code, str(error), str(path)) from error
-
-
-def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write tensors to a safetensors file atomically."""
-    partial = path.with_name(f".{path.name}.tmp")
-    _save(partial, tensors)
-    os.replace(partial, path)
-
-
-def file_digest(path: Path) -> str:
-    """Return the SHA-256 of a file."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def _write_private(path: Path, content: bytes) -> None:
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-        file.write(content)
-
-
-def _link(source: Path, target: Path) -> None:
-    try:
-        os.link(source, target)
-    except FileExistsError:
-        return
-    except OSError:
-        shutil.copy2(source, target)
 
 
 def _opened(path: Path) -> safe_open:
