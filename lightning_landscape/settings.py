@@ -12,6 +12,8 @@ from typing import Any
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 
+from lightning_landscape.probing.codecs import CODECS
+
 DOUBLING = "doubling"
 """Epochs 1, 2, 4, 8, …"""
 
@@ -110,7 +112,10 @@ _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
         lambda value: value is None or (isinstance(value, str) and value != ""),
         "the dotted name of a submodule, and None",
     ),
-    "store_dtype": (lambda value: value == "native", "'native', the parameters' own dtype"),
+    "store_dtype": (
+        lambda value: value in tuple(CODECS),
+        "'native', the parameters' own dtype, and the codecs 'bfloat16' and 'int8'",
+    ),
     "store_gib": (lambda value: _is_real(value) and value > 0, "sizes above 0, in GiB"),
     "dirpath": (lambda value: value is None or isinstance(value, (str, os.PathLike)), "paths"),
     "prefix": (

@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +93,10 @@ class Measurement:
         parameters = named_parameters(module)
         self.sharded = any(map(is_sharded, parameters.values()))
         """Whether each process has its own part of the parameters"""
-        self._products = Products(processes, shares(parameters, processes.size)) if self.sharded else Products()
+        self._products = Products()
+        if self.sharded:
+            store.encoder.shares = shares(parameters, processes.size)
+            self._products = Products(processes, store.encoder.shares)
         self.rows = Rows(schedule, store, processes, secant=secant, per_layer=per_layer)
         self.seconds = 0.0
         """Time spent here while training"""
@@ -416,7 +419,9 @@ class Measurement:
 
     def _kept(self, window: Window) -> Kept:
         """Return what this process stores of a window."""
-        return window.kept(parameters=self._stores_iterates, gradient=self._stores_iterates)
+        kept = window.kept(parameters=self._stores_iterates, gradient=self._stores_iterates)
+        earlier = len(self.schedule.kept) - 1
+        return replace(kept, natively=earlier & (earlier - 1) == 0)  # numbers 0, 1, 2, 4, …, which a thinning leaves in time
 
     def _keep_for_initial_loss(self, window: Window) -> None:
         """With x_p at hand the row is complete but for its loss at x_0: keep x_0, and the batches chosen for it."""

@@ -12,7 +12,7 @@ from lightning_landscape.probes import Probe, ProbeTable, from_scalars, to_scala
 from lightning_landscape.probing.processes import Processes
 from lightning_landscape.probing.schedule import Schedule
 from lightning_landscape.probing.store import Kept, ProbeStore, Unwritten
-from lightning_landscape.records import FixedBatchRow, LayerRow, SegmentPoint
+from lightning_landscape.records import Accuracy, FixedBatchRow, LayerRow, SegmentPoint
 
 
 class Rows:
@@ -42,6 +42,8 @@ class Rows:
         """At each probe a batch that was held out, by step"""
         self.fixed_batches: dict[int, list[FixedBatchRow]] = {}
         """At each probe the same batches, by step"""
+        self.accuracies: dict[int, Accuracy] = {}
+        """How far a codec can have moved what was found at x_p, by step"""
         self._digests: dict[int, list[str]] = {}
         """Of each stored step, by process: a checkpoint of the first one holds those of all"""
 
@@ -152,7 +154,7 @@ class Rows:
             self.table = ProbeTable(probe for probe in self.table if probe.step not in gone)
             for step in gone:
                 self.drop_stored(step)
-                for rows in (self.secants, self.layers, self.held_out, self.fixed_batches):
+                for rows in (self.secants, self.layers, self.held_out, self.fixed_batches, self.accuracies):
                     if rows is not None:
                         rows.pop(step, None)
 

@@ -18,24 +18,28 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
 from lightning_landscape.probes import SCHEMA
 from lightning_landscape.probing.background import Background
+from lightning_landscape.probing.codecs import NATIVE
+from lightning_landscape.probing.encoding import GRADIENT, PARAMETERS, CodecError, Encoder
 from lightning_landscape.probing.failures import NotMeasurable
 from lightning_landscape.probing.freezing import Frozen
 from lightning_landscape.probing.gradients import Gradient
 from lightning_landscape.probing.tensor_files import link, save_tensors, write_private, write_tensors
 
-_PARAMETERS, _GRADIENT, _OTHERS, _MOMENTS = "parameters", "gradient", "others", "moments.json"
+_OTHERS, _MOMENTS = "others", "moments.json"
+_NATIVES = 3
+"""So many probes, x_0 and the two newest of those that the caller chose, are there as they were, beside being encoded"""
 _SAMPLE = 1024
 WAYS_OUT = (
     "raise store_gib=, set dirpath= to a disk with more room, or pass reference= a file, with which little more than one point "
@@ -55,12 +59,18 @@ class Kept:
     gradient: Gradient | None = None
     others: Mapping[str, Tensor] | None = None
     """Parameters that the optimiser does not hold; empty where they are still those that were stored last"""
+    natively: bool = False
+    """Whether x_k and g_k are to be there as they are, too, where a codec changes them and there is room"""
 
     @property
     def nbytes(self) -> int:
-        """Bytes on disk, without ``others``, which probes share while they do not change."""
-        tensors = [*(self.parameters or {}).values(), *(self.gradient.raw if self.gradient else {}).values()]
-        return sum(tensor.nbytes for tensor in tensors) + sum(moment.nbytes for moment in self.moments)
+        """Bytes on disk as they are, without ``others``, which probes share while they do not change."""
+        return sum(tensor.nbytes for tensor in self.measured) + sum(moment.nbytes for moment in self.moments)
+
+    @property
+    def measured(self) -> list[Tensor]:
+        """The tensors of x_k and g_k."""
+        return [*(self.parameters or {}).values(), *(self.gradient.raw if self.gradient else {}).values()]
 
     def on_host(self) -> Kept:
         """Return the same with every tensor on the host."""
@@ -85,10 +95,11 @@ class ProbeStore:
     Args:
         folder: where they go; made when the first one is written.
         budget: largest number of bytes to use.
+        codec: how x_k and g_k are written, a name of `CODECS`.
     """
 
-    def __init__(self, folder: Path, budget: int) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, budget: int, codec: str = NATIVE) -> None:
+        self.folder, self.encoder = folder, Encoder(codec, folder)
         self.budget = budget
         self.digests: dict[int, str] = {}
         """SHA-256 over the structures of each step that this run wrote, or took over from its checkpoint"""
@@ -96,7 +107,13 @@ class ProbeStore:
         """Bytes of the largest probe so far"""
         self.shared = 0
         """Bytes of the parameters that the optimiser does not hold, as stored once"""
+        self._base = 0
+        """Bytes of x_0, where differences to it are stored"""
+        self._native = 0
+        """Bytes of the largest probe as it was, where some are there like that beside"""
+        self._natives: list[int] = []
         self._held: dict[int, Sequence[Frozen]] = {}
+        self._adopted: dict[tuple[int, int], Path] = {}
         self._background = Background(most=2)
         self._waiting: set[int] = set()
         """Steps that were to be written and are not yet"""
@@ -111,11 +128,18 @@ class ProbeStore:
     @property
     def capacity(self) -> int | None:
         """How many probes as large as the largest fit in the budget; None before the first."""
-        return max(0, self.budget - self.shared) // self.largest if self.largest else None
+        beside = self.shared + self._base + _NATIVES * self._native
+        return max(0, self.budget - beside) // self.largest if self.largest else None
 
     def note_size(self, kept: Kept) -> None:
         """Take a probe's size into account before it is written."""
-        self.largest = max(self.largest, kept.nbytes)
+        self.largest = max(self.largest, self._bytes_of(kept))
+        self._base = max(self._base, self.encoder.base_bytes(kept.parameters or {}))
+
+    def _bytes_of(self, kept: Kept) -> int:
+        gradient = kept.gradient.raw if kept.gradient else {}
+        moments = sum(moment.nbytes for moment in kept.moments)
+        return self.encoder.nbytes(kept.parameters or {}) + self.encoder.nbytes(gradient) + moments
 
     def require_room(self) -> None:
         """Refuse a budget in which two probes of the largest size have no room.
@@ -125,9 +149,12 @@ class ProbeStore:
         """
         if self.capacity is not None and self.capacity < 2:
             raise MisconfigurationException(
-                f"LandscapeMonitor needs {self.largest / 2**20:.1f} MiB a probe on disk and may use {self.budget / 2**20:.1f} "
-                f"MiB; supported are budgets of two probes or more: {WAYS_OUT}"
+                f"LandscapeMonitor needs {self.largest / 2**20:.1f} MiB a probe on disk{self._besides()} and may use "
+                f"{self.budget / 2**20:.1f} MiB; supported are budgets of two probes or more: {WAYS_OUT}"
             )
+
+    def _besides(self) -> str:
+        return f", {self._base / 2**20:.1f} MiB for x_0," if self._base else ""
 
     def write(self, step: int, kept: Kept) -> None:
         """Write a probe in the background; its folder appears when it is complete.
@@ -140,14 +167,32 @@ class ProbeStore:
         if kept.others:
             size = sum(value.nbytes for value in kept.others.values())
             if self._sample:  # they change: every probe may bring its own
-                self.largest = max(self.largest, kept.nbytes + size)
+                self.largest = max(self.largest, self._bytes_of(kept) + size)
             self.shared = size
             self._sample = sampled(kept.others)
         self.digests[step] = _digest(moment.structure for moment in kept.moments)
         if any(not moment.structure for moment in kept.moments):
             self._held[step] = kept.moments
+        kept = replace(kept, natively=kept.natively and self._has_room_natively(kept.nbytes))
+        if kept.natively:
+            self._note_natively(step)
         self._waiting.add(step)
         self._background.do(functools.partial(self._try_to_write, step, kept))
+
+    def _has_room_natively(self, nbytes: int) -> bool:
+        """Return whether some probes may be there as they were: they take a quarter of the budget at most."""
+        if not self.encoder.lossy or _NATIVES * nbytes > (self.budget - self.shared - self._base) // 4:
+            return False
+        self._native = max(self._native, nbytes)
+        return True
+
+    def _note_natively(self, step: int) -> None:
+        self._natives = sorted({*self._natives, step}.intersection(self.digests))
+        for dropped in self._natives[1 : 1 - _NATIVES]:
+            if dropped in self._waiting:
+                self.wait()
+            self.encoder.drop_native(self._of(dropped))
+            self._natives.remove(dropped)
 
     def wait(self) -> None:
         """Wait until everything is written that can be."""
@@ -187,7 +232,7 @@ class ProbeStore:
         shutil.rmtree(partial, ignore_errors=True)
         self._make_private(partial)
         try:
-            self._write_parts(partial, kept)
+            self._write_parts(partial, step, kept)
             final = self._of(step)
             shutil.rmtree(final, ignore_errors=True)
             os.replace(partial, final)
@@ -196,11 +241,8 @@ class ProbeStore:
             raise
         self._owed = {}
 
-    def _write_parts(self, folder: Path, kept: Kept) -> None:
-        if kept.parameters is not None:
-            write_tensors(folder / f"{_PARAMETERS}.safetensors", kept.parameters)
-        if kept.gradient is not None:
-            write_tensors(folder / f"{_GRADIENT}.safetensors", kept.gradient.raw, {"factor": repr(kept.gradient.factor)})
+    def _write_parts(self, folder: Path, step: int, kept: Kept) -> None:
+        error = self.encoder.write(folder, f"step {step}", kept.parameters, kept.gradient, natively=kept.natively)
         if self._owed:
             save_tensors(self._newest_others, self._owed)
         if self._newest_others.exists():
@@ -208,7 +250,7 @@ class ProbeStore:
         for index, moment in enumerate(kept.moments):
             write_tensors(folder / f"moment-{index}.safetensors", moment.tensors)
             write_private(folder / f"moment-{index}.pickle", moment.structure)
-        content = {"schema": SCHEMA, "count": len(kept.moments), "loss": kept.loss}
+        content = {"schema": SCHEMA, "count": len(kept.moments), "loss": kept.loss, "error": asdict(error)}
         write_private(folder / _MOMENTS, json.dumps(content).encode())
         for file in folder.iterdir():
             file.chmod(0o600)
@@ -245,11 +287,20 @@ class ProbeStore:
         self._make_private(self.folder)
         self._make_private(self._of(step))
         for file in source.iterdir():
-            link(file, self._of(step) / file.name)
+            self._adopt(file, self._of(step) / file.name)
+        self.encoder.adopt(self._of(step))
         self.digests[step] = digest
-        files = {file.name: file.stat().st_size for file in self._of(step).iterdir()}
-        self.largest = max(self.largest, sum(files.values()) - files.get(f"{_OTHERS}.safetensors", 0))
+        if self.encoder.holds_natively(self._of(step)):
+            self._natives = sorted({*self._natives, step})
+        own = [file for file in self._of(step).iterdir() if not file.name.startswith((_OTHERS, "base-", "native-"))]
+        self.largest = max(self.largest, sum(file.stat().st_size for file in own))
         return True
+
+    def _adopt(self, file: Path, target: Path) -> None:
+        """Link a file of another store; where that is on another disk, what its probes share is copied once."""
+        found = file.stat()
+        link(self._adopted.setdefault((found.st_dev, found.st_ino), file), target)
+        self._adopted[found.st_dev, found.st_ino] = target
 
     # -------------------------------------------------------------------------------------------------------- reading
 
@@ -259,15 +310,36 @@ class ProbeStore:
 
     def holds_iterate(self, step: int) -> bool:
         """Return whether x_k of a step is stored, and what its loss needs."""
-        return step in self and (self._of(step) / f"{_PARAMETERS}.safetensors").is_file()
+        return step in self and (self._of(step) / f"{PARAMETERS}.safetensors").is_file()
 
-    def iterate(self, step: int) -> dict[str, Tensor]:
-        """Return x_k."""
-        return self._load(step, _PARAMETERS)
+    def holds_exactly(self, step: int) -> bool:
+        """Return whether x_k of a step can be had as it was."""
+        try:
+            return self.holds_iterate(step) and (self.holds_natively(step) or self.error(step).iterate == 0)
+        except (OSError, NotMeasurable):
+            return False
+
+    def holds_gradient_exactly(self, step: int) -> bool:
+        """Return whether g_k of a stored step can be had as it was."""
+        return self.holds_natively(step) or self.error(step).gradient == 0
+
+    def holds_natively(self, step: int) -> bool:
+        """Return whether x_k and g_k of a step are there as they were, beside being encoded."""
+        self.wait()
+        return self.encoder.holds_natively(self._of(step))
+
+    def iterate(self, step: int, *, exactly: bool = False) -> dict[str, Tensor]:
+        """Return x_k, as it was or, where a codec changed it and no more is asked for, as that left it."""
+        return self._read(step, PARAMETERS, exactly)
 
     def others(self, step: int) -> dict[str, Tensor]:
         """Return the stored values of parameters that the optimiser did not hold."""
-        return self._load(step, _OTHERS, missing_is_empty=True)
+        self.wait()
+        path = self._of(step) / f"{_OTHERS}.safetensors"
+        try:
+            return load_file(path) if path.exists() else {}
+        except (OSError, SafetensorError) as error:
+            raise NotMeasurable(f"the stored {_OTHERS} of step {step} are gone: {error}") from error
 
     def newest_others(self) -> dict[str, Tensor]:
         """Return the values of these parameters that were stored last."""
@@ -277,11 +349,28 @@ class ProbeStore:
                 return dict(others)
         return load_file(self._newest_others)
 
-    def gradient(self, step: int) -> Gradient:
-        """Return g_k."""
-        raw = self._load(step, _GRADIENT)
-        with _opened(self._of(step) / f"{_GRADIENT}.safetensors") as file:
-            return Gradient(raw, float(file.metadata()["factor"]))
+    def gradient(self, step: int, *, exactly: bool = False) -> Gradient:
+        """Return g_k, as it was or, where a codec changed it and no more is asked for, as that left it."""
+        return Gradient(self._read(step, GRADIENT, exactly), self.encoder.factor(self._of(step)))
+
+    def error(self, step: int) -> CodecError:
+        """Return what a codec did to the stored x_k and g_k.
+
+        Raises:
+            NotMeasurable: if that is gone.
+        """
+        try:
+            return CodecError(**self._content(step).get("error", {}))
+        except OSError as error:
+            raise NotMeasurable(f"what a codec did at step {step} is gone: {error}") from error
+
+    def _read(self, step: int, part: str, exactly: bool) -> dict[str, Tensor]:
+        self.wait()
+        natively = exactly and self.encoder.holds_natively(self._of(step))
+        try:
+            return self.encoder.read(self._of(step), part, natively=natively)
+        except (OSError, SafetensorError, LookupError, ValueError) as error:
+            raise NotMeasurable(f"the stored {part} of step {step} are gone: {error}") from error
 
     def moments(self, step: int) -> list[Frozen]:
         """Return the moments of a probe's micro-batches.
@@ -332,16 +421,6 @@ class ProbeStore:
         ]
         return sum({(stat.st_dev, stat.st_ino): stat.st_size for stat in found}.values())
 
-    def _load(self, step: int, part: str, missing_is_empty: bool = False) -> dict[str, Tensor]:
-        self.wait()
-        path = self._of(step) / f"{part}.safetensors"
-        if missing_is_empty and not path.exists():
-            return {}
-        try:
-            return load_file(path)
-        except (OSError, SafetensorError) as error:
-            raise NotMeasurable(f"the stored {part} of step {step} are gone: {error}") from error
-
     def _of(self, step: int) -> Path:
         return self.folder / f"{step:012d}"
 
@@ -372,7 +451,3 @@ def sampled(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def same_sample(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
     """Return whether two samples are of the same names and values."""
     return one.keys() == other.keys() and all(torch.equal(value, other[name]) for name, value in one.items())
-
-
-def _opened(path: Path) -> safe_open:
-    return safe_open(path, framework="pt")
