@@ -19,7 +19,8 @@ def accuracy_entry(
     r"""Return the largest errors over the probes, and between what numbers the neighbourhood and the bound in force lie.
 
     Losses, norms of gradients and steps are measured at the probe and exact. So with p_k lowered, and D_k raised, by their
-    bounds everything that follows from the table is at its worst, and the other way round at its best: a larger p_k admits more pairs.
+    bounds everything that follows from the table is at its worst, and the other way round at its best: a larger p_k admits
+    more pairs.
 
     Args:
         table: the table of probes.

@@ -158,6 +158,50 @@ def test_a_full_disk_is_an_os_error_and_leaves_nothing_of_the_probe(small_disk):
     assert torch.equal(store.iterate(1)["w"], kept(1, size=100_000).parameters["w"])
 
 
+def test_frozen_parameters_that_could_not_be_written_come_with_the_next_probe(tmp_path, monkeypatch):
+    store, original, room = ProbeStore(tmp_path / "store", BUDGET), ProbeStore._write_parts, [2]
+
+    def full(self, folder, step, kept):
+        room[0] -= 1
+        if room[0] < 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        original(self, folder, step, kept)
+
+    monkeypatch.setattr(ProbeStore, "_write_parts", full)
+    frozen = {"frozen": torch.zeros(50)}
+    store.write(0, kept(0, frozen))
+    store.write(1, kept(1, {}))
+    assert 1 in store
+    moved = {"frozen": torch.ones(50)}
+    assert store.others_changed(moved)
+    store.write(2, kept(2, moved))
+    assert not store.others_changed(moved)
+    assert torch.equal(store.newest_others()["frozen"], moved["frozen"])
+    store.write(3, kept(3, {}))
+    unwritten = store.take_unwritten()
+    assert [one.step for one in unwritten] == [2, 3]
+    room[0] = 100
+    store.give_up(2, unwritten[0].kept)
+    store.write(3, unwritten[1].kept)
+    store.write(4, kept(4, {}))
+    assert [float(store.others(step)["frozen"][0]) for step in (0, 1, 3, 4)] == [0.0, 0.0, 1.0, 1.0]
+    assert 2 not in store
+
+
+def test_a_probe_that_is_dropped_before_it_is_written_is_gone(tmp_path):
+    store = ProbeStore(tmp_path / "store", BUDGET)
+    for step in range(20):
+        store.write(step, kept(step, size=20_000))
+        if step % 2:
+            store.drop(step)
+    store.wait()
+    assert sorted(path.name for path in store.folder.iterdir()) == [f"{step:012d}" for step in range(0, 20, 2)]
+    for step in range(20, 24):
+        store.write(step, kept(step, size=100_000))
+    store.remove()
+    assert not store.folder.exists()
+
+
 def test_a_run_on_a_small_disk_thins_and_ends_well(small_disk):
     """The real thing: the disk fills up while training, and what was measured until then is evaluated."""
 
