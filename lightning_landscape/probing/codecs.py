@@ -98,7 +98,8 @@ class Int8(Codec):
 
     def _grouped(self, block: Tensor) -> Tensor:
         lacking = -block.numel() % self.group
-        return torch.nn.functional.pad(block, (0, lacking)).view(-1, self.group)
+        whole = torch.nn.functional.pad(block, (0, lacking)) if lacking else block
+        return whole.view(-1, self.group)
 
 
 NATIVE = "native"

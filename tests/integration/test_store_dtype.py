@@ -1,4 +1,4 @@
-"""Runs with probes stored through a codec beside the same runs with probes as they are: what is exact, what is said of the rest.
+"""Runs with probes stored through a codec beside the same runs that stored them natively: what is exact, what is said.
 
 Training is the same to the last bit, so x_k, g_k and x_p are those of the run that stored them as they are.
 """
