@@ -175,13 +175,13 @@ def test_kill_loses_at_most_two_probes(tmp_path):
 
 @pytest.mark.parametrize("options", [(), ("--store-dtype", "int8")])
 def test_what_is_in_the_store_after_a_kill_is_whole(options, tmp_path):
-    """Of the newest probes, two that waited and one in the making may be missing; all others, and x_0, can be read."""
+    """Of the newest probes two may be missing; all others, and x_0, can be read."""
     finish(interrupted(tmp_path, signal.SIGKILL, 22, "--epochs", "1000", "--every", "1", "--pause", "0", *options))
     run = load(tmp_path / "run")
     steps, folders = [probe.step for probe in run.table], [p for p in (run.path / "store").iterdir() if p.name.isdigit()]
     stored = sorted(int(folder.name) for folder in folders)
     assert stored == list(range(len(stored)))
-    assert len(stored) >= len(steps) - 3
+    assert len(stored) >= len(steps) - 2
     sizes = {name: p.numel() for name, p in run_script.Slow().named_parameters()}
     for folder in folders:
         for part in (PARAMETERS, GRADIENT):
