@@ -12,10 +12,10 @@ from typing import Any
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 
-from lightning_landscape.probing.codecs import CODECS
-
 DOUBLING = "doubling"
 """Epochs 1, 2, 4, 8, …"""
+
+STORE_DTYPES = ("native", "bfloat16", "int8")
 
 _NAME = re.compile(r"(?=.*[\w-])[\w.-]+")
 
@@ -113,7 +113,7 @@ _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
         "the dotted name of a submodule, and None",
     ),
     "store_dtype": (
-        lambda value: value in tuple(CODECS),
+        lambda value: value in STORE_DTYPES,
         "'native', the parameters' own dtype, and the codecs 'bfloat16' and 'int8'",
     ),
     "store_gib": (lambda value: _is_real(value) and value > 0, "sizes above 0, in GiB"),

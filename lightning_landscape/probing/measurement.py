@@ -24,6 +24,7 @@ from lightning_landscape.probing.failures import said, warn_once
 from lightning_landscape.probing.fidelity import Fidelity, FidelityCheck
 from lightning_landscape.probing.gradients import is_finite, loss_scale
 from lightning_landscape.probing.held_out import HeldOut, Source
+from lightning_landscape.probing.kept import Kept
 from lightning_landscape.probing.layers import layer_rows
 from lightning_landscape.probing.parameters import (
     Swap,
@@ -40,7 +41,7 @@ from lightning_landscape.probing.replay import Loss, Replayer
 from lightning_landscape.probing.rows import Rows
 from lightning_landscape.probing.schedule import Schedule, evenly
 from lightning_landscape.probing.sharding import is_sharded, shares
-from lightning_landscape.probing.store import Kept, ProbeStore
+from lightning_landscape.probing.store import ProbeStore
 from lightning_landscape.probing.sums import StepSums
 from lightning_landscape.probing.window import Window
 

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from lightning_landscape.probes import Probe, ProbeTable, from_scalars, to_scalars
+from lightning_landscape.probing.kept import Kept, Unwritten
 from lightning_landscape.probing.processes import Processes
 from lightning_landscape.probing.schedule import Schedule
-from lightning_landscape.probing.store import Kept, ProbeStore, Unwritten
+from lightning_landscape.probing.store import ProbeStore
 from lightning_landscape.records import Accuracy, FixedBatchRow, LayerRow, SegmentPoint
 
 

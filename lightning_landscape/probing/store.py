@@ -18,11 +18,10 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -35,58 +34,16 @@ from lightning_landscape.probing.encoding import GRADIENT, PARAMETERS, CodecErro
 from lightning_landscape.probing.failures import NotMeasurable
 from lightning_landscape.probing.freezing import Frozen
 from lightning_landscape.probing.gradients import Gradient
+from lightning_landscape.probing.kept import Kept, Unwritten, same_sample, sampled
 from lightning_landscape.probing.tensor_files import link, save_tensors, write_private, write_tensors
 
 _OTHERS, _MOMENTS = "others", "moments.json"
 _NATIVES = 3
 """So many probes, x_0 and the two newest of those that the caller chose, are there as they were, beside being encoded"""
-_SAMPLE = 1024
 WAYS_OUT = (
     "raise store_gib=, set dirpath= to a disk with more room, or pass reference= a file, with which little more than one point "
     "is stored"
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Kept:
-    """One probe in the store; parts that a mode of measuring does not need are absent."""
-
-    moments: Sequence[Frozen]
-    loss: float
-    """This process's loss, as training saw it"""
-    parameters: Mapping[str, Tensor] | None = None
-    """x_k"""
-    gradient: Gradient | None = None
-    others: Mapping[str, Tensor] | None = None
-    """Parameters that the optimiser does not hold; empty where they are still those that were stored last"""
-    natively: bool = False
-    """Whether x_k and g_k are to be there as they are, too, where a codec changes them and there is room"""
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes on disk as they are, without ``others``, which probes share while they do not change."""
-        return sum(tensor.nbytes for tensor in self.measured) + sum(moment.nbytes for moment in self.moments)
-
-    @property
-    def measured(self) -> list[Tensor]:
-        """The tensors of x_k and g_k."""
-        return [*(self.parameters or {}).values(), *(self.gradient.raw if self.gradient else {}).values()]
-
-    def on_host(self) -> Kept:
-        """Return the same with every tensor on the host."""
-        gradient = self.gradient and Gradient(_on_host(self.gradient.raw), self.gradient.factor)
-        parameters = None if self.parameters is None else _on_host(self.parameters)
-        return replace(self, parameters=parameters, gradient=gradient, others=_on_host(self.others or {}))
-
-
-@dataclass(frozen=True, slots=True)
-class Unwritten:
-    """A probe that could not be written."""
-
-    step: int
-    kept: Kept
-    error: BaseException
-    """Why, or why one before it could not"""
 
 
 class ProbeStore:
@@ -430,24 +387,9 @@ class ProbeStore:
             level.mkdir(mode=0o700, parents=True, exist_ok=True)
 
 
-def _on_host(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.detach().to("cpu") for name, tensor in tensors.items()}
-
-
 def _digest(structures: Iterable[bytes]) -> str:
     """Return one SHA-256 over the structures of a probe's micro-batches: what no known run wrote is never unpickled."""
     whole = hashlib.sha256()
     for structure in structures:
         whole.update(hashlib.sha256(structure).digest())
     return whole.hexdigest()
-
-
-def sampled(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return up to 1,024 elements of each tensor."""
-    flat = {name: value.detach().reshape(-1) for name, value in values.items()}
-    return {name: value[:: max(1, value.numel() // _SAMPLE)].to("cpu", copy=True) for name, value in flat.items()}
-
-
-def same_sample(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
-    """Return whether two samples are of the same names and values."""
-    return one.keys() == other.keys() and all(torch.equal(value, other[name]) for name, value in one.items())

@@ -53,7 +53,9 @@ def accuracy_sentence(store: Mapping[str, Any]) -> str:
         return ""
     of_product, of_distance = (_said(found[name]) for name in ("inner_product", "distance"))
     low, high = found["neighbourhood"]
-    between = "" if low is None or high is None else f"; the neighbourhood is between {shown(low)} and {shown(high)}"
+    between = ""
+    if low is not None and high is not None and shown(low) != shown(high):
+        between = f"; the neighbourhood is between {shown(low)} and {shown(high)}"
     return (
         f" Probes were stored as {store['dtype']}: p is off by at most {of_product} of ‖g‖‖x − x_p‖, and ‖x − x_p‖ by "
         f"{of_distance} of itself{between}."

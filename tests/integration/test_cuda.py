@@ -127,11 +127,11 @@ def test_secants_and_exact_sums(tmp_path):
 @pytest.mark.parametrize("codec", ["native", "bfloat16", "int8"])
 def test_what_is_queued_is_on_the_host_and_training_is_not_moved(codec, tmp_path, monkeypatch):
     """The copy off the device is made before the optimiser goes on: what is written is x_k, and memory there is free again."""
-    from lightning_landscape.probing.store import Kept, ProbeStore
+    from lightning_landscape.probing.store import ProbeStore
 
     original, devices = ProbeStore._write, set()
 
-    def write(store, step, kept: Kept):
+    def write(store, step, kept):
         devices.update(tensor.device.type for tensor in kept.measured)
         original(store, step, kept)
 

@@ -2,13 +2,21 @@
 
 import math
 import random
+import typing
 
 import pytest
 import torch
 
+from lightning_landscape import LandscapeMonitor
 from lightning_landscape.probing.codecs import BLOCK, CODECS, decoded, encoded
+from lightning_landscape.settings import STORE_DTYPES
 
 LOSSY = {name: codec for name, codec in CODECS.items() if codec is not None}
+
+
+def test_the_names_are_those_of_the_argument():
+    hint = typing.get_type_hints(LandscapeMonitor.__init__)["store_dtype"]
+    assert typing.get_args(hint) == STORE_DTYPES == tuple(CODECS)
 
 
 def through(codec, values, base=None, seed="seed"):

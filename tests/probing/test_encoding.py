@@ -9,7 +9,8 @@ import torch
 
 from lightning_landscape.probing.freezing import freeze
 from lightning_landscape.probing.gradients import Gradient
-from lightning_landscape.probing.store import Kept, ProbeStore
+from lightning_landscape.probing.kept import Kept
+from lightning_landscape.probing.store import ProbeStore
 
 BUDGET = 10**9
 LOSSY = ["bfloat16", "int8"]

@@ -13,7 +13,8 @@ from lightning_landscape import LandscapeMonitor
 from lightning_landscape.probing.failures import NotMeasurable
 from lightning_landscape.probing.freezing import freeze, thaw
 from lightning_landscape.probing.gradients import Gradient
-from lightning_landscape.probing.store import Kept, ProbeStore
+from lightning_landscape.probing.kept import Kept
+from lightning_landscape.probing.store import ProbeStore
 from lightning_landscape.probing.tensor_files import save_tensors
 from tests.helpers.modules import Plain, loader
 
