@@ -1,8 +1,8 @@
 """Codecs: a codec turns the elements of a tensor into a few smaller tensors, its planes, and back.
 
 It says which planes there are for a number of elements, and encodes and decodes a block of `BLOCK` elements (the last one may
-be shorter). To add one: a subclass with these three methods, and its name in `CODECS`, in ``LandscapeMonitor``, in settings.py and
-in docs/files.md; what it costs in accuracy is measured at every probe, whatever it does.
+be shorter). To add one: a subclass with these three methods, and its name in `CODECS`, settings.py, ``LandscapeMonitor`` and
+docs/files.md; what it costs in accuracy is measured at every probe, whatever it does.
 """
 
 from __future__ import annotations
