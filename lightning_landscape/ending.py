@@ -128,7 +128,7 @@ class Ending:
             }
             fixed = [row for step in sorted(rows.fixed_batches) for row in rows.fixed_batches[step]]
             held_out = rows.held_out.values()
-            found = summarise(measurement.table, run, self._settings.windows, rows.secants, held_out, fixed)
+            found = summarise(measurement.table, run, self._settings.windows, rows.secants, held_out, fixed, rows.accuracies)
             self._folder.finish(measurement.table, found)
             return found
 

@@ -24,6 +24,18 @@ from lightning_landscape.probes import SCHEMA, check_schema
 
 
 @dataclass(frozen=True, slots=True)
+class Accuracy:
+    """How far a probe that was stored through a codec can be off, and is where it was stored as it was, too; in no file."""
+
+    inner_product: float
+    """Bound of |p̃ − p|"""
+    distance: float
+    """Bound of |D̃ − D|"""
+    exact: tuple[float, float] | None = None
+    """p and D² where they are known"""
+
+
+@dataclass(frozen=True, slots=True)
 class SecantRow:
     """One probe of ``secant.csv``."""
 

@@ -8,6 +8,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +24,16 @@ from lightning_landscape.loading import load
 from lightning_landscape.probes import SCHEMA, Probe, ProbeTable
 from lightning_landscape.probing import checks, lightning_compat
 from lightning_landscape.probing.clock import Clock
+from lightning_landscape.probing.codecs import NATIVE
 from lightning_landscape.probing.description import describe_run, planned_steps
 from lightning_landscape.probing.failures import said, warn_once
 from lightning_landscape.probing.measurement import Measurement
-from lightning_landscape.probing.parameters import named_parameters, optimized_parameters
+from lightning_landscape.probing.parameters import local_values, named_parameters, optimized_parameters
 from lightning_landscape.probing.part import part_of, trained_elsewhere
 from lightning_landscape.probing.processes import Processes
 from lightning_landscape.probing.reference import FINAL, Reference
 from lightning_landscape.probing.schedule import Schedule
-from lightning_landscape.probing.sharding import is_sharded, local
+from lightning_landscape.probing.sharding import is_sharded
 from lightning_landscape.probing.store import ProbeStore
 from lightning_landscape.reporting import tensorboard
 from lightning_landscape.reporting.curves import RunCurves
@@ -80,7 +82,8 @@ class Session:
         moving = trained_elsewhere(module, trainer.optimizers, trained)
         others = {n: p for n, p in named_parameters(module).items() if n not in trained} if moving else {}
         stored = not self._live and (processes.first or any(map(is_sharded, trained.values())))
-        budget = checks.store_budget(path, settings.store_gib, trained, others, stored=stored)
+        codec = NATIVE if self._live else settings.store_dtype  # with x_p at hand x_0 alone is stored
+        budget = checks.store_budget(path, settings.store_gib, trained, others, codec, stored=stored)
         processes.exchange()  # nobody has refused so far: a folder is made only now
         self.folder = RunFolder(path, writes=processes.first)
         self.measurement = Measurement(
@@ -89,7 +92,7 @@ class Session:
             optimizer=optimizer,
             processes=processes,
             schedule=Schedule(settings.every_n_steps, settings.max_probes),
-            store=ProbeStore(path / store_of(processes.rank), budget),
+            store=ProbeStore(path / store_of(processes.rank), budget, codec),
             loss=settings.loss,
             loss_infimum=settings.loss_infimum,
             reference=reference,
@@ -124,7 +127,8 @@ class Session:
     def _plan(self) -> Plan:
         settings, reference = self._settings, self.measurement.reference
         steps = planned_steps(self._trainer) - self._trainer.global_step
-        held = optimized_parameters(self._module, self._optimizer)
+        own = local_values(optimized_parameters(self._module, self._optimizer))
+        encoder = self.measurement.rows.store.encoder
         every, most = settings.every_n_steps, settings.max_probes
         expected = expected_probes(steps, every, most)
         return Plan(
@@ -138,7 +142,8 @@ class Session:
             max_probes=most,
             max_overhead=settings.max_overhead,
             module_parameters=sum(parameter.numel() for parameter in self._module.parameters()),
-            probe_bytes=2 * sum(local(parameter).nbytes for parameter in held.values()),
+            probe_bytes=2 * encoder.nbytes(own),
+            base_bytes=encoder.base_bytes(own),
             store_bytes=self.measurement.rows.store.budget,
             folder=None if self._temporary else str(self.folder.path),
             keep_store=settings.keep_store,
@@ -230,9 +235,28 @@ class Session:
 
     def discard(self) -> None:
         """Leave nothing behind: the run was refused before its first step."""
+        self.measurement.rows.store.wait()
         shutil.rmtree(self._temporary or self.folder.path, ignore_errors=True)
 
     # ------------------------------------------------------------------------------------------------------- at the end
+
+    def settle(self, *, together: bool) -> None:
+        """Wait until what was measured is on disk; what could not be written is told, and ends nothing.
+
+        Args:
+            together: whether the other processes are there.
+        """
+        try:
+            with self._processes.agreed() if together else nullcontext():
+                self.measurement.settle(together=together)
+        except (Exception, KeyboardInterrupt) as error:
+            self.failure = self.failure or f"{said(error)}, while storing the last probes"
+            warn_once(error, f"LandscapeMonitor found {said(error)}, while storing the last probes. The rest is reported")
+
+    def close(self) -> None:
+        """Leave the run; nothing is written after this returns."""
+        self.measurement.abandon()
+        self.measurement.rows.store.wait()
 
     def end(
         self, stopped_by: str, *, steps: int, idle_steps: int, complete: bool, evaluate: bool, moved: bool

@@ -15,6 +15,8 @@ from lightning.pytorch import LightningModule, Trainer
 DOUBLING = "doubling"
 """Epochs 1, 2, 4, 8, …"""
 
+STORE_DTYPES = ("native", "bfloat16", "int8")
+
 _NAME = re.compile(r"(?=.*[\w-])[\w.-]+")
 
 
@@ -110,7 +112,10 @@ _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
         lambda value: value is None or (isinstance(value, str) and value != ""),
         "the dotted name of a submodule, and None",
     ),
-    "store_dtype": (lambda value: value == "native", "'native', the parameters' own dtype"),
+    "store_dtype": (
+        lambda value: value in STORE_DTYPES,
+        "'native', the parameters' own dtype, and the codecs 'bfloat16' and 'int8'",
+    ),
     "store_gib": (lambda value: _is_real(value) and value > 0, "sizes above 0, in GiB"),
     "dirpath": (lambda value: value is None or isinstance(value, (str, os.PathLike)), "paths"),
     "prefix": (

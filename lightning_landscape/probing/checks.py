@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_landscape.probing import lightning_compat
+from lightning_landscape.probing.encoding import Encoder
+from lightning_landscape.probing.parameters import local_values
 from lightning_landscape.probing.part import choose
 from lightning_landscape.probing.sharding import is_sharded, local
 from lightning_landscape.probing.store import WAYS_OUT
@@ -156,7 +158,13 @@ def check_batches(batches: float | None) -> None:
 
 
 def store_budget(
-    folder: Path, store_gib: float, parameters: Mapping[str, Tensor], others: Mapping[str, Tensor], stored: bool
+    folder: Path,
+    store_gib: float,
+    parameters: Mapping[str, Tensor],
+    others: Mapping[str, Tensor],
+    codec: str,
+    *,
+    stored: bool,
 ) -> int:
     """Return the bytes that the store may use; refuse a budget in which two probes have no room.
 
@@ -165,15 +173,18 @@ def store_budget(
         store_gib: the user's limit; half of the free disk is another.
         parameters: x; a probe holds it and a gradient of its size, of sharded ones this process's part.
         others: the other parameters, where some of them are trained too: a probe holds them as well, whatever x_p is.
+        codec: how x and its gradients are written.
         stored: whether this process stores x and its gradients at all.
     """
     existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
     free = shutil.disk_usage(existing).free
     budget = int(min(store_gib * GIB, free / 2))
     beside = sum(local(parameter).nbytes for parameter in others.values())
-    needed = 2 * stored * sum(local(parameter).nbytes for parameter in parameters.values()) + beside
-    if (stored or others) and budget < 2 * needed:
+    encoder, own = Encoder(codec, folder), local_values(parameters)
+    needed, once = 2 * stored * encoder.nbytes(own) + beside, stored * encoder.base_bytes(own)
+    if (stored or others) and budget < 2 * needed + once:
         more = f", {beside / 2**20:.1f} of them for other parameters in training" if others else ""
+        more += f", and {once / 2**20:.1f} MiB for x_0" if once else ""
         raise MisconfigurationException(
             f"LandscapeMonitor needs {needed / 2**20:.1f} MiB a probe for parameters and gradient{more}, and may use "
             f"{budget / 2**20:.1f} MiB (store_gib={store_gib:g}, {free / GIB:.1f} GiB free at {existing}); supported are "

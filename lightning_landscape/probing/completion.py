@@ -93,7 +93,8 @@ class Completion:
             track: shows progress over steps.
         """
         waiting = [probe.step for probe in self._rows.table if not probe.evaluated]
-        for step in sorted({waiting[0], waiting[len(waiting) // 2], waiting[-1]}) if waiting else []:
+        known = self._stored.as_they_were(waiting)
+        for step in sorted({known[0], known[len(known) // 2], known[-1]}) if known else []:
             self._unless_gone(step, self._check)
         waiting = [step for step in waiting if step in self._rows.schedule.kept]
         for step in track(waiting, "probes at x_p"):
@@ -111,7 +112,7 @@ class Completion:
             self._rows.lose(step, "unevaluable")
 
     def _check(self, step: int) -> None:
-        moments, gradient, loss, there = self._stored.itself(step)
+        moments, gradient, loss, there = self._stored.itself(step, exactly=True)
         self._checks.loss(step, loss, moments, there)
         self._checks.gradient(gradient, moments, there)
 
@@ -122,6 +123,9 @@ class Completion:
             return
         probe = self._rows.table.at_step(step).with_values(**values._asdict())
         self._rows.put(probe)
+        accuracy = self._stored.accuracy(step, reference.parameters, values)
+        if accuracy is not None:
+            self._rows.accuracies[step] = accuracy
         if self._rows.layers is not None and self._stored.measures:
             x, gradient = self._stored.iterate(step, reference.parameters), self._stored.gradient(step)
             self._rows.layers[step] = layer_rows(probe, x, reference.parameters, gradient, self._products)

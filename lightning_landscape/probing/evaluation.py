@@ -16,6 +16,7 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
 
+from lightning_landscape.probing.encoding import CodecError
 from lightning_landscape.probing.failures import NotMeasurable
 from lightning_landscape.probing.freezing import Frozen
 from lightning_landscape.probing.gradients import Gradient
@@ -24,6 +25,7 @@ from lightning_landscape.probing.processes import Processes
 from lightning_landscape.probing.products import Products
 from lightning_landscape.probing.replay import Replayer
 from lightning_landscape.probing.store import ProbeStore
+from lightning_landscape.records import Accuracy
 
 
 class AtReference(NamedTuple):
@@ -79,17 +81,18 @@ class StoredProbes:
 
     # --------------------------------------------------------------------------------------------- what this process has
 
-    def iterate(self, step: int, there: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return x_k on the module's device, for the names of x_p, from this process's store.
+    def iterate(self, step: int, there: Mapping[str, Tensor], *, exactly: bool = False) -> dict[str, Tensor]:
+        """Return x_k on the module's device, for the names of x_p, from this process's store, as a codec left it.
 
         Raises:
             NotMeasurable: if something of it is not there.
         """
-        return self._for_names({**self._store.others(step), **self._store.iterate(step)}, step, there)
+        stored = {**self._store.others(step), **self._store.iterate(step, exactly=exactly)}
+        return self._for_names(stored, step, there)
 
-    def gradient(self, step: int) -> Gradient:
-        """Return g_k on the module's device, from this process's store."""
-        gradient = self._store.gradient(step)
+    def gradient(self, step: int, *, exactly: bool = False) -> Gradient:
+        """Return g_k on the module's device, from this process's store, as a codec left it."""
+        gradient = self._store.gradient(step, exactly=exactly)
         return Gradient({name: value.to(self._module.device) for name, value in gradient.raw.items()}, gradient.factor)
 
     # ---------------------------------------------------------------------------------------------------- all together
@@ -102,10 +105,21 @@ class StoredProbes:
         """Return whether x_k of a step is stored, and what its loss needs."""
         return self._processes.everywhere(self._store.holds_iterate(step) if self.measures else step in self._store)
 
-    def itself(self, step: int) -> Itself:
-        """Return what a replay of a step at its own x_k needs."""
-        here = self._here(step)
-        gradient = self.gradient(step) if self.measures else None
+    def as_they_were(self, steps: Sequence[int]) -> list[int]:
+        """Return the steps whose x_k can be had as it was: all that are stored, unless there is a codec."""
+        own = [step for step in steps if not self.measures or self._store.holds_exactly(step)]
+        return sorted(set.intersection(*map(set, self._processes.of_each(own))))
+
+    def itself(self, step: int, *, exactly: bool = False) -> Itself:
+        """Return what a replay of a step at its own x_k needs.
+
+        Args:
+            step: a stored step.
+            exactly: whether at x_k as it was; the gradient then is None where that was not kept.
+        """
+        here, gradient = self._here(step, exactly=exactly), None
+        if self.measures and (not exactly or self._store.holds_gradient_exactly(step)):
+            gradient = self.gradient(step, exactly=exactly)
         return Itself(self._store.moments(step), gradient, self._store.loss(step), lambda: self._swap.to(here))
 
     def at_reference(self, step: int, there: Mapping[str, Tensor]) -> AtReference:
@@ -121,6 +135,35 @@ class StoredProbes:
             product, distance = self._products.inner_product_and_distance(x, there, gradient.raw, gradient.factor)
         product, distance = self._processes.exchange(product, distance)[0]
         return AtReference(self.elsewhere(step, there), product, distance)
+
+    def accuracy(self, step: int, there: Mapping[str, Tensor], found: AtReference) -> Accuracy | None:
+        r"""Return how far a codec can have moved what was found of a step; None where there was none, or it changed nothing.
+
+        .. math:: |\tilde p - p| \le \|\tilde g - g\| \|\tilde x - x_p\| + |\langle g, \tilde x - x\rangle|,
+            \qquad |\tilde D - D| \le \|\tilde x - x\|
+
+        The norms, and the inner product, were measured at the probe.
+
+        Args:
+            step: a stored step.
+            there: x_p by name.
+            found: its values by `at_reference`.
+        """
+        own = self._store.error(step) if self.measures else CodecError()
+        rows = self._processes.exchange(own.gradient, own.product, own.iterate)
+        gradient, product, iterate = map(math.fsum, zip(*rows, strict=True))
+        if gradient == product == iterate == 0:
+            return None
+        bound = math.sqrt(gradient * found.sq_distance) + abs(product)
+        exact = None
+        if self._processes.everywhere(not self.measures or self._store.holds_natively(step)):
+            exact = math.nan, math.nan
+            if self.measures:
+                x, g = self.iterate(step, there, exactly=True), self.gradient(step, exactly=True)
+                exact = self._products.inner_product_and_distance(x, there, g.raw, g.factor)
+            exact_product, exact_square = self._processes.exchange(*exact)[0]
+            exact = exact_product, exact_square
+        return Accuracy(bound, math.sqrt(iterate), exact)
 
     def between(self, step: int, there: Mapping[str, Tensor], fractions: Sequence[float]) -> list[float]:
         """Return the losses of a step at x_k + t (x_p − x_k), for each t strictly between 0 and 1."""
@@ -140,12 +183,12 @@ class StoredProbes:
 
     def start(self, step: int, trained: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return x_0, the first probe's parameters, for the parameters that are trained at the end."""
-        stored = self._here(step)
+        stored = self._here(step, exactly=True)
         return {name: stored[name] for name in trained if name in stored}
 
-    def _here(self, step: int) -> dict[str, Tensor]:
+    def _here(self, step: int, *, exactly: bool = False) -> dict[str, Tensor]:
         """Return x_k, with the values that other parameters had then, in every process."""
-        others, own = self._store.others(step), self._store.iterate(step) if self.measures else None
+        others, own = self._store.others(step), self._store.iterate(step, exactly=exactly) if self.measures else None
         x = own if self._sharded else self._processes.tensors_of_first(own)
         if x is None:
             raise NotMeasurable(f"the parameters of step {step} are not stored")

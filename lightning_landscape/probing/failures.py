@@ -24,12 +24,12 @@ class RefusedElsewhere(MisconfigurationException):
     """Another process found something that cannot be measured."""
 
 
-def said(error: Exception) -> str:
+def said(error: BaseException) -> str:
     """Return an error as one line for people."""
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
 
 
-def warn_once(error: Exception, message: str) -> None:
+def warn_once(error: BaseException, message: str) -> None:
     """Warn of a failure, in a run of several processes: the one that failed says what happened, the first one that one did."""
     if isinstance(error, (FailedElsewhere, RefusedElsewhere)):
         rank_zero_warn(message)

@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from lightning_landscape.probing.failures import said, warn_once
 from lightning_landscape.probing.fidelity import Fidelity, FidelityCheck
 from lightning_landscape.probing.gradients import is_finite, loss_scale
 from lightning_landscape.probing.held_out import HeldOut, Source
+from lightning_landscape.probing.kept import Kept
 from lightning_landscape.probing.layers import layer_rows
 from lightning_landscape.probing.parameters import (
     Swap,
@@ -40,7 +41,7 @@ from lightning_landscape.probing.replay import Loss, Replayer
 from lightning_landscape.probing.rows import Rows
 from lightning_landscape.probing.schedule import Schedule, evenly
 from lightning_landscape.probing.sharding import is_sharded, shares
-from lightning_landscape.probing.store import Kept, ProbeStore
+from lightning_landscape.probing.store import ProbeStore
 from lightning_landscape.probing.sums import StepSums
 from lightning_landscape.probing.window import Window
 
@@ -93,7 +94,10 @@ class Measurement:
         parameters = named_parameters(module)
         self.sharded = any(map(is_sharded, parameters.values()))
         """Whether each process has its own part of the parameters"""
-        self._products = Products(processes, shares(parameters, processes.size)) if self.sharded else Products()
+        self._products = Products()
+        if self.sharded:
+            store.encoder.shares = shares(parameters, processes.size)
+            self._products = Products(processes, store.encoder.shares)
         self.rows = Rows(schedule, store, processes, secant=secant, per_layer=per_layer)
         self.seconds = 0.0
         """Time spent here while training"""
@@ -416,7 +420,9 @@ class Measurement:
 
     def _kept(self, window: Window) -> Kept:
         """Return what this process stores of a window."""
-        return window.kept(parameters=self._stores_iterates, gradient=self._stores_iterates)
+        kept = window.kept(parameters=self._stores_iterates, gradient=self._stores_iterates)
+        earlier = len(self.schedule.kept) - 1
+        return replace(kept, natively=earlier & (earlier - 1) == 0)  # numbers 0, 1, 2, 4, …, which a thinning leaves in time
 
     def _keep_for_initial_loss(self, window: Window) -> None:
         """With x_p at hand the row is complete but for its loss at x_0: keep x_0, and the batches chosen for it."""
@@ -449,6 +455,22 @@ class Measurement:
     def current_parameters(self) -> dict[str, Tensor]:
         """Return a copy of the optimiser's parameters as they are now."""
         return copied(optimized_parameters(self._module, self._optimizer))
+
+    def settle(self, *, together: bool) -> None:
+        """Wait until what was measured is on disk; see to what could not be written.
+
+        Args:
+            together: whether the other processes are there.
+
+        Raises:
+            OSError: if the disk is full; what is lost by it is counted.
+        """
+        if self.reference is not None:
+            self.rows.give_up_unwritten()
+        elif together:
+            self.rows.settle()
+        else:
+            self.rows.settle_alone()
 
     def evaluate(self, reference: Reference, track: Track) -> None:
         """Fill the columns that need x_p, row by row: what is done is in `table` at any time.
@@ -484,7 +506,8 @@ class Measurement:
     # ------------------------------------------------------------------------------------------------- stop and resume
 
     def state(self) -> dict[str, Any]:
-        """Return what a checkpoint holds: plain numbers and text."""
+        """Return what a checkpoint holds: plain numbers and text. What it tells of is on disk then, where that can be."""
+        self.rows.store.wait()
         return {
             **self.rows.state(),
             "processes": self._processes.size,

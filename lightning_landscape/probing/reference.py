@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from lightning_landscape.probing.parameters import plain_name
 from lightning_landscape.probing.processes import Processes
 from lightning_landscape.probing.sharding import local, local_part
-from lightning_landscape.probing.store import file_digest, save_tensors
+from lightning_landscape.probing.tensor_files import file_digest, save_tensors
 
 FINAL = "final"
 FILE = "reference.safetensors"

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from lightning_landscape.probes import Probe, ProbeTable, from_scalars, to_scalars
+from lightning_landscape.probing.kept import Kept, Unwritten
 from lightning_landscape.probing.processes import Processes
 from lightning_landscape.probing.schedule import Schedule
-from lightning_landscape.probing.store import Kept, ProbeStore
-from lightning_landscape.records import FixedBatchRow, LayerRow, SegmentPoint
+from lightning_landscape.probing.store import ProbeStore
+from lightning_landscape.records import Accuracy, FixedBatchRow, LayerRow, SegmentPoint
 
 
 class Rows:
@@ -42,9 +43,10 @@ class Rows:
         """At each probe a batch that was held out, by step"""
         self.fixed_batches: dict[int, list[FixedBatchRow]] = {}
         """At each probe the same batches, by step"""
+        self.accuracies: dict[int, Accuracy] = {}
+        """How far a codec can have moved what was found at x_p, by step"""
         self._digests: dict[int, list[str]] = {}
         """Of each stored step, by process: a checkpoint of the first one holds those of all"""
-        self._disk_full = False
 
     def add(self, probe: Probe) -> None:
         """Keep a probe that was measured."""
@@ -56,36 +58,88 @@ class Rows:
         self.table = self.table.merged([probe])
 
     def write(self, step: int, kept: Kept) -> None:
-        """Write to the store; where the disk is full, in any process, thin the table once and try again.
+        """Write to the store, in the background; see to what could not be written before.
 
         Raises:
-            OSError: if the disk is full nevertheless; the probe is counted as one that cannot be evaluated.
+            OSError: as of `settle`.
         """
-        problem: OSError | None = None
-        try:
+        if self._processes.everywhere(self.store.all_is_well):
             self.store.write(step, kept)
-        except OSError as error:
-            problem = error
-        if self._processes.everywhere(problem is None):
-            self._disk_full = False
-            self._share_digests(step)
-            return
-        if self._disk_full or len(self.schedule.kept) < 3:
-            self.lose(step, "unevaluable")
-            code, why = (problem.errno, problem.strerror) if problem is not None else (None, "another process has no room")
-            raise OSError(code, f"{why}, while storing the probe of step {step}") from problem
-        self._disk_full = True
-        self.forget(self.schedule.thin())
+        else:
+            self._make_room([(step, kept)])
         if step in self.schedule.kept:
-            self.write(step, kept)
+            self._share_digests(step)
+
+    def settle(self) -> None:
+        """Wait until everything is written; where the disk is full, in any process, thin the table once and try again.
+
+        Raises:
+            OSError: if it is full nevertheless; what was not written is counted as what cannot be evaluated.
+        """
+        self.store.wait()
+        if not self._processes.everywhere(self.store.all_is_well):
+            self._make_room([])
+
+    def settle_alone(self) -> None:
+        """Wait until everything is written that can be, while other processes may be gone.
+
+        Raises:
+            OSError: if something could not be; it is counted as what cannot be evaluated.
+        """
+        unwritten = self.store.take_unwritten()
+        for one in unwritten:
+            self.lose(one.step, "unevaluable")
+        _raise_first(unwritten, [one.step for one in unwritten])
+
+    def _make_room(self, new: list[tuple[int, Kept]]) -> None:
+        """Thin the table, and write, without delay, what could not be written before and is still kept."""
+        unwritten = self._unwritten_of_all()
+        if len(self.schedule.kept) >= 3:
+            self.forget(self.schedule.thin())
+            for step, kept in [*((one.step, one.kept) for one in unwritten[0]), *new]:
+                if step in self.schedule.kept:
+                    self.store.write(step, kept)
+                else:
+                    self.store.give_up(step, kept)
+            if self._processes.everywhere(self._is_written()):
+                return
+            unwritten = self._unwritten_of_all()
+        own, of_all = unwritten
+        lost = sorted({*of_all, *(step for step, _ in new)}.intersection(self.schedule.kept))
+        for step in lost:
+            self.lose(step, "unevaluable")
+        _raise_first(own, lost)
+        raise OSError(f"another process has no room, while storing the probes of steps {lost}")
+
+    def _is_written(self) -> bool:
+        self.store.wait()
+        return self.store.all_is_well
+
+    def _unwritten_of_all(self) -> tuple[list[Unwritten], set[int]]:
+        """Return what could not be written here, and the steps of which something could not be, in any process."""
+        own = self.store.take_unwritten()
+        for one in own:
+            if not isinstance(one.error, OSError):
+                raise one.error
+        return own, set().union(*self._processes.of_each([one.step for one in own]))
 
     def write_if_there_is_room(self, step: int, kept: Kept) -> None:
-        """Write to the store; a full disk costs what was to be evaluated of this probe, no more."""
-        try:
-            self.store.write(step, kept)
-        except OSError:
-            self.store.drop(step)
+        """Write to the store, in the background; a full disk costs what was to be evaluated of such a probe, no more."""
+        if not self.store.all_is_well:
+            self.give_up_unwritten()
+        self.store.write(step, kept)
         self._share_digests(step)
+
+    def give_up_unwritten(self) -> None:
+        """Leave what could not be written; its rows stay.
+
+        Raises:
+            BaseException: what kept it from being written, unless that was the disk.
+        """
+        for one in self.store.take_unwritten():
+            self.store.give_up(one.step, one.kept)
+            if not isinstance(one.error, OSError):
+                raise one.error
 
     def _share_digests(self, step: int) -> None:
         """Tell all processes what each has written, in numbers that an exchange carries."""
@@ -101,7 +155,7 @@ class Rows:
             self.table = ProbeTable(probe for probe in self.table if probe.step not in gone)
             for step in gone:
                 self.drop_stored(step)
-                for rows in (self.secants, self.layers, self.held_out, self.fixed_batches):
+                for rows in (self.secants, self.layers, self.held_out, self.fixed_batches, self.accuracies):
                     if rows is not None:
                         rows.pop(step, None)
 
@@ -185,3 +239,12 @@ class Rows:
         for step in own - shared:
             self.drop_stored(step)
         return shared
+
+
+def _raise_first(unwritten: list[Unwritten], lost: list[int]) -> None:
+    """Raise what kept probes from being written, if anything did."""
+    if unwritten:
+        error = unwritten[0].error
+        if not isinstance(error, OSError):
+            raise error
+        raise OSError(error.errno, f"{error.strerror}, while storing the probes of steps {lost}") from error

@@ -6,58 +6,44 @@ checkpoint). The store holds the user's training batches: its folders are open t
 
 In a distributed run each process has a store of its own: the micro-batches are its own, and of sharded parameters it keeps its
 own part. Parameters and gradients that are the same in every process are kept by the first one alone.
+
+Probes are written in the background. Whoever reads waits for what is still to be written, and so do a checkpoint and the end.
 """
 
 from __future__ import annotations
 
-import errno
+import functools
 import hashlib
 import json
 import os
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 
 from lightning_landscape.probes import SCHEMA
+from lightning_landscape.probing.background import Background
+from lightning_landscape.probing.codecs import NATIVE
+from lightning_landscape.probing.encoding import GRADIENT, PARAMETERS, CodecError, Encoder
 from lightning_landscape.probing.failures import NotMeasurable
 from lightning_landscape.probing.freezing import Frozen
 from lightning_landscape.probing.gradients import Gradient
+from lightning_landscape.probing.kept import Kept, Unwritten, same_sample, sampled
+from lightning_landscape.probing.tensor_files import link, save_tensors, write_private, write_tensors
 
-_METADATA = {"format": "pt", "schema": str(SCHEMA)}
-_PARAMETERS, _GRADIENT, _OTHERS, _MOMENTS = "parameters", "gradient", "others", "moments.json"
-_SAMPLE = 1024
+_OTHERS, _MOMENTS = "others", "moments.json"
+_NATIVES = 3
+"""So many probes, x_0 and the two newest of those that the caller chose, are there as they were, beside being encoded"""
 WAYS_OUT = (
     "raise store_gib=, set dirpath= to a disk with more room, or pass reference= a file, with which little more than one point "
     "is stored"
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Kept:
-    """One probe in the store; parts that a mode of measuring does not need are absent."""
-
-    moments: Sequence[Frozen]
-    loss: float
-    """This process's loss, as training saw it"""
-    parameters: Mapping[str, Tensor] | None = None
-    """x_k"""
-    gradient: Gradient | None = None
-    others: Mapping[str, Tensor] | None = None
-    """Parameters that the optimiser does not hold; empty where they are still those that were stored last"""
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes on disk, without ``others``, which probes share while they do not change."""
-        tensors = [*(self.parameters or {}).values(), *(self.gradient.raw if self.gradient else {}).values()]
-        return sum(tensor.nbytes for tensor in tensors) + sum(moment.nbytes for moment in self.moments)
 
 
 class ProbeStore:
@@ -66,10 +52,11 @@ class ProbeStore:
     Args:
         folder: where they go; made when the first one is written.
         budget: largest number of bytes to use.
+        codec: how x_k and g_k are written, a name of `CODECS`.
     """
 
-    def __init__(self, folder: Path, budget: int) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, budget: int, codec: str = NATIVE) -> None:
+        self.folder, self.encoder = folder, Encoder(codec, folder)
         self.budget = budget
         self.digests: dict[int, str] = {}
         """SHA-256 over the structures of each step that this run wrote, or took over from its checkpoint"""
@@ -77,7 +64,19 @@ class ProbeStore:
         """Bytes of the largest probe so far"""
         self.shared = 0
         """Bytes of the parameters that the optimiser does not hold, as stored once"""
+        self._base = 0
+        """Bytes of x_0, where differences to it are stored"""
+        self._native = 0
+        """Bytes of the largest probe as it was, where some are there like that beside"""
+        self._natives: list[int] = []
         self._held: dict[int, Sequence[Frozen]] = {}
+        self._adopted: dict[tuple[int, int], Path] = {}
+        self._background = Background(most=2)
+        self._waiting: set[int] = set()
+        """Steps that were to be written and are not yet"""
+        self._unwritten: list[Unwritten] = []
+        self._owed: Mapping[str, Tensor] = {}
+        """Parameters that the optimiser does not hold and that are not on disk, but belong to the next probe written"""
         self._sample: dict[str, Tensor] = {}
         self._newest_others = folder / f"{_OTHERS}.safetensors"
 
@@ -86,11 +85,18 @@ class ProbeStore:
     @property
     def capacity(self) -> int | None:
         """How many probes as large as the largest fit in the budget; None before the first."""
-        return max(0, self.budget - self.shared) // self.largest if self.largest else None
+        beside = self.shared + self._base + _NATIVES * self._native
+        return max(0, self.budget - beside) // self.largest if self.largest else None
 
     def note_size(self, kept: Kept) -> None:
         """Take a probe's size into account before it is written."""
-        self.largest = max(self.largest, kept.nbytes)
+        self.largest = max(self.largest, self._bytes_of(kept))
+        self._base = max(self._base, self.encoder.base_bytes(kept.parameters or {}))
+
+    def _bytes_of(self, kept: Kept) -> int:
+        gradient = kept.gradient.raw if kept.gradient else {}
+        moments = sum(moment.nbytes for moment in kept.moments)
+        return self.encoder.nbytes(kept.parameters or {}) + self.encoder.nbytes(gradient) + moments
 
     def require_room(self) -> None:
         """Refuse a budget in which two probes of the largest size have no room.
@@ -100,44 +106,109 @@ class ProbeStore:
         """
         if self.capacity is not None and self.capacity < 2:
             raise MisconfigurationException(
-                f"LandscapeMonitor needs {self.largest / 2**20:.1f} MiB a probe on disk and may use {self.budget / 2**20:.1f} "
-                f"MiB; supported are budgets of two probes or more: {WAYS_OUT}"
+                f"LandscapeMonitor needs {self.largest / 2**20:.1f} MiB a probe on disk{self._besides()} and may use "
+                f"{self.budget / 2**20:.1f} MiB; supported are budgets of two probes or more: {WAYS_OUT}"
             )
 
-    def write(self, step: int, kept: Kept) -> None:
-        """Write a probe; its folder appears when it is complete.
+    def _besides(self) -> str:
+        return f", {self._base / 2**20:.1f} MiB for x_0," if self._base else ""
 
-        Raises:
-            OSError: if the disk is full or not writable; nothing is left of the probe then.
+    def write(self, step: int, kept: Kept) -> None:
+        """Write a probe in the background; its folder appears when it is complete.
+
+        What is in ``kept`` must not change any more. Waits while two are not written yet. What is on another device is copied
+        to the host before this returns: memory there is free again at once. What could not be written is in `take_unwritten`.
         """
+        kept = kept.on_host()
         self.note_size(kept)
+        if kept.others:
+            size = sum(value.nbytes for value in kept.others.values())
+            if self._sample:  # they change: every probe may bring its own
+                self.largest = max(self.largest, self._bytes_of(kept) + size)
+            self.shared = size
+            self._sample = sampled(kept.others)
+        self.digests[step] = _digest(moment.structure for moment in kept.moments)
+        if any(not moment.structure for moment in kept.moments):
+            self._held[step] = kept.moments
+        kept = replace(kept, natively=kept.natively and self._has_room_natively(kept.nbytes))
+        if kept.natively:
+            self._note_natively(step)
+        self._waiting.add(step)
+        self._background.do(functools.partial(self._try_to_write, step, kept))
+
+    def _has_room_natively(self, nbytes: int) -> bool:
+        """Return whether some probes may be there as they were: they take a quarter of the budget at most."""
+        if not self.encoder.lossy or _NATIVES * nbytes > (self.budget - self.shared - self._base) // 4:
+            return False
+        self._native = max(self._native, nbytes)
+        return True
+
+    def _note_natively(self, step: int) -> None:
+        self._natives = sorted({*self._natives, step}.intersection(self.digests))
+        for dropped in self._natives[1 : 1 - _NATIVES]:
+            if dropped in self._waiting:
+                self.wait()
+            self.encoder.drop_native(self._of(dropped))
+            self._natives.remove(dropped)
+
+    def wait(self) -> None:
+        """Wait until everything is written that can be."""
+        self._background.wait()
+
+    @property
+    def all_is_well(self) -> bool:
+        """Whether nothing is known of a probe that could not be written; some may not be written yet."""
+        return not self._unwritten
+
+    def take_unwritten(self) -> list[Unwritten]:
+        """Return what could not be written, in order, and forget it: after a failure nothing is, until this is called."""
+        self.wait()
+        unwritten, self._unwritten = self._unwritten, []
+        return unwritten
+
+    def give_up(self, step: int, kept: Kept) -> None:
+        """Leave a probe that could not be written out; what others share with it is written with the next one."""
+        self.drop(step)
+        self._owed = kept.others or self._owed
+
+    def _try_to_write(self, step: int, kept: Kept) -> None:
+        try:
+            if self._unwritten:  # in order, for probes link what those before them have brought
+                self._unwritten.append(Unwritten(step, kept, self._unwritten[0].error))
+            else:
+                self._write(step, kept)
+        except BaseException as error:
+            self._unwritten.append(Unwritten(step, kept, error))
+        finally:
+            self._waiting.discard(step)
+
+    def _write(self, step: int, kept: Kept) -> None:
+        self._owed = kept.others or self._owed
         self._make_private(self.folder)
         partial = self.folder / f".{step:012d}.part"
         shutil.rmtree(partial, ignore_errors=True)
         self._make_private(partial)
         try:
-            self._write_parts(partial, kept)
+            self._write_parts(partial, step, kept)
             final = self._of(step)
             shutil.rmtree(final, ignore_errors=True)
             os.replace(partial, final)
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
-        self.digests[step] = _digest(moment.structure for moment in kept.moments)
-        if any(not moment.structure for moment in kept.moments):
-            self._held[step] = kept.moments
+        self._owed = {}
 
-    def _write_parts(self, folder: Path, kept: Kept) -> None:
-        if kept.parameters is not None:
-            _save(folder / f"{_PARAMETERS}.safetensors", kept.parameters)
-        if kept.gradient is not None:
-            _save(folder / f"{_GRADIENT}.safetensors", kept.gradient.raw, {"factor": repr(kept.gradient.factor)})
-        self._write_others(folder, kept.others or {}, kept.nbytes)
+    def _write_parts(self, folder: Path, step: int, kept: Kept) -> None:
+        error = self.encoder.write(folder, f"step {step}", kept.parameters, kept.gradient, natively=kept.natively)
+        if self._owed:
+            save_tensors(self._newest_others, self._owed)
+        if self._newest_others.exists():
+            link(self._newest_others, folder / self._newest_others.name)
         for index, moment in enumerate(kept.moments):
-            _save(folder / f"moment-{index}.safetensors", moment.tensors)
-            _write_private(folder / f"moment-{index}.pickle", moment.structure)
-        content = {"schema": SCHEMA, "count": len(kept.moments), "loss": kept.loss}
-        _write_private(folder / _MOMENTS, json.dumps(content).encode())
+            write_tensors(folder / f"moment-{index}.safetensors", moment.tensors)
+            write_private(folder / f"moment-{index}.pickle", moment.structure)
+        content = {"schema": SCHEMA, "count": len(kept.moments), "loss": kept.loss, "error": asdict(error)}
+        write_private(folder / _MOMENTS, json.dumps(content).encode())
         for file in folder.iterdir():
             file.chmod(0o600)
 
@@ -151,68 +222,112 @@ class ProbeStore:
             return False
         return not same_sample(sampled(others), self._sample)
 
-    def _write_others(self, folder: Path, others: Mapping[str, Tensor], kept_bytes: int) -> None:
-        """Write parameters that the optimiser does not hold where they changed, else link to the newest copy."""
-        if others:
-            save_tensors(self._newest_others, others)
-            size = sum(value.nbytes for value in others.values())
-            if self._sample:  # they change: every probe may bring its own
-                self.largest = max(self.largest, kept_bytes + size)
-            self.shared = size
-            self._sample = sampled(others)
-        if self._newest_others.exists():
-            _link(self._newest_others, folder / self._newest_others.name)
-
     def drop(self, step: int) -> None:
         """Remove a probe."""
+        if step in self._waiting:
+            self.wait()
         self.digests.pop(step, None)
         self._held.pop(step, None)
         shutil.rmtree(self._of(step), ignore_errors=True)
 
     def remove(self) -> None:
         """Remove the whole store."""
+        self.wait()
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def adopt(self, folder: Path, step: int, digest: str) -> bool:
         """Take over a probe from another run's store by hard links, else copies; False if it is not there."""
+        self.wait()
         source = folder / f"{step:012d}"
         if not (source / _MOMENTS).is_file():
             return False
         self._make_private(self.folder)
         self._make_private(self._of(step))
         for file in source.iterdir():
-            _link(file, self._of(step) / file.name)
+            self._adopt(file, self._of(step) / file.name)
+        self.encoder.adopt(self._of(step))
         self.digests[step] = digest
-        files = {file.name: file.stat().st_size for file in self._of(step).iterdir()}
-        self.largest = max(self.largest, sum(files.values()) - files.get(f"{_OTHERS}.safetensors", 0))
+        if self.encoder.holds_natively(self._of(step)):
+            self._natives = sorted({*self._natives, step})
+        own = [file for file in self._of(step).iterdir() if not file.name.startswith((_OTHERS, "base-", "native-"))]
+        self.largest = max(self.largest, sum(file.stat().st_size for file in own))
         return True
+
+    def _adopt(self, file: Path, target: Path) -> None:
+        """Link a file of another store; where that is on another disk, what its probes share is copied once."""
+        found = file.stat()
+        link(self._adopted.setdefault((found.st_dev, found.st_ino), file), target)
+        self._adopted[found.st_dev, found.st_ino] = target
 
     # -------------------------------------------------------------------------------------------------------- reading
 
     def __contains__(self, step: int) -> bool:
+        self.wait()
         return (self._of(step) / _MOMENTS).is_file()
 
     def holds_iterate(self, step: int) -> bool:
         """Return whether x_k of a step is stored, and what its loss needs."""
-        return step in self and (self._of(step) / f"{_PARAMETERS}.safetensors").is_file()
+        return step in self and (self._of(step) / f"{PARAMETERS}.safetensors").is_file()
 
-    def iterate(self, step: int) -> dict[str, Tensor]:
-        """Return x_k."""
-        return self._load(step, _PARAMETERS)
+    def holds_exactly(self, step: int) -> bool:
+        """Return whether x_k of a step can be had as it was."""
+        try:
+            return self.holds_iterate(step) and (self.holds_natively(step) or self.error(step).iterate == 0)
+        except (OSError, NotMeasurable):
+            return False
+
+    def holds_gradient_exactly(self, step: int) -> bool:
+        """Return whether g_k of a stored step can be had as it was."""
+        return self.holds_natively(step) or self.error(step).gradient == 0
+
+    def holds_natively(self, step: int) -> bool:
+        """Return whether x_k and g_k of a step are there as they were, beside being encoded."""
+        self.wait()
+        return self.encoder.holds_natively(self._of(step))
+
+    def iterate(self, step: int, *, exactly: bool = False) -> dict[str, Tensor]:
+        """Return x_k, as it was or, where a codec changed it and no more is asked for, as that left it."""
+        return self._read(step, PARAMETERS, exactly)
 
     def others(self, step: int) -> dict[str, Tensor]:
         """Return the stored values of parameters that the optimiser did not hold."""
-        return self._load(step, _OTHERS, missing_is_empty=True)
+        self.wait()
+        path = self._of(step) / f"{_OTHERS}.safetensors"
+        try:
+            return load_file(path) if path.exists() else {}
+        except (OSError, SafetensorError) as error:
+            raise NotMeasurable(f"the stored {_OTHERS} of step {step} are gone: {error}") from error
 
     def newest_others(self) -> dict[str, Tensor]:
         """Return the values of these parameters that were stored last."""
+        self.wait()
+        for others in (*(one.kept.others for one in reversed(self._unwritten)), self._owed):
+            if others:
+                return dict(others)
         return load_file(self._newest_others)
 
-    def gradient(self, step: int) -> Gradient:
-        """Return g_k."""
-        raw = self._load(step, _GRADIENT)
-        with _opened(self._of(step) / f"{_GRADIENT}.safetensors") as file:
-            return Gradient(raw, float(file.metadata()["factor"]))
+    def gradient(self, step: int, *, exactly: bool = False) -> Gradient:
+        """Return g_k, as it was or, where a codec changed it and no more is asked for, as that left it."""
+        return Gradient(self._read(step, GRADIENT, exactly), self.encoder.factor(self._of(step)))
+
+    def error(self, step: int) -> CodecError:
+        """Return what a codec did to the stored x_k and g_k.
+
+        Raises:
+            NotMeasurable: if that is gone.
+        """
+        try:
+            return CodecError(**self._content(step).get("error", {}))
+        except OSError as error:
+            raise NotMeasurable(f"what a codec did at step {step} is gone: {error}") from error
+
+    def _read(self, step: int, part: str, exactly: bool) -> dict[str, Tensor]:
+        self.wait()
+        natively = exactly and self.encoder.holds_natively(self._of(step))
+        try:
+            return self.encoder.read(self._of(step), part, natively=natively)
+        except (OSError, SafetensorError, LookupError, ValueError) as error:
+            raise NotMeasurable(f"the stored {part} of step {step} are gone: {error}") from error
 
     def moments(self, step: int) -> list[Frozen]:
         """Return the moments of a probe's micro-batches.
@@ -220,6 +335,7 @@ class ProbeStore:
         Raises:
             NotMeasurable: if they are gone, or are not the ones that this run wrote.
         """
+        self.wait()
         if step in self._held:
             return list(self._held[step])
         folder = self._of(step)
@@ -245,6 +361,7 @@ class ProbeStore:
             raise NotMeasurable(f"the stored loss of step {step} is gone: {error}") from error
 
     def _content(self, step: int) -> dict[str, Any]:
+        self.wait()
         try:
             content: dict[str, Any] = json.loads((self._of(step) / _MOMENTS).read_text())
         except ValueError as error:
@@ -254,20 +371,12 @@ class ProbeStore:
     @property
     def nbytes(self) -> int:
         """Bytes on disk now, hard links counted once, without the stores of other processes."""
+        self.wait()
         probes = [self._of(step) for step in self.digests]
         found = [
             file.stat() for folder in (self.folder, *probes) if folder.is_dir() for file in folder.iterdir() if file.is_file()
         ]
         return sum({(stat.st_dev, stat.st_ino): stat.st_size for stat in found}.values())
-
-    def _load(self, step: int, part: str, missing_is_empty: bool = False) -> dict[str, Tensor]:
-        path = self._of(step) / f"{part}.safetensors"
-        if missing_is_empty and not path.exists():
-            return {}
-        try:
-            return load_file(path)
-        except (OSError, SafetensorError) as error:
-            raise NotMeasurable(f"the stored {part} of step {step} are gone: {error}") from error
 
     def _of(self, step: int) -> Path:
         return self.folder / f"{step:012d}"
@@ -284,57 +393,3 @@ def _digest(structures: Iterable[bytes]) -> str:
     for structure in structures:
         whole.update(hashlib.sha256(structure).digest())
     return whole.hexdigest()
-
-
-def sampled(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return up to 1,024 elements of each tensor."""
-    flat = {name: value.detach().reshape(-1) for name, value in values.items()}
-    return {name: value[:: max(1, value.numel() // _SAMPLE)].to("cpu", copy=True) for name, value in flat.items()}
-
-
-def same_sample(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
-    """Return whether two samples are of the same names and values."""
-    return one.keys() == other.keys() and all(torch.equal(value, other[name]) for name, value in one.items())
-
-
-def _save(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    dense = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
-    try:
-        save_file(dense, path, metadata={**_METADATA, **(metadata or {})})
-    except Exception as error:  # safetensors reports a full disk as its own error
-        code = next((c for c in (errno.ENOSPC, errno.EDQUOT, errno.EROFS) if f"(os error {c})" in str(error)), errno.EIO)
-        raise OSError(code, str(error), str(path)) from error
-
-
-def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write tensors to a safetensors file atomically."""
-    partial = path.with_name(f".{path.name}.tmp")
-    _save(partial, tensors)
-    os.replace(partial, path)
-
-
-def file_digest(path: Path) -> str:
-    """Return the SHA-256 of a file."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def _write_private(path: Path, content: bytes) -> None:
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-        file.write(content)
-
-
-def _link(source: Path, target: Path) -> None:
-    try:
-        os.link(source, target)
-    except FileExistsError:
-        return
-    except OSError:
-        shutil.copy2(source, target)
-
-
-def _opened(path: Path) -> safe_open:
-    return safe_open(path, framework="pt")

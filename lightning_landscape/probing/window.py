@@ -22,11 +22,12 @@ from lightning_landscape.probing.gradients import (
     read_gradient,
     unscaling_factor,
 )
+from lightning_landscape.probing.kept import Kept, sampled
 from lightning_landscape.probing.parameters import copied, fingerprint, local_values, named_parameters, optimized_parameters
 from lightning_landscape.probing.processes import Processes
 from lightning_landscape.probing.replay import Doorstep, Replayer, scalar_loss
 from lightning_landscape.probing.state import iterators
-from lightning_landscape.probing.store import Kept, ProbeStore, sampled
+from lightning_landscape.probing.store import ProbeStore
 
 Timed = Callable[[Callable[..., None]], Callable[..., None]]
 

@@ -31,7 +31,7 @@ class Plan:
     module_parameters: int
     """Parameters of the module, those included that the optimiser does not hold"""
     probe_bytes: int
-    """Parameters and gradient of one probe"""
+    """Parameters and gradient of one probe, as they are stored"""
     store_bytes: int
     """What the store may use"""
     folder: str | None
@@ -39,6 +39,8 @@ class Plan:
     keep_store: bool
     evaluations: int
     """Evaluations of a loss when training ends, for as many probes as are expected"""
+    base_bytes: int = 0
+    """Parameters of x_0, where others are stored as differences to it"""
     held_out: int = 0
     """Held-out batches that are evaluated at each probe"""
 
@@ -131,8 +133,9 @@ def _disk(plan: Plan) -> str:
     else:
         expected = expected_probes(plan.steps, plan.every_n_steps, plan.max_probes)
         count = expected[0] if expected else plan.max_probes
-        total = min(count * plan.probe_bytes, plan.store_bytes)
-        least = f"{_size(plan.probe_bytes)} a probe and your mini-batches"
+        total = min(count * plan.probe_bytes + plan.base_bytes, plan.store_bytes)
+        once = f", {_size(plan.base_bytes)} for x_0," if plan.base_bytes else ""
+        least = f"{_size(plan.probe_bytes)} a probe{once} and your mini-batches"
         what = f"{least}: from {_size(total)} up, at most {_size(plan.store_bytes)}"
     fate = "kept (keep_store)" if plan.keep_store else "removed at the end"
     return f"disk: {what}, {fate if plan.folder else 'meanwhile'}; in {where}"

@@ -8,12 +8,13 @@ from typing import Any
 from lightning_landscape.bounds import Evidence, certify, in_force
 from lightning_landscape.functional.alpha_beta import mean_and_error
 from lightning_landscape.probes import SCHEMA, Probe, ProbeTable
-from lightning_landscape.records import FixedBatchRow
+from lightning_landscape.records import Accuracy, FixedBatchRow
 from lightning_landscape.reporting.alpha_beta import alpha_beta_condition
 from lightning_landscape.reporting.certificates import entries, theory_sentences
 from lightning_landscape.reporting.conditions import other_conditions
 from lightning_landscape.reporting.held_out import fixed_batches_entry, held_out_entry, held_out_sentence
 from lightning_landscape.reporting.numbers import number
+from lightning_landscape.reporting.stored import accuracy_entry, accuracy_sentence
 from lightning_landscape.reporting.verdict import caveats, verdict
 
 
@@ -24,6 +25,7 @@ def summarise(
     secants: Mapping[int, float] | None = None,
     held_out: Iterable[Probe] = (),
     fixed_batches: Sequence[FixedBatchRow] = (),
+    accuracies: Mapping[int, Accuracy] | None = None,
 ) -> dict[str, Any]:
     """Return the content of ``summary.json``.
 
@@ -34,6 +36,7 @@ def summarise(
         secants: ‖∇f(x_{k+1}) − ∇f(x_k)‖² of a probe's mini-batch by step, where it was measured.
         held_out: a probe each with a batch that was held out, where there are any.
         fixed_batches: the same held-out batches at every probe, where there are any.
+        accuracies: how far a codec can have moved a probe, by step, where there was one.
     """
     drop, rows = drop_of(table), table.evaluated
     evidence = Evidence(table, run)
@@ -42,6 +45,8 @@ def summarise(
     alpha_beta = alpha_beta_condition(rows, drop, windows, run)
     beside = held_out_entry(ProbeTable(held_out), rows, alpha_beta)
     fixed = fixed_batches_entry(fixed_batches, run, alpha_beta)
+    if "store" in run:
+        run = {**run, "store": {**run["store"], "accuracy": accuracy_entry(table, run, accuracies or {}, best)}}
     return {
         "schema": SCHEMA,
         "run": {**run, "drop": drop},
@@ -53,7 +58,8 @@ def summarise(
         "verdict": verdict(alpha_beta, drop, run, len(rows))
         + held_out_sentence(beside, fixed)
         + theory_sentences(certificates, run, drop["value"])
-        + caveats(rows, drop, windows, run),
+        + caveats(rows, drop, windows, run)
+        + accuracy_sentence(run.get("store", {})),
     }
 
 

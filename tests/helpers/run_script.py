@@ -73,6 +73,7 @@ def main(argv):
     parser.add_argument("--max-probes", type=int, default=256)
     parser.add_argument("--every", type=int, default=2)
     parser.add_argument("--accumulate", type=int, default=1)
+    parser.add_argument("--store-dtype", default="native")
     parser.add_argument("--version", default="run")
     parser.add_argument("--keep-store", action="store_true")
     parser.add_argument("--processes", type=int, default=1)
@@ -89,6 +90,7 @@ def main(argv):
         reference=options.reference,
         max_probes=options.max_probes,
         keep_store=options.keep_store,
+        store_dtype=options.store_dtype,
     )
     checkpoints = ModelCheckpoint(options.folder / "checkpoints", save_last=True, every_n_train_steps=7, save_top_k=-1)
     trainer = pl.Trainer(

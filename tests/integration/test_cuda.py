@@ -122,3 +122,23 @@ def test_secants_and_exact_sums(tmp_path):
     assert_same(without, left(*train(setting, tmp_path / "with", [monitor])))
     assert monitor.summary["run"]["exact_sums"]["steps"] == 20
     assert monitor.summary["conditions"]["smoothness"]["secant"]["probes"] > 1
+
+
+@pytest.mark.parametrize("codec", ["native", "bfloat16", "int8"])
+def test_what_is_queued_is_on_the_host_and_training_is_not_moved(codec, tmp_path, monkeypatch):
+    """The copy off the device is made before the optimiser goes on: what is written is x_k, and memory there is free again."""
+    from lightning_landscape.probing.store import ProbeStore
+
+    original, devices = ProbeStore._write, set()
+
+    def write(store, step, kept):
+        devices.update(tensor.device.type for tensor in kept.measured)
+        original(store, step, kept)
+
+    monkeypatch.setattr(ProbeStore, "_write", write)
+    ends = []
+    for monitors in ([], [LandscapeMonitor(every_n_steps=1, store_dtype=codec)]):
+        ends.append(left(*train(SETTINGS["plain"], tmp_path / str(len(ends)), monitors)))
+    assert devices == {"cpu"}
+    assert_same(*ends)
+    assert monitors[0].summary["run"]["fidelity"]["exact"] is True

@@ -1,6 +1,7 @@
 """Real processes under DistributedDataParallel: the table of one process on the batches of both, and all that goes with it."""
 
 import csv
+import errno
 import math
 import os
 import signal
@@ -168,6 +169,45 @@ def test_a_failure_in_one_process_stops_measuring_in_all_and_nothing_else(rank, 
         assert [probe.step for probe in run.table][:3] == [0, 1, 2]
         assert run.table[-1].step <= 5
         assert all(probe.evaluated for probe in run.table if probe.step < 3)
+
+
+class FullInOne(Callback):
+    """So many probes, from the fifth on, cannot be written to the disk of one process."""
+
+    def __init__(self, rank, failures):
+        self.rank, self.failures, self.calls = rank, failures, 0
+
+    def on_train_start(self, trainer, pl_module):
+        if trainer.global_rank == self.rank:
+            original = ProbeStore._write_parts
+
+            def full(store, *args):
+                self.calls += 1
+                if 4 < self.calls <= 4 + self.failures:
+                    raise OSError(errno.ENOSPC, "No space left on device")
+                original(store, *args)
+
+            ProbeStore._write_parts = full
+
+
+@pytest.mark.filterwarnings("ignore:.*LandscapeMonitor")
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("failures", [1, 2, 100])
+def test_a_full_disk_in_one_process_thins_in_all_once_and_then_ends_the_monitor(rank, failures, tmp_path):
+    train(tmp_path / "without", [])
+    run = monitored(tmp_path / "with", 2, {"callbacks_before": [FullInOne(rank, failures)]}, live_epochs=None)
+    assert_same_ends(tmp_path / "without", tmp_path / "with")
+    steps = [probe.step for probe in run.table]
+    assert all(probe.evaluated for probe in run.table)
+    assert run.summary["run"]["fidelity"]["exact"] is True
+    assert run.summary["run"]["stride"] > 1
+    if failures == 1:
+        assert run.summary["run"]["complete"] is True
+        assert steps == list(range(0, 18, 2))
+    if failures == 100:
+        assert run.summary["run"]["complete"] is False
+        assert "No space left" in run.summary["run"]["stopped_by"] or "no room" in run.summary["run"]["stopped_by"]
+        assert steps == [0, 2]
 
 
 class NegativeInOne(Net):

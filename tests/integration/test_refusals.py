@@ -346,8 +346,8 @@ def test_a_full_disk_thins_once_and_then_ends_the_monitor(monkeypatch):
 
     original, room = ProbeStore._write_parts, [5]
 
-    def full(self, folder, kept):
-        original(self, folder, kept)
+    def full(self, folder, step, kept):
+        original(self, folder, step, kept)
         room[0] -= 1
         if room[0] < 0:
             raise OSError(errno.ENOSPC, "No space left on device")

@@ -11,9 +11,11 @@ import torch
 from safetensors.torch import load_file
 
 from lightning_landscape import LandscapeMonitor, load
+from lightning_landscape.probing.encoding import PARAMETERS, Encoder
 from tests.helpers import distributed
 from tests.helpers.sharded_script import Sharded
 from tests.integration.test_ddp import assert_same_tables
+from tests.integration.test_store_dtype import assert_within_what_is_said
 
 pytestmark = pytest.mark.xdist_group("sharded")  # one worker makes the runs for all tests here
 ROOT = Path(__file__).parents[2]
@@ -26,6 +28,7 @@ ERRORS = {
     "thaw_in_the_first": {"function": "probing.freezing.thaw", "rank": 0, "call": 30, "error": "OSError"},
     "write_in_one": {"function": "probing.store.ProbeStore.write", "rank": 1, "call": 4, "error": "KeyError"},
 }
+CODED = ("bfloat16", "int8")
 MESHES = {"fsdp2": (2, 1), "tensor_parallel": (1, 2), "both": (2, 2)}
 
 
@@ -59,6 +62,7 @@ def runs(tmp_path_factory):
         "with": {"module": "Dropout", "monitor": {"secant": True}},
         "file": {"monitor": {"reference": file}},
         "shards": {"monitor": {"reference": shards}},
+        **{codec: {"monitor": {**EVERYTHING, "store_dtype": codec}} for codec in CODED},
     }
     more = {
         "accumulation": {"trainer": {"accumulate_grad_batches": 2}},
@@ -68,6 +72,8 @@ def runs(tmp_path_factory):
         **{name: {"module": "Dropout", "error": error, "monitor": {"live_epochs": None}} for name, error in ERRORS.items()},
         "kept": KEPT,
         "again": {"resume": checkpoint},
+        "kept_int8": {**KEPT, "monitor": {**KEPT["monitor"], "store_dtype": "int8"}},
+        "again_int8": {"resume": checkpoint.replace("kept", "kept_int8"), "monitor": {"store_dtype": "int8"}},
         "checkpoint": {"monitor": {"reference": checkpoint}},
     }
     run(folder / "fsdp2", 2, 1, common | more)
@@ -211,3 +217,26 @@ def test_resume_mid_epoch_and_on_another_number_of_processes(runs):
     said = (runs / "both" / "again" / "refusal.txt").read_text()
     assert "checkpoint of a run with 2 processes, and 4 now" in said
     assert not (runs / "both" / "again" / "run" / "landscape").exists()
+
+
+@pytest.mark.parametrize("codec", CODED)
+@pytest.mark.parametrize("mesh", ["fsdp2", "both"])
+def test_each_process_encodes_its_part(mesh, codec, runs):
+    found, exact = of(runs / mesh / codec), of(runs / mesh / "everything")
+    assert_within_what_is_said(found, exact)
+    for rank in range(2):
+        assert_same_end(runs / mesh / "everything", runs / mesh / codec, rank)
+    for column in ("inner_product", "sq_distance"):  # of what was decoded, too, the parts sum to the whole
+        for probe in found.table:
+            layers = [getattr(row, column) for row in found.layers if row.step == probe.step]
+            assert sum(layers) == pytest.approx(getattr(probe, column), rel=1e-4, abs=1e-5), column
+
+
+def test_resume_with_encoded_parts(runs):
+    first, again = of(runs / "fsdp2" / "kept_int8"), of(runs / "fsdp2" / "again_int8")
+    assert_within_what_is_said(again, of(runs / "fsdp2" / "again"))
+    assert again.summary["run"]["fidelity"]["exact"] is True
+    assert again.summary["run"]["dropped"]["unevaluable"] == 0
+    store = first.path / "store"
+    parts = [Encoder.read(store / part / f"{7:012d}", PARAMETERS) for part in ("", "process-1")]
+    assert [part["net.0.weight"].shape[0] for part in parts] == [8, 7]

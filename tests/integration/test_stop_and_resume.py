@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from lightning_landscape import load
 from lightning_landscape.probes import from_json_lines
+from lightning_landscape.probing.encoding import GRADIENT, PARAMETERS, Encoder
 from tests.helpers import run_script
 from tests.integration.test_event_files import CONDITIONS, RUNNING, WHILE_TRAINING, WITH_REFERENCE, curves
 
@@ -171,6 +173,24 @@ def test_kill_loses_at_most_two_probes(tmp_path):
     assert all(mode & 0o077 == 0 for mode in (path.stat().st_mode for path in (run.path / "store").rglob("*")))
 
 
+@pytest.mark.parametrize("options", [(), ("--store-dtype", "int8")])
+def test_what_is_in_the_store_after_a_kill_is_whole(options, tmp_path):
+    """Of the newest probes two may be missing; all others, and x_0, can be read."""
+    finish(interrupted(tmp_path, signal.SIGKILL, 22, "--epochs", "1000", "--every", "1", "--pause", "0", *options))
+    run = load(tmp_path / "run")
+    steps, folders = [probe.step for probe in run.table], [p for p in (run.path / "store").iterdir() if p.name.isdigit()]
+    stored = sorted(int(folder.name) for folder in folders)
+    assert stored == list(range(len(stored)))
+    assert len(stored) >= len(steps) - 2
+    sizes = {name: p.numel() for name, p in run_script.Slow().named_parameters()}
+    for folder in folders:
+        for part in (PARAMETERS, GRADIENT):
+            assert {name: value.numel() for name, value in Encoder.read(folder, part).items()} == sizes
+        assert Encoder.factor(folder) == 1.0
+        for file in folder.glob("moment-*.safetensors"):
+            assert load_file(file) is not None
+
+
 def killed_and_resumed(folder, *options, step):
     """Kill a run, resume it from its last checkpoint; return (old run before, the same after, new run, its first step)."""
     process = interrupted(folder, signal.SIGKILL, step, *options, "--epochs", "1000")
@@ -204,13 +224,27 @@ def test_resume_of_an_ordinary_run_loses_and_doubles_nothing(options, tmp_path):
     assert again.summary["run"]["complete"] is True
 
 
-@pytest.mark.parametrize("options", [(), ("--max-probes", "16"), DDP])
+INT8 = ("--store-dtype", "int8")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [(), ("--max-probes", "16"), DDP, INT8, (*INT8, "--max-probes", "16"), ("--store-dtype", "bfloat16"), (*DDP, *INT8)],
+)
 def test_resume_of_a_run_of_the_step_is_the_uninterrupted_run(options, tmp_path):
     run_to_the_end(tmp_path / "whole", "--module", "OfTheStep", *options)
     _, again, _ = killed_and_resumed(tmp_path / "killed", "--module", "OfTheStep", *options, step=36)
     whole = load(tmp_path / "whole" / "run")
     assert again.table == whole.table
     assert again.summary["conditions"] == whole.summary["conditions"]
+    assert again.summary["run"]["fidelity"]["exact"] is True
+    accuracies = [run.summary["run"]["store"]["accuracy"] for run in (again, whole)]
+    assert (accuracies[0] is not None) == ("--store-dtype" in options)
+    for accuracy in filter(None, accuracies):  # which probes are there as they were depends on what came before
+        assert accuracy.pop("measured_at")[0] == 0
+        for error in (accuracy["inner_product"], accuracy["distance"]):
+            assert error.pop("measured") is not None
+    assert accuracies[0] == accuracies[1]
     ours, theirs = curves(tmp_path / "killed" / "again")[0], curves(tmp_path / "whole" / "run")[0]
     kept = {probe.logged_step for probe in whole.table}
     for tag in (WHILE_TRAINING | WITH_REFERENCE | RUNNING) - {"overhead"}:
