@@ -99,6 +99,7 @@ class Session:
             segments=settings.segments,
             held_out=settings.held_out,
             fixed_batches=settings.fixed_batches,
+            per_sample=settings.per_sample,
         )
         self._curves = RunCurves(trainer.loggers if processes.first else [], settings.prefix, live=self._live)
         self.first_step = first_step
@@ -226,7 +227,8 @@ class Session:
 
     def _write_beside(self) -> None:
         rows = self.measurement.rows
-        self.folder.write_beside(rows.secants, rows.layers, rows.segments, rows.held_out, rows.fixed_batches)
+        tables = (rows.secants, rows.layers, rows.segments, rows.held_out, rows.fixed_batches)
+        self.folder.write_beside(*tables, rows.sample_records() if self._processes.first else ())
 
     def discard(self) -> None:
         """Leave nothing behind: the run was refused before its first step."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from torch import Tensor
+
 from lightning_landscape.bounds import Evidence, certify, in_force
 from lightning_landscape.functional.alpha_beta import mean_and_error
 from lightning_landscape.probes import SCHEMA, Probe, ProbeTable
@@ -14,6 +16,7 @@ from lightning_landscape.reporting.certificates import entries, theory_sentences
 from lightning_landscape.reporting.conditions import other_conditions
 from lightning_landscape.reporting.held_out import fixed_batches_entry, held_out_entry, held_out_sentence
 from lightning_landscape.reporting.numbers import number
+from lightning_landscape.reporting.per_sample import per_sample_entry, per_sample_sentence
 from lightning_landscape.reporting.verdict import caveats, verdict
 
 
@@ -24,6 +27,8 @@ def summarise(
     secants: Mapping[int, float] | None = None,
     held_out: Iterable[Probe] = (),
     fixed_batches: Sequence[FixedBatchRow] = (),
+    samples: Mapping[int, Tensor] | None = None,
+    about_samples: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Return the content of ``summary.json``.
 
@@ -34,6 +39,8 @@ def summarise(
         secants: ‖∇f(x_{k+1}) − ∇f(x_k)‖² of a probe's mini-batch by step, where it was measured.
         held_out: a probe each with a batch that was held out, where there are any.
         fixed_batches: the same held-out batches at every probe, where there are any.
+        samples: by step f_j(x_k), f_j(x_p), <∇f_j(x_k), x_k − x_p> of its single samples, shape ``(samples, 3)``.
+        about_samples: how those were evaluated; None where they were not asked for.
     """
     drop, rows = drop_of(table), table.evaluated
     evidence = Evidence(table, run)
@@ -42,16 +49,19 @@ def summarise(
     alpha_beta = alpha_beta_condition(rows, drop, windows, run)
     beside = held_out_entry(ProbeTable(held_out), rows, alpha_beta)
     fixed = fixed_batches_entry(fixed_batches, run, alpha_beta)
+    single = per_sample_entry(samples or {}, rows, about_samples, run, alpha_beta)
     return {
         "schema": SCHEMA,
         "run": {**run, "drop": drop},
         "conditions": {"alpha_beta": alpha_beta, **other_conditions(evidence, windows, secants or {})},
         "held_out": beside,
         "fixed_batches": fixed,
+        "per_sample": single,
         "bounds": entries(certificates, drop["value"], run),
         "bound_in_force": best.theorem if best else None,
         "verdict": verdict(alpha_beta, drop, run, len(rows))
         + held_out_sentence(beside, fixed)
+        + per_sample_sentence(single)
         + theory_sentences(certificates, run, drop["value"])
         + caveats(rows, drop, windows, run),
     }
