@@ -145,6 +145,7 @@ class Session:
             keep_store=settings.keep_store,
             evaluations=self.measurement.evaluations(expected[0] if expected else most),
             held_out=0 if settings.held_out is None else 1 + settings.fixed_batches,
+            per_sample=0 if self.measurement.per_sample is None else self.measurement.per_sample.passes,
         )
 
     # ---------------------------------------------------------------------------------------------------- while training

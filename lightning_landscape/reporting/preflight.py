@@ -41,6 +41,8 @@ class Plan:
     """Evaluations of a loss when training ends, for as many probes as are expected"""
     held_out: int = 0
     """Held-out batches that are evaluated at each probe"""
+    per_sample: int = 0
+    """Forward passes that the single samples of each probe take"""
 
 
 def expected_probes(steps: float, every_n_steps: int, max_probes: int) -> tuple[int, int] | None:
@@ -148,12 +150,16 @@ def _size(count: float) -> str:
 def _end(plan: Plan) -> str:
     what = "at x_p, at x_0 and on lines between" if plan.run["reference"]["kind"] == "final" else "at x_0 and on a line to x_p"
     said = f"at the end: {'up to' if math.isinf(plan.steps) else 'about'} {plan.evaluations} forward passes, {what}"
-    if not plan.held_out:
+    beside = []
+    if plan.held_out:
+        beside.append("one held-out batch" if plan.held_out == 1 else f"{plan.held_out} held-out batches")
+    if plan.per_sample:
+        beside.append(f"every single sample ({plan.per_sample} passes)")
+    if not beside:
         return said
-    batches = "one held-out batch" if plan.held_out == 1 else f"{plan.held_out} held-out batches"
     if plan.run["reference"]["kind"] == "final":
-        return f"{said}, those of {batches} a probe among them (a backward pass counts as two)"
-    return f"{said}; at each probe {batches}"
+        return f"{said}, those of {' and '.join(beside)} a probe among them (a backward pass counts as two)"
+    return f"{said}; at each probe {' and '.join(beside)}"
 
 
 def _theorems(run: Mapping[str, Any]) -> list[str]:
