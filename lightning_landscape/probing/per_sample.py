@@ -25,7 +25,7 @@ from lightning_landscape.probing.held_out import replaced
 from lightning_landscape.probing.parameters import Swap, copied, named_parameters
 from lightning_landscape.probing.processes import Processes
 from lightning_landscape.probing.products import Products
-from lightning_landscape.probing.replay import Replayer, batch_of, with_first_half_replaced
+from lightning_landscape.probing.replay import Replayer, batch_of, tensors_in, with_first_half_replaced
 
 FORWARD, DIFFERENCES = "forward mode", "finite difference"
 MIXING = "mixing"
@@ -90,7 +90,8 @@ class PerSample:
             "method_reason": "forward mode does not go through sharded parameters" if sharded else None,
             "step": None,
             "error": {"absolute": 0.0, "relative": 0.0},
-            "mixing": None,
+            "rounding": None,
+            "mixing": "allowed" if mixing else None,
             "training_loss": None,
             "fidelity": {"loss": 0.0, "inner_product": 0.0},
         }
@@ -131,8 +132,14 @@ class PerSample:
             }
         if self._mixing:
             return
-        change = self._change_of_others(moment)
-        self.about["mixing"] = self._processes.largest(change) > 0
+        try:
+            with self._processes.agreed():
+                change, seen = self._change_of_others(moment)
+                found = self._processes.exchange(change, float(seen))
+        except Exception:  # a loss may not take a batch of repeated samples
+            return
+        if any(row[1] for row in found):
+            self.about["mixing"] = any(row[0] > 0 for row in found)
         if self.about["mixing"]:
             norms = sorted({type(m).__name__ for m in self._module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)})
             raise MisconfigurationException(
@@ -143,19 +150,21 @@ class PerSample:
                 "mini-batch as it is"
             )
 
-    def _change_of_others(self, moment: Frozen) -> float:
-        """Return by how much losses change of samples that stay, when the first half of the samples is replaced."""
+    def _change_of_others(self, moment: Frozen) -> tuple[float, bool]:
+        """Return by how much losses of samples that stay change when the others are replaced, and whether these could be."""
         here = copied(named_parameters(self._module))
         with self._swap.to(here):
             losses = self._replayer.sample_losses(moment)
         state = thaw(moment, self._module.device)
-        batch = with_first_half_replaced(batch_of(state["args"], state["kwargs"]), len(losses))
+        own = batch_of(state["args"], state["kwargs"])
+        batch = with_first_half_replaced(own, len(losses))
+        seen = any(not torch.equal(a, b) for a, b in zip(tensors_in(own), tensors_in(batch), strict=True))
         with self._swap.to(here):
             others = self._replayer.sample_losses(replaced(moment, batch))
         half = len(losses) // 2
         scale = 16 * torch.finfo(torch.float32).eps * float(losses.abs().max())
-        change = float((others - losses)[half:].abs().max()) if len(losses) > 1 else 0.0
-        return change if change > scale else 0.0
+        change = float((others - losses)[half:].abs().max())
+        return (change if change > scale else 0.0), seen
 
     # --------------------------------------------------------------------------------------------------------- at a probe
 
@@ -197,7 +206,7 @@ class PerSample:
         working = {name: value.double() if value.dtype == torch.float64 else value.float() for name, value in x.items()}
         direction = {name: value - reference[name].to(value) for name, value in working.items()}
         length, size = (self._products.sq_change(vector, 1.0, {}, 1.0) ** 0.5 for vector in (direction, x))
-        rounding = self._replayer.rounding(x.values()) if x else 1.0
+        rounding = self.about["rounding"] = self._replayer.rounding(x.values()) if x else 1.0
         # truncation falls with h² and rounding grows with 1/h: they meet at the cube root of the rounding error, beside ‖x‖
         return _Line(x, direction, length, rounding ** (1 / 3) * max(size, length))
 

@@ -104,6 +104,8 @@ def per_sample_sentence(entry: Mapping[str, Any] | None) -> str:
         return " No single sample was evaluated."
     said = ""
     count, bad, pair = entry["samples"], entry["violated"], entry["alpha_beta"]
+    if entry["mixing"] == "allowed":
+        said += " Single samples are each with the rest of their mini-batch, on which they may depend."
     if bad is not None:
         how = "holds for all" if bad == 0 else f"is violated by {bad} ({bad / count:.2%}) of"
         said += f" The same pair {how} {count} single samples."
@@ -118,7 +120,7 @@ def per_sample_sentence(entry: Mapping[str, Any] | None) -> str:
             f"training_step {trained['training_step']:.6g}, so that what is measured is not what was trained."
         )
     off = entry["fidelity"]["inner_product"]
-    if off > SAME:
+    if off > max(SAME, 8 * (entry["rounding"] or 0.0)):
         said += (
             f" Mind the samples: their inner products are off those of the mini-batches by {off:.2g} of ‖g‖‖x − x_p‖ on "
             "average; something in the loss changes gradients, or stops them."

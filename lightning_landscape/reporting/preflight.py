@@ -63,7 +63,7 @@ def expected_probes(steps: float, every_n_steps: int, max_probes: int) -> tuple[
 def preflight(plan: Plan) -> str:
     """Return the message: what f_i is, the parameters, x_p, probes, disk, the time at the end, conditions, theorems."""
     lines = [
-        _loss(plan.run["loss"], plan.run["world_size"]),
+        _loss(plan.run["loss"], plan.run["world_size"], of_samples=bool(plan.per_sample)),
         _parameters(plan),
         _reference(plan.run["reference"]),
         _probes(plan),
@@ -80,10 +80,11 @@ def _words(key: str) -> str:
     return key.replace("polyak_lojasiewicz", "Polyak-Łojasiewicz").replace("_", " ")
 
 
-def _loss(loss: Mapping[str, Any], processes: int) -> str:
+def _loss(loss: Mapping[str, Any], processes: int, *, of_samples: bool) -> str:
     """Say what f_i is, and on what beside the parameters it depends."""
     mode = "training" if loss["training_mode"] else "evaluation"
-    said = f"f_i: the loss of {loss['source']}, {mode} mode, on a mini-batch as it came (augmentation included)"
+    what = "the mean of the samples' losses by" if of_samples else "the loss of"
+    said = f"f_i: {what} {loss['source']}, {mode} mode, on a mini-batch as it came (augmentation included)"
     said += f", ≥ {loss['infimum']:g} (loss_infimum)"
     if processes > 1:
         said += f", the mean over {processes} processes"

@@ -268,12 +268,64 @@ def test_samples_that_mix_are_measured_on_demand(tmp_path):
     setting = Setting(modules.Mixing)
     recording = record(setting, tmp_path)
     run = fit(tmp_path / "run", modules.Mixing, per_sample="mixing")
-    assert run.summary["per_sample"]["mixing"] is None
+    assert run.summary["per_sample"]["mixing"] == "allowed"
+    assert "each with the rest of their mini-batch" in run.summary["verdict"]
     assert_equal_brute_force(run, recording, setting)
 
 
 def test_samples_that_do_not_mix_are_found_not_to(tmp_path):
     assert fit(tmp_path, "convolutions").summary["per_sample"]["mixing"] is False
+
+
+class Sorted(modules.Perceptron):
+    """Takes no batch of repeated samples."""
+
+
+def of_distinct(module, batch):
+    assert len(batch[0].unique(dim=0)) == len(batch[0])
+    return modules.losses(module, batch)
+
+
+class Sample:
+    """A batch that nobody sees into."""
+
+    def __init__(self, x, y):
+        self.x, self.y = x, y
+
+
+class Objects(modules.Perceptron):
+    def on_after_batch_transfer(self, batch, dataloader_idx):
+        return Sample(*batch)
+
+    def training_step(self, batch, batch_idx):
+        return super().training_step((batch.x, batch.y), batch_idx)
+
+
+def of_objects(module, batch):
+    return modules.losses(module, (batch.x, batch.y))
+
+
+@pytest.mark.parametrize(("kind", "loss"), [(Sorted, of_distinct), (Objects, of_objects)])
+def test_whether_samples_mix_may_stay_unknown(kind, loss, tmp_path):
+    run = fit(tmp_path, kind, loss=loss)
+    assert run.summary["per_sample"]["mixing"] is None
+    assert run.summary["per_sample"]["fidelity"]["inner_product"] < 1e-6
+    assert len(run.per_sample) == 6 * len(run.table)
+
+
+class SkipsAtFirst(modules.Mixing):
+    """Its first step has no loss: by the time of the first probe one was made, and nothing may be refused."""
+
+    def training_step(self, batch, batch_idx):
+        return super().training_step(batch, batch_idx) if self.trainer.global_step else None
+
+
+def test_after_the_first_step_nothing_is_refused(tmp_path):
+    with pytest.warns(UserWarning, match="could not evaluate the samples of step 1.*losses of others changed"):
+        run = fit(tmp_path, SkipsAtFirst, every_n_steps=1)
+    assert run.summary["run"]["complete"] is True
+    assert len(run.table) == 19
+    assert run.summary["per_sample"] is None
 
 
 # ---------------------------------------------------------------------------------------------------------------- refused
