@@ -25,7 +25,8 @@ from lightning_landscape.probing.held_out import replaced
 from lightning_landscape.probing.parameters import Swap, copied, named_parameters
 from lightning_landscape.probing.processes import Processes
 from lightning_landscape.probing.products import Products
-from lightning_landscape.probing.replay import Replayer, batch_of, tensors_in, with_first_half_replaced
+from lightning_landscape.probing.replay import Replayer, batch_of
+from lightning_landscape.probing.sample_losses import tensors_in, with_first_half_replaced
 
 FORWARD, DIFFERENCES = "forward mode", "finite difference"
 MIXING = "mixing"

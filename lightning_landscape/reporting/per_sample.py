@@ -199,7 +199,7 @@ def _decisive(columns: dict[str, Tensor]) -> dict[str, Tensor]:
 def _pair(columns: dict[str, Tensor] | None) -> dict[str, Any]:
     """Return the pair with the smallest β/δ that holds for every sample, null values where there is none."""
     if columns is None:
-        return {"alpha": None, "beta": None, "rate": None, "attained": None}
+        return {"alpha": None, "beta": None, "rate": None, "attained": None, "neighbourhood": None}
     few = _decisive(columns)
     best = best_alpha_beta(
         loss=few["loss"],
@@ -207,4 +207,6 @@ def _pair(columns: dict[str, Tensor] | None) -> dict[str, Any]:
         inner_product=few["inner_product"],
         loss_infimum=few["loss_infimum"],
     )
-    return {name: number(getattr(best, name)) for name in ("alpha", "beta", "rate")} | {"attained": bool(best.attained)}
+    size, _ = F.interpolation_error(reference_loss=columns["reference_loss"], loss_infimum=columns["loss_infimum"])
+    pair = {name: number(getattr(best, name)) for name in ("alpha", "beta", "rate")}
+    return {**pair, "attained": bool(best.attained), "neighbourhood": number(best.ratio * size)}

@@ -387,7 +387,13 @@ def test_the_summary_puts_the_pair_to_the_test(tmp_path):
     assert entry["quantiles"]["1"] == float(margins.max())
     assert entry["quantiles"]["0.5"] == pytest.approx(float(margins.quantile(0.5, interpolation="nearest")))
     best = F.best_alpha_beta(**columns)
-    assert entry["alpha_beta"] == {n: float(getattr(best, n)) for n in ("alpha", "beta", "rate")} | {"attained": True}
+    assert {n: entry["alpha_beta"][n] for n in ("alpha", "beta", "rate")} == {
+        n: float(getattr(best, n)) for n in ("alpha", "beta", "rate")
+    }
+    assert entry["alpha_beta"]["attained"] is True
+    assert entry["alpha_beta"]["neighbourhood"] == pytest.approx(float(best.ratio * columns["reference_loss"].mean()))
+    pair, own = (entry["alpha_beta"]["alpha"], entry["alpha_beta"]["beta"]), run.table.columns(*names)
+    assert not F.alpha_beta_violations(*pair, **own).any()  # what holds for each sample holds for their means
     assert entry["beta_min"] == {"0.1": float(F.beta_min(0.1, **columns)), "1": float(F.beta_min(1.0, **columns))}
     aiming = columns["inner_product"] / columns["loss"]
     assert entry["conditions"]["aiming"]["value"] == pytest.approx(float(aiming.min()))
