@@ -236,13 +236,21 @@ class Completion:
         except NotMeasurable:
             return True
         except Exception as error:
-            warn_samples(error, step)
+            self.give_samples_up(error, step)
             return False
         return True
 
-    def forget_samples(self) -> None:
-        """Evaluate no single samples any more."""
+    def give_samples_up(self, error: Exception, step: int) -> None:
+        """Evaluate no single samples any more, and say why."""
+        assert self._per_sample is not None, "asked for"
+        self._per_sample.about["stopped_by"] = f"{said(error)}, at step {step}"
         self._per_sample = None
+        warn_samples(error, step)
+
+    @property
+    def takes_samples(self) -> bool:
+        """Whether single samples are evaluated, and have not been given up."""
+        return self._per_sample is not None
 
     def take_samples(self, step: int, itself: Itself, reference: Reference) -> None:
         """Add the samples of a probe; see `PerSample.at`."""

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_landscape.probes import Probe, ProbeTable
-from lightning_landscape.probing.completion import INITIAL_LOSSES, Completion, Track, warn_held_out, warn_samples
+from lightning_landscape.probing.completion import INITIAL_LOSSES, Completion, Track, warn_held_out
 from lightning_landscape.probing.evaluation import Itself, StoredProbes
 from lightning_landscape.probing.failures import said, warn_once
 from lightning_landscape.probing.fidelity import Fidelity, FidelityCheck
@@ -274,7 +274,7 @@ class Measurement:
         if self.reference is None:
             self.rows.store.note_size(self._kept(window))
             self.rows.store.require_room()
-        if self.per_sample is not None:
+        if self.per_sample is not None and self._completion.takes_samples:
             self._check_samples(self.per_sample, window)
 
     def _check_samples(self, per_sample: PerSample, window: Window) -> None:
@@ -286,12 +286,7 @@ class Measurement:
         except Exception as error:
             if window.may_refuse:
                 raise
-            self._give_samples_up(error, window.step)
-
-    def _give_samples_up(self, error: Exception, step: int) -> None:
-        self.per_sample = None
-        self._completion.forget_samples()
-        warn_samples(error, step)
+            self._completion.give_samples_up(error, window.step)
 
     def _processes_mean(self, value: float | None) -> float | None:
         known = self._processes.everywhere(value is not None)
@@ -320,7 +315,7 @@ class Measurement:
                 self._keep(probe, window)
                 if self._held_out is not None and self.reference is not None:
                     self._hold_out(window, self.reference)
-                if self.per_sample is not None and self.reference is not None:
+                if self._completion.takes_samples and self.reference is not None:
                     self._take_samples(window, self.reference)
                 if self.rows.secants is not None and is_finite(change):
                     self.rows.secants[probe.step] = change
@@ -462,7 +457,7 @@ class Measurement:
             with self._processes.agreed(), self.replayer.silence():
                 self._completion.take_samples(window.step, itself, reference)
         except Exception as error:
-            self._give_samples_up(error, window.step)
+            self._completion.give_samples_up(error, window.step)
 
     def _keep(self, probe: Probe, window: Window) -> None:
         self.rows.add(probe)

@@ -94,6 +94,7 @@ class PerSample:
             "rounding": None,
             "mixing": "allowed" if mixing else None,
             "training_loss": None,
+            "stopped_by": None,
             "fidelity": {"loss": 0.0, "inner_product": 0.0},
         }
         """How it was done, for ``summary.json``: plain values"""

@@ -101,8 +101,8 @@ def per_sample_sentence(entry: Mapping[str, Any] | None) -> str:
     if entry is None:
         return ""
     if not entry["samples"]:
-        return " No single sample was evaluated."
-    said = ""
+        return f" No single sample was evaluated{f': {why}' if (why := entry['stopped_by']) else ''}."
+    said = f" Single samples were evaluated in part ({entry['stopped_by']})." if entry["stopped_by"] else ""
     count, bad, pair = entry["samples"], entry["violated"], entry["alpha_beta"]
     if entry["mixing"] == "allowed":
         said += " Single samples are each with the rest of their mini-batch, on which they may depend."

@@ -11,6 +11,7 @@ from torch.nn.functional import cross_entropy
 
 from lightning_landscape import LandscapeMonitor, load
 from lightning_landscape import functional as F
+from lightning_landscape.probing.per_sample import PerSample
 from tests.helpers import distributed
 from tests.helpers import per_sample as modules
 from tests.helpers.brute_force import BruteForce
@@ -325,7 +326,8 @@ def test_after_the_first_step_nothing_is_refused(tmp_path):
         run = fit(tmp_path, SkipsAtFirst, every_n_steps=1)
     assert run.summary["run"]["complete"] is True
     assert len(run.table) == 19
-    assert run.summary["per_sample"] is None
+    assert run.summary["per_sample"]["mixing"] is True
+    assert "No single sample was evaluated: MisconfigurationException" in run.summary["verdict"]
 
 
 # ---------------------------------------------------------------------------------------------------------------- refused
@@ -365,7 +367,7 @@ def test_what_fails_costs_the_samples_alone(tmp_path, monkeypatch):
     assert run.summary["run"]["complete"] is True
     assert len(run.table) == 7
     assert run.summary["per_sample"]["samples"] == 0
-    assert "No single sample was evaluated" in run.summary["verdict"]
+    assert "No single sample was evaluated: ValueError: on purpose, at step 0." in run.summary["verdict"]
 
 
 # ---------------------------------------------------------------------------------------------------------------- summary
@@ -449,6 +451,52 @@ def test_two_processes_have_the_samples_of_one(mode, tmp_path):
             for column in ("loss", "reference_loss"):
                 assert getattr(a, column) == pytest.approx(getattr(b, column), rel=2e-5)
             assert a.inner_product == pytest.approx(b.inner_product, abs=1e-5)
+
+
+def one_sided(module, batch):
+    """What has no forward derivative is in the second process alone."""
+    x, y = batch
+    hidden = module.net[0](x)
+    hidden = modules.WithoutForwardDerivative.apply(hidden) if module.global_rank == 1 else hidden.tanh()
+    return cross_entropy(module.net[2](hidden), y, reduction="none")
+
+
+@pytest.mark.filterwarnings("ignore:.*finite differences")
+def test_all_processes_take_the_same_way(tmp_path):
+    monitor = LandscapeMonitor(every_n_steps=3, loss=one_sided, per_sample=True)
+    distributed.train(tmp_path, [monitor])
+    run = load(tmp_path / "run")
+    about = run.summary["per_sample"]
+    assert about["method"] == "finite difference"
+    assert "jvp function" in about["method_reason"]
+    assert about["fidelity"]["inner_product"] < 1e-3
+    assert len(run.per_sample) == 2 * distributed.BATCH * len(run.table)
+
+
+@pytest.mark.filterwarnings("ignore:.*could not evaluate the samples")
+@pytest.mark.parametrize("mode", ["final", "file"])
+def test_a_failure_in_one_process_ends_the_samples_in_all(mode, tmp_path, monkeypatch):
+    original, reference = PerSample._slopes, "final"
+    if mode == "file":
+        distributed.train(tmp_path / "first", [LandscapeMonitor()], processes=1)
+        reference = str(load(tmp_path / "first" / "run").path / "reference.safetensors")
+
+    def failing(self, moment, itself, line):
+        if self._processes.rank == 1 and len(calls) == 2:
+            raise KeyError("on purpose")
+        calls.append(0)
+        return original(self, moment, itself, line)
+
+    calls = []
+    monkeypatch.setattr(PerSample, "_slopes", failing)
+    arguments = {"every_n_steps": 3, "loss": distributed.sample_losses, "per_sample": True, "reference": reference}
+    distributed.train(tmp_path, [LandscapeMonitor(**arguments)])
+    run = load(tmp_path / "run")
+    assert run.summary["run"]["complete"] is True
+    assert len(run.table) == 6
+    assert sorted({row.step for row in run.per_sample}) == [0, 3]
+    assert run.summary["per_sample"]["samples"] == 4 * distributed.BATCH
+    assert "on purpose" in run.summary["per_sample"]["stopped_by"]
 
 
 def before(rows, step):
