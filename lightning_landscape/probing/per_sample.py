@@ -249,24 +249,32 @@ class PerSample:
         return _Slopes(losses, products, torch.zeros_like(products))
 
     def _by_differences(self, moment: Frozen, itself: Itself, line: _Line) -> _Slopes:
-        r"""Return slopes from four losses, :math:`(4 D(h) - D(2h))/3` with :math:`D(h) = (f(x+hv̂) - f(x-hv̂))\|v\|/(2h)`."""
+        r"""Return slopes from losses at four points of the line beside that at x_k.
+
+        .. math:: (4 D(h) - D(2h))/3, \qquad D(h) = (f(x+h\hat v) - f(x-h\hat v)) \|v\|/(2h)
+
+        The error is estimated by :math:`|D(h) - D(2h)|`, by :math:`|2S(h) - S(2h)|` with
+        :math:`S(h) = (f(x+h\hat v) - 2f(x) + f(x-h\hat v)) \|v\|/h`, and by rounding. A kink near x moves D(h) and D(2h) alike;
+        S, which is proportional to h where f is smooth, is there the jump of the slope.
+        """
         with itself.there():
             losses = self._replayer.sample_losses(moment)
         if not line.length:
             return _Slopes(losses, torch.zeros_like(losses), torch.zeros_like(losses))
-        narrow, wide = (self._difference(moment, itself, line, width) for width in (line.step, 2 * line.step))
-        rounding = self._replayer.rounding(line.x.values()) * float(losses.abs().max())
-        error = (narrow - wide).abs() + 8 * rounding * line.length / line.step
-        return _Slopes(losses, (4 * narrow - wide) / 3, error)
+        slopes, bends = [], []
+        for width in (line.step, 2 * line.step):
+            ahead, behind = (self._at(moment, itself, line, sign * width / line.length) for sign in (1, -1))
+            slopes.append((ahead - behind) * (line.length / (2 * width)))
+            bends.append((ahead - 2 * losses + behind) * (line.length / width))
+        rounding = 8 * self._replayer.rounding(line.x.values()) * float(losses.abs().max()) * line.length / line.step
+        error = (slopes[0] - slopes[1]).abs() + (2 * bends[0] - bends[1]).abs() + rounding
+        return _Slopes(losses, (4 * slopes[0] - slopes[1]) / 3, error)
 
-    def _difference(self, moment: Frozen, itself: Itself, line: _Line, width: float) -> Tensor:
-        ends = []
-        for sign in (1, -1):
-            share = sign * width / line.length
-            point = {name: x + (share * line.direction[name]).to(x) for name, x in line.x.items()}
-            with itself.there(), self._swap.to(point):
-                ends.append(self._replayer.sample_losses(moment))
-        return (ends[0] - ends[1]) * (line.length / (2 * width))
+    def _at(self, moment: Frozen, itself: Itself, line: _Line, share: float) -> Tensor:
+        """Return the losses at x_k + share · v."""
+        point = {name: x + (share * line.direction[name]).to(x) for name, x in line.x.items()}
+        with itself.there(), self._swap.to(point):
+            return self._replayer.sample_losses(moment)
 
     def _note(self, probe: Probe, rows: list[Tensor], error: Tensor, line: _Line) -> None:
         """Note errors, and how far the means over the samples are from the columns of the probe."""

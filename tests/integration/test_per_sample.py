@@ -163,7 +163,43 @@ def test_all_else_is_as_with_the_mean_as_loss(tmp_path):
 # ------------------------------------------------------------------------------------------------------------- derivatives
 
 
-def test_differences_are_off_by_no_more_than_they_say(tmp_path):
+class Kinks(modules.Base):
+    """Many kinks within the width of a difference."""
+
+    def network(self):
+        layers = (torch.nn.Linear(12, 32), torch.nn.ReLU(), torch.nn.Linear(32, 32), torch.nn.ReLU(), torch.nn.Linear(32, 4))
+        return torch.nn.Sequential(*layers, modules.Custom())
+
+
+class Wrapped(modules.LSTM):
+    def network(self):
+        return torch.nn.Sequential(super().network(), modules.Custom())
+
+
+class WrappedTransformer(modules.Transformer):
+    def network(self):
+        return torch.nn.Sequential(super().network(), modules.Custom())
+
+
+@pytest.mark.parametrize("kind", [modules.OwnFunction, Kinks, Wrapped, WrappedTransformer])
+def test_each_difference_is_off_by_no_more_than_it_says(kind, tmp_path, monkeypatch):
+    errors, original = [], PerSample._by_differences
+
+    def recorded(self, *given):
+        slopes = original(self, *given)
+        errors.extend(slopes.error.tolist())
+        return slopes
+
+    monkeypatch.setattr(PerSample, "_by_differences", recorded)
+    setting = Setting(kind)
+    recording = record(setting, tmp_path)
+    run = fit(tmp_path / "run", kind, told=True)
+    expected = [row for probe in run.table for row in expected_rows(recording, setting, probe.step)]
+    for row, brute, error in zip(run.per_sample, expected, errors, strict=True):
+        assert abs(row.inner_product - brute["inner_product"]) <= error
+
+
+def test_differences_say_how_they_were_taken(tmp_path):
     setting = CASES["own_function"]
     recording = record(setting, tmp_path)
     run = fit(tmp_path / "run", "own_function", told=True)
