@@ -117,7 +117,8 @@ class Ending:
         def write_down() -> dict[str, Any]:
             self._folder.rewrite(measurement.table)  # whatever comes now, what was evaluated is on disk
             rows = measurement.rows
-            self._folder.write_beside(rows.secants, rows.layers, rows.segments, rows.held_out, rows.fixed_batches)
+            tables = (rows.secants, rows.layers, rows.segments, rows.held_out, rows.fixed_batches)
+            self._folder.write_beside(*tables, rows.sample_records())
             saved = self._saved(final)
             run = {
                 **self._run(outcome, measurement.reference or saved, final_sq_distance),
@@ -128,7 +129,17 @@ class Ending:
             }
             fixed = [row for step in sorted(rows.fixed_batches) for row in rows.fixed_batches[step]]
             held_out = rows.held_out.values()
-            found = summarise(measurement.table, run, self._settings.windows, rows.secants, held_out, fixed, rows.accuracies)
+            found = summarise(
+                measurement.table,
+                run,
+                self._settings.windows,
+                rows.secants,
+                held_out,
+                fixed,
+                rows.accuracies,
+                rows.per_sample,
+                None if measurement.per_sample is None else measurement.per_sample.about,
+            )
             self._folder.finish(measurement.table, found)
             return found
 

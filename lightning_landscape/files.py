@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from lightning_landscape.records import FixedBatchRow, LayerRow, SecantRow, SegmentPoint
+from lightning_landscape.records import FixedBatchRow, LayerRow, PerSampleRow, SecantRow, SegmentPoint
 
 PROBES_CSV, PROBES_JSONL, SUMMARY = "probes.csv", "probes.jsonl", "summary.json"
 STORE = "store"
@@ -27,4 +27,5 @@ RECORDS_CSV: dict[type[Any], str] = {
     LayerRow: "layers.csv",
     SegmentPoint: "segments.csv",
     FixedBatchRow: "fixed_batches.csv",
+    PerSampleRow: "per_sample.csv",
 }

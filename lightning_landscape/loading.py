@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from lightning_landscape.files import HELD_OUT_CSV, PROBES_CSV, PROBES_JSONL, RECORDS_CSV, STORE, SUMMARY
 from lightning_landscape.probes import ProbeTable, check_schema, from_json_lines, to_frame
-from lightning_landscape.records import FixedBatchRow, LayerRow, Record, SecantRow, SegmentPoint, records_from_csv
+from lightning_landscape.records import FixedBatchRow, LayerRow, PerSampleRow, Record, SecantRow, SegmentPoint, records_from_csv
 
 _FILES = {PROBES_CSV, PROBES_JSONL, SUMMARY}
 
@@ -33,6 +33,9 @@ class Run:
     """At each probe a batch that was held out, where the run evaluated any"""
     fixed_batches: list[FixedBatchRow] | None = field(default=None, repr=False)
     """At each probe the same batches, where the run evaluated them"""
+
+    per_sample: list[PerSampleRow] | None = field(default=None, repr=False)
+    """At each probe its single samples, where the run evaluated them"""
 
     def to_pandas(self, name: Literal["probes", "layers", "segments"] = "probes") -> Any:
         """Return one of the run's tables as a ``pandas.DataFrame``, see `ProbeTable.to_pandas`.
@@ -76,6 +79,7 @@ def load(path: str | os.PathLike[str]) -> Run:
         segments=read_records(folder, SegmentPoint),
         held_out=read_held_out(folder),
         fixed_batches=read_records(folder, FixedBatchRow),
+        per_sample=read_records(folder, PerSampleRow),
     )
 
 

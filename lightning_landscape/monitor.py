@@ -76,6 +76,11 @@ class LandscapeMonitor(Callback):
             line, that returns an iterable of batches such as ``training_step`` takes. Each costs two forward passes and a
             backward one, when training ends (with a reference: at the probe).
         fixed_batches: So many of the first of these are evaluated at every probe (``fixed_batches.csv``): all i at one x.
+        per_sample: Evaluate every sample of a probe's mini-batches by itself (``per_sample.csv``): f_j(x_k), f_j(x_p) and
+            <∇f_j(x_k), x_k − x_p>. Then loss= returns one loss a sample, a tensor of shape (B,), and the measured mini-batch
+            loss is their mean. Refused where the loss of one sample depends on others (BatchNorm in
+            training mode), unless this is "mixing". About three forward passes a probe, when training ends (with a reference:
+            at the probe).
         live_epochs: After which epochs the probes so far are evaluated at the present iterate, in the place of x_p, to see the
             conditions settle (curves ``live/…``); "doubling" is 1, 2, 4, 8, …; None for never.
         layout: Write charts for TensorBoard's tab "Custom scalars"; a layout that the module, or another monitor, writes later
@@ -113,6 +118,7 @@ class LandscapeMonitor(Callback):
         segments: int = 4,
         held_out: Literal["val"] | Callable[[Trainer], Any] | None = None,
         fixed_batches: int = 0,
+        per_sample: bool | Literal["mixing"] = False,
         live_epochs: Literal["doubling"] | list[int] | None = "doubling",
         layout: bool = True,
         figures: bool = True,
@@ -139,6 +145,7 @@ class LandscapeMonitor(Callback):
         self.segments = segments
         self.held_out = held_out
         self.fixed_batches = fixed_batches
+        self.per_sample = per_sample
         self.live_epochs = live_epochs
         self.layout = layout
         self.figures = figures

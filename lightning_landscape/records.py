@@ -5,6 +5,7 @@
 ``layers.csv``         `LayerRow`: what a part of the module contributes to a probe's inner product, norm and distance
 ``segments.csv``       `SegmentPoint`: a probe's mini-batch loss on the straight line from its iterate to the reference
 ``fixed_batches.csv``  `FixedBatchRow`: one of a fixed set of held-out batches at a probe
+``per_sample.csv``     `PerSampleRow`: one sample of a probe's mini-batches
 =====================  ===============================================================================================
 
 ``held_out.csv`` has the columns of the table of probes: at each probe one batch that was held out.
@@ -86,7 +87,23 @@ class FixedBatchRow:
     grad_sq_norm: float
 
 
-Record = TypeVar("Record", bound=SecantRow | LayerRow | SegmentPoint | FixedBatchRow)
+@dataclass(frozen=True, slots=True)
+class PerSampleRow:
+    """One sample of the mini-batches of one probe, of ``per_sample.csv``; f_j is the loss of sample j."""
+
+    step: int
+    logged_step: int
+    sample: int
+    """j, counted through processes, and in each through micro-batches"""
+    loss: float
+    """f_j(x_k)"""
+    reference_loss: float
+    """f_j(x_p)"""
+    inner_product: float
+    """<∇f_j(x_k), x_k − x_p>"""
+
+
+Record = TypeVar("Record", bound=SecantRow | LayerRow | SegmentPoint | FixedBatchRow | PerSampleRow)
 _PARSERS = {"int": int, "float": float, "str": str}
 
 

@@ -102,6 +102,7 @@ class Session:
             segments=settings.segments,
             held_out=settings.held_out,
             fixed_batches=settings.fixed_batches,
+            per_sample=settings.per_sample,
         )
         self._curves = RunCurves(trainer.loggers if processes.first else [], settings.prefix, live=self._live)
         self.first_step = first_step
@@ -149,6 +150,7 @@ class Session:
             keep_store=settings.keep_store,
             evaluations=self.measurement.evaluations(expected[0] if expected else most),
             held_out=0 if settings.held_out is None else 1 + settings.fixed_batches,
+            per_sample=0 if self.measurement.per_sample is None else self.measurement.per_sample.passes,
         )
 
     # ---------------------------------------------------------------------------------------------------- while training
@@ -231,7 +233,8 @@ class Session:
 
     def _write_beside(self) -> None:
         rows = self.measurement.rows
-        self.folder.write_beside(rows.secants, rows.layers, rows.segments, rows.held_out, rows.fixed_batches)
+        tables = (rows.secants, rows.layers, rows.segments, rows.held_out, rows.fixed_batches)
+        self.folder.write_beside(*tables, rows.sample_records() if self._processes.first else ())
 
     def discard(self) -> None:
         """Leave nothing behind: the run was refused before its first step."""

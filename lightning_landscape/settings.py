@@ -44,6 +44,7 @@ class Settings:
     segments: int
     held_out: Callable[[Trainer], Any] | str | None
     fixed_batches: int
+    per_sample: bool | str
     live_epochs: str | Sequence[int] | None
     layout: bool
     figures: bool
@@ -77,6 +78,12 @@ class Settings:
             raise MisconfigurationException(
                 f"LandscapeMonitor(fixed_batches={self.fixed_batches}): found no held_out=, from whose loader these batches "
                 "are; supported is fixed_batches= together with held_out='val', or a function of the trainer: pass one"
+            )
+        if self.per_sample and self.loss is None:
+            raise MisconfigurationException(
+                f"LandscapeMonitor(per_sample={self.per_sample!r}): found no loss=, from which the losses of single samples "
+                "come; supported is loss=, a function of (module, batch) that returns one loss a sample, a tensor of shape (B,)"
+                ": pass one"
             )
         if self.exact_sums and self.loss is not None:
             raise MisconfigurationException(
@@ -129,6 +136,10 @@ _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
         "'val', functions of the trainer that return an iterable of batches, and None",
     ),
     "fixed_batches": (_is_whole(0), "whole numbers of 0 or more"),
+    "per_sample": (
+        lambda value: isinstance(value, bool) or value == "mixing",
+        "True and False, and 'mixing' where the loss of one sample depends on the others",
+    ),
     "live_epochs": (_are_epochs, f"'{DOUBLING}', lists of whole numbers of 1 or more, and None"),
     **dict.fromkeys(
         ("secant", "exact_sums", "per_layer", "layout", "figures", "progress_bar"),

@@ -10,13 +10,14 @@ from dataclasses import replace
 from torch import Tensor
 
 from lightning_landscape.probes import ProbeTable
-from lightning_landscape.probing.evaluation import StoredProbes
+from lightning_landscape.probing.evaluation import Itself, StoredProbes
 from lightning_landscape.probing.failures import NotMeasurable, said, warn_once
 from lightning_landscape.probing.fidelity import FidelityCheck, There
 from lightning_landscape.probing.freezing import Frozen
 from lightning_landscape.probing.gradients import is_finite
 from lightning_landscape.probing.held_out import HeldOut
 from lightning_landscape.probing.layers import layer_rows
+from lightning_landscape.probing.per_sample import PerSample
 from lightning_landscape.probing.processes import Processes
 from lightning_landscape.probing.products import Products
 from lightning_landscape.probing.reference import Reference
@@ -43,6 +44,15 @@ def warn_held_out(error: Exception, step: int) -> None:
     )
 
 
+def warn_samples(error: Exception, step: int) -> None:
+    """Say that single samples could not be evaluated; all else goes on."""
+    warn_once(
+        error,
+        f"LandscapeMonitor(per_sample=...) could not evaluate the samples of step {step}, {said(error)}. Supported are losses "
+        "that give as many numbers at the reference as at the iterate; there are no further ones, all else goes on",
+    )
+
+
 Track = Callable[[Sequence[int], str], Iterable[int]]
 
 
@@ -57,6 +67,7 @@ class Completion:
         products: measures inner products.
         segments: from how many iterates, x_0 among them, the loss on the line to x_p is evaluated.
         held_out: evaluates batches that did not make the trajectory; None for none.
+        per_sample: evaluates single samples; None for none.
     """
 
     def __init__(
@@ -69,9 +80,10 @@ class Completion:
         *,
         segments: int,
         held_out: HeldOut | None = None,
+        per_sample: PerSample | None = None,
     ) -> None:
         self._rows, self._stored, self._checks, self._processes = rows, stored, checks, processes
-        self._products, self._lines, self._held_out = products, segments, held_out
+        self._products, self._lines, self._held_out, self._per_sample = products, segments, held_out, per_sample
 
     def evaluations(self, kept: int, *, live: bool) -> int:
         """Return how many evaluations of a loss so many kept probes take, at most.
@@ -82,8 +94,9 @@ class Completion:
         """
         at_reference, lines = (0, min(1, self._lines)) if live else (kept, min(kept, self._lines))
         batches = 0 if self._held_out is None or live else self._held_out.batches * kept
-        # of each of those a loss and its gradient, worth three, and the loss at x_p
-        return at_reference + min(kept, INITIAL_LOSSES) + lines * (len(FRACTIONS) - 2) + 4 * batches
+        samples = 0 if self._per_sample is None or live else self._per_sample.passes * kept
+        # of each of the batches a loss and its gradient, worth three, and the loss at x_p
+        return at_reference + min(kept, INITIAL_LOSSES) + lines * (len(FRACTIONS) - 2) + 4 * batches + samples
 
     def at(self, reference: Reference, track: Track) -> None:
         """Fill the columns that need x_p, and the loss at x_0.
@@ -102,6 +115,7 @@ class Completion:
         self._evaluate_initial(reference, track)
         self._evaluate_segments(reference, track)
         self._evaluate_held_out(reference, track)
+        self._evaluate_samples(reference, track)
 
     def _unless_gone(self, step: int, evaluate: Callable[[int], None]) -> None:
         """Evaluate a stored probe; a row whose probe is gone, in any process, is dropped and counted."""
@@ -208,6 +222,45 @@ class Completion:
         rows = [FixedBatchRow(step, probe.logged_step, i, *values) for i, values in enumerate(fixed) if is_finite(*values)]
         if rows:
             self._rows.fixed_batches[step] = rows
+
+    def _evaluate_samples(self, reference: Reference, track: Track) -> None:
+        """Evaluate the single samples of every probe that has none yet."""
+        if self._per_sample is None:
+            return
+        waiting = [step for step in self._rows.schedule.kept if step not in self._rows.per_sample]
+        for step in track([step for step in waiting if self._stored.holds_iterate(step)], "single samples"):
+            if not self._take_stored_samples(step, reference):
+                return
+
+    def _take_stored_samples(self, step: int, reference: Reference) -> bool:
+        """Evaluate one stored probe's samples; return whether others are worth trying."""
+        try:
+            with self._processes.agreed():
+                self.take_samples(step, self._stored.itself(step), reference)
+        except NotMeasurable:
+            return True
+        except Exception as error:
+            self.give_samples_up(error, step)
+            return False
+        return True
+
+    def give_samples_up(self, error: Exception, step: int) -> None:
+        """Evaluate no single samples any more, and say why."""
+        assert self._per_sample is not None, "asked for"
+        self._per_sample.about["stopped_by"] = f"{said(error)}, at step {step}"
+        self._per_sample = None
+        warn_samples(error, step)
+
+    @property
+    def takes_samples(self) -> bool:
+        """Whether single samples are evaluated, and have not been given up."""
+        return self._per_sample is not None
+
+    def take_samples(self, step: int, itself: Itself, reference: Reference) -> None:
+        """Add the samples of a probe; see `PerSample.at`."""
+        assert self._per_sample is not None, "asked for"
+        samples = self._per_sample.at(self._rows.table.at_step(step), itself, reference.parameters)
+        self._rows.per_sample[step] = samples
 
     def provisional(self, there: Reference) -> ProbeTable:
         """Return the probes kept so far, at most `PROVISIONAL` of them, evaluated at a point in the place of x_p.

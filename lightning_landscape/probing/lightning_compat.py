@@ -52,6 +52,12 @@ def on_device(trainer: Trainer, batch: Any) -> Any:
     return trainer.strategy.batch_to_device(batch, dataloader_idx=0)
 
 
+def has_batches_of_its_own(trainer: Trainer) -> bool:
+    """Return whether this process has mini-batches that no other has: of a tensor-parallel group, all have the first one's."""
+    mesh = getattr(trainer.strategy, "_device_mesh", None)
+    return mesh is None or int(mesh["tensor_parallel"].get_local_rank()) == 0
+
+
 def _progresses(trainer: Trainer) -> dict[str, Any]:
     epoch_loop = trainer.fit_loop.epoch_loop
     return {

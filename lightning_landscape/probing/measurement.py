@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import math
 import time
@@ -19,7 +20,7 @@ from torch.optim import Optimizer
 
 from lightning_landscape.probes import Probe, ProbeTable
 from lightning_landscape.probing.completion import INITIAL_LOSSES, Completion, Track, warn_held_out
-from lightning_landscape.probing.evaluation import StoredProbes
+from lightning_landscape.probing.evaluation import Itself, StoredProbes
 from lightning_landscape.probing.failures import said, warn_once
 from lightning_landscape.probing.fidelity import Fidelity, FidelityCheck
 from lightning_landscape.probing.gradients import is_finite, loss_scale
@@ -34,6 +35,7 @@ from lightning_landscape.probing.parameters import (
     named_parameters,
     optimized_parameters,
 )
+from lightning_landscape.probing.per_sample import MIXING, PerSample
 from lightning_landscape.probing.processes import Processes
 from lightning_landscape.probing.products import Products
 from lightning_landscape.probing.reference import FINAL, Reference
@@ -68,6 +70,7 @@ class Measurement:
         segments: from how many iterates, x_0 among them, the loss on the line to x_p is evaluated.
         held_out: where batches are from that did not make the trajectory; None for none.
         fixed_batches: how many of the first of those are evaluated at every probe.
+        per_sample: whether the loss is one of single samples, evaluated too; "mixing" where they depend on each other.
     """
 
     def __init__(
@@ -88,6 +91,7 @@ class Measurement:
         segments: int = 0,
         held_out: Source | None = None,
         fixed_batches: int = 0,
+        per_sample: bool | str = False,
     ) -> None:
         self._trainer, self._module, self._optimizer, self._processes = trainer, module, optimizer, processes
         self._loss_infimum, self.reference = loss_infimum, reference
@@ -103,7 +107,7 @@ class Measurement:
         """Time spent here while training"""
         self.replay_seconds = 0.0
         """Time of the first evaluation of a loss"""
-        self.replayer = Replayer(trainer, module, loss, processes, self.sharded)
+        self.replayer = Replayer(trainer, module, loss, processes, self.sharded, bool(per_sample))
         self._checks = FidelityCheck(trainer, module, optimizer, self.replayer, processes, self._products)
         self._swap = Swap(module)
         stored = StoredProbes(module, store, self.replayer, self._swap, processes, self._products, sharded=self.sharded)
@@ -121,8 +125,27 @@ class Measurement:
                 products=self._products,
                 measures=stored.measures,
             )
+        self.per_sample: PerSample | None = None
+        """Evaluates single samples, where that was asked for"""
+        if per_sample:
+            self.per_sample = PerSample(
+                trainer,
+                module,
+                replayer=self.replayer,
+                processes=processes,
+                products=self._products,
+                sharded=self.sharded,
+                mixing=per_sample == MIXING,
+            )
         self._completion = Completion(
-            self.rows, stored, self._checks, processes, self._products, segments=segments, held_out=self._held_out
+            self.rows,
+            stored,
+            self._checks,
+            processes,
+            self._products,
+            segments=segments,
+            held_out=self._held_out,
+            per_sample=self.per_sample,
         )
         self._window: Window | None = None
         self._problem: Exception | None = None
@@ -255,6 +278,23 @@ class Measurement:
         if self.reference is None:
             self.rows.store.note_size(self._kept(window))
             self.rows.store.require_room()
+        if self.per_sample is not None and self._completion.takes_samples:
+            self._check_samples(self.per_sample, window)
+
+    def _check_samples(self, per_sample: PerSample, window: Window) -> None:
+        """See what the first probe's samples are; what is refused before the first step costs the samples alone after it."""
+        trained = self._processes_mean(window.training_loss)
+        try:
+            with self._processes.agreed(), self.replayer.silence():
+                per_sample.check(window.moments[0], window.loss, trained)
+        except Exception as error:
+            if window.may_refuse:
+                raise
+            self._completion.give_samples_up(error, window.step)
+
+    def _processes_mean(self, value: float | None) -> float | None:
+        known = self._processes.everywhere(value is not None)
+        return self._processes.mean(value) if known and value is not None else None
 
     def finish(self) -> Probe | None:
         """Complete the window after the optimiser's step; return its row, or None where it is not measurable."""
@@ -279,6 +319,8 @@ class Measurement:
                 self._keep(probe, window)
                 if self._held_out is not None and self.reference is not None:
                     self._hold_out(window, self.reference)
+                if self._completion.takes_samples and self.reference is not None:
+                    self._take_samples(window, self.reference)
                 if self.rows.secants is not None and is_finite(change):
                     self.rows.secants[probe.step] = change
             return probe
@@ -407,6 +449,20 @@ class Measurement:
             self._held_out = None
             warn_held_out(error, window.step)
 
+    def _take_samples(self, window: Window, reference: Reference) -> None:
+        """Evaluate single samples while x_k is at hand; where that cannot be, they are given up and nothing else."""
+        others = self._others_of(window)
+
+        def there() -> AbstractContextManager[None]:
+            return self._swap.to(others, window.before)
+
+        itself = Itself(window.moments, window.gradient, window.local_loss, there)
+        try:
+            with self._processes.agreed(), self.replayer.silence():
+                self._completion.take_samples(window.step, itself, reference)
+        except Exception as error:
+            self._completion.give_samples_up(error, window.step)
+
     def _keep(self, probe: Probe, window: Window) -> None:
         self.rows.add(probe)
         if self.reference is None:
@@ -513,6 +569,7 @@ class Measurement:
             "processes": self._processes.size,
             "fidelity": asdict(self.fidelity),
             "gradients_enabled": self.replayer.gradients_enabled,
+            "about_samples": None if self.per_sample is None else copy.deepcopy(self.per_sample.about),
             "seconds": self.seconds,
             "off_schedule": self.off_schedule,
             "moved_between": self.moved_between,
@@ -526,6 +583,8 @@ class Measurement:
         known = state["fidelity"]
         self._checks.found = Fidelity(list(known["steps"]), known["max_abs"], known.get("gradient"))
         self.replayer.gradients_enabled = state["gradients_enabled"]
+        if self.per_sample is not None:
+            self.per_sample.adopt(state.get("about_samples"))
         self.seconds = state["seconds"]
         self.off_schedule, self.moved_between = state.get("off_schedule", 0), state.get("moved_between", 0)
         rates = state.get("learning_rates")

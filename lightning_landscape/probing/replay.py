@@ -13,11 +13,13 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers.logger import DummyLogger
 from torch import Tensor, nn
 
+from lightning_landscape.probing.directional import along
 from lightning_landscape.probing.failures import FailedElsewhere, NotMeasurable
 from lightning_landscape.probing.freezing import Frozen, freeze, thaw
 from lightning_landscape.probing.gradients import read_gradient
 from lightning_landscape.probing.parameters import Swap
 from lightning_landscape.probing.processes import Processes
+from lightning_landscape.probing.sample_losses import vector_loss
 from lightning_landscape.probing.sharding import reshard
 from lightning_landscape.probing.state import capture, put_back
 from lightning_landscape.probing.untouched import untouched
@@ -158,6 +160,7 @@ class Replayer:
         loss: the user's loss; None for the module's own ``training_step``.
         processes: those of the run.
         sharded: whether they share the parameters among them.
+        per_sample: whether the user's loss returns a number for each sample; the measured one is their mean.
     """
 
     def __init__(
@@ -167,10 +170,13 @@ class Replayer:
         loss: Loss | None,
         processes: Processes,
         sharded: bool = False,
+        per_sample: bool = False,
     ) -> None:
         self._trainer, self._module, self._loss = trainer, module, loss
         self._processes, self._sharded = processes, sharded
         self._swap = Swap(module)
+        self.per_sample = per_sample
+        """Whether the user's loss gives a number for each sample"""
         self.of_user = loss is not None
         """Whether the loss is the user's own function, not ``training_step``"""
         self.gradients_enabled = any(isinstance(part, nn.RNNBase) for part in module.modules())
@@ -253,34 +259,86 @@ class Replayer:
             parameter.grad = None
         return found
 
-    def _evaluate(self, moment: Frozen) -> Tensor:
+    def sample_losses(self, moment: Frozen) -> Tensor:
+        """Return this process's losses of single samples, float64 of shape ``(B,)`` on the CPU; only inside `silence`."""
+        return self._evaluate(moment, whole=True).double().cpu()
+
+    def sample_derivatives(self, moment: Frozen, direction: Mapping[str, Tensor], *, with_graph: bool) -> tuple[Tensor, Tensor]:
+        """Return the losses of single samples and their derivatives, by forward mode; only inside `silence`.
+
+        Args:
+            moment: a micro-batch.
+            direction: v by name, zero for the parameters that it does not name.
+            with_graph: whether autograd records meanwhile: some kernels have no forward derivative where it does not.
+
+        Returns:
+            Twice float64 of shape ``(B,)`` on the CPU: f_j(x) and <∇f_j(x), v>.
+
+        Raises:
+            RuntimeError: if something in the loss has no forward derivative.
+        """
+        assert self._loss is not None, "checked before training"
+        with self._prepared(moment) as (args, kwargs), torch.enable_grad(), self._evaluating():
+            batch = batch_of(args, kwargs)
+            read = functools.partial(vector_loss, batch=batch)
+            values, slopes = along(self._module, self._loss, batch, direction, read, with_graph=with_graph)
+        return values.double().cpu(), slopes.double().cpu()
+
+    def rounding(self, parameters: Iterable[Tensor]) -> float:
+        """Return the largest relative rounding error of parameters and of what is computed from them."""
+        kinds = {parameter.dtype for parameter in parameters}
+        with self._evaluating():
+            if torch.is_autocast_enabled(self._module.device.type):
+                kinds.add(torch.get_autocast_dtype(self._module.device.type))
+        return max(torch.finfo(kind).eps for kind in kinds)
+
+    def _evaluate(self, moment: Frozen, *, whole: bool = False) -> Tensor:
         if not self.gradients_enabled:
             # a gradient penalty, a physics-informed loss has autograd inside training_step
             trial = suppress(RuntimeError, FailedElsewhere)
-            with trial, self._processes.agreed(), torch.no_grad(), self._forward(moment) as loss:
+            with trial, self._processes.agreed(), torch.no_grad(), self._forward(moment, whole=whole) as loss:
                 return loss.detach()
         self.gradients_enabled = True  # in all processes, whatever comes
-        with torch.enable_grad(), self._forward(moment) as loss:
+        with torch.enable_grad(), self._forward(moment, whole=whole) as loss:
             return loss.detach()
 
     @contextmanager
-    def _forward(self, moment: Frozen) -> Iterator[Tensor]:
-        """Evaluate a moment; inside the block its parameters are what they were, so that a backward pass may follow."""
-        state = thaw(moment, self._module.device)
-        with self._swap.to(state["others"]):
-            put_back(self._trainer, self._module, state)
-            args, kwargs = state["args"], state["kwargs"]
-            self._processes.exchange()  # the forward pass itself may be one of all processes: whoever is not ready says so
-            with self._trainer.precision_plugin.train_step_context(), without_cudnns_dropout(self._module):
+    def _forward(self, moment: Frozen, *, whole: bool = False) -> Iterator[Tensor]:
+        """Evaluate a moment; inside the block its parameters are what they were, so that a backward pass may follow.
+
+        Args:
+            moment: a micro-batch.
+            whole: whether to give the losses of single samples, not their mean.
+        """
+        with self._prepared(moment) as (args, kwargs):
+            with self._evaluating():
                 if self._loss is not None:
                     output: Any = self._loss(self._module, batch_of(args, kwargs))
                 else:
                     output = self._module.training_step(*args, **kwargs)
+            if self.per_sample:
+                losses = vector_loss(output, batch_of(args, kwargs))
+                yield losses if whole else losses.mean()
+                return
             loss = output.get("loss") if isinstance(output, Mapping) else output
             if loss is None:
                 raise NotMeasurable("training_step returned None in the replay")
             scalar_loss(loss)
             yield torch.as_tensor(loss).reshape(())
+
+    @contextmanager
+    def _prepared(self, moment: Frozen) -> Iterator[tuple[tuple[Any, ...], dict[str, Any]]]:
+        """Put the state of a moment back; inside the block its loss may be evaluated, once, with the arguments it gives."""
+        state = thaw(moment, self._module.device)
+        with self._swap.to(state["others"]):
+            put_back(self._trainer, self._module, state)
+            self._processes.exchange()  # the forward pass itself may be one of all processes: whoever is not ready says so
+            yield state["args"], state["kwargs"]
+
+    @contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        with self._trainer.precision_plugin.train_step_context(), without_cudnns_dropout(self._module):
+            yield
 
 
 def _by_grad(loss: Tensor, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:

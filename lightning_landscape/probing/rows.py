@@ -8,12 +8,14 @@ from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from lightning_landscape.probes import Probe, ProbeTable, from_scalars, to_scalars
 from lightning_landscape.probing.kept import Kept, Unwritten
 from lightning_landscape.probing.processes import Processes
 from lightning_landscape.probing.schedule import Schedule
 from lightning_landscape.probing.store import ProbeStore
-from lightning_landscape.records import Accuracy, FixedBatchRow, LayerRow, SegmentPoint
+from lightning_landscape.records import Accuracy, FixedBatchRow, LayerRow, PerSampleRow, SegmentPoint
 
 
 class Rows:
@@ -45,6 +47,8 @@ class Rows:
         """At each probe the same batches, by step"""
         self.accuracies: dict[int, Accuracy] = {}
         """How far a codec can have moved what was found at x_p, by step"""
+        self.per_sample: dict[int, Tensor] = {}
+        """At each probe its single samples, by step: f_j(x_k), f_j(x_p), <∇f_j(x_k), x_k − x_p>, shape ``(samples, 3)``"""
         self._digests: dict[int, list[str]] = {}
         """Of each stored step, by process: a checkpoint of the first one holds those of all"""
 
@@ -155,9 +159,18 @@ class Rows:
             self.table = ProbeTable(probe for probe in self.table if probe.step not in gone)
             for step in gone:
                 self.drop_stored(step)
-                for rows in (self.secants, self.layers, self.held_out, self.fixed_batches, self.accuracies):
+                for rows in (self.secants, self.layers, self.held_out, self.fixed_batches, self.accuracies, self.per_sample):
                     if rows is not None:
                         rows.pop(step, None)
+
+    def sample_records(self) -> list[PerSampleRow]:
+        """Return the single samples as rows of their file."""
+        records = []
+        for step in sorted(self.per_sample):
+            logged = self.table.at_step(step).logged_step
+            rows = enumerate(self.per_sample[step].tolist())
+            records += [PerSampleRow(step, logged, sample, *values) for sample, values in rows]
+        return records
 
     def drop_stored(self, step: int) -> None:
         """Remove what is stored of a step; its row stays."""
@@ -188,6 +201,7 @@ class Rows:
             "secants": None if self.secants is None else {str(step): change for step, change in self.secants.items()},
             "held_out": [to_scalars(probe) for probe in self.held_out.values()],
             "fixed_batches": [astuple(row) for rows in self.fixed_batches.values() for row in rows],
+            "per_sample": {str(step): samples for step, samples in self.per_sample.items()},
             "layers": None if self.layers is None else [astuple(row) for rows in self.layers.values() for row in rows],
         }
 
@@ -219,6 +233,8 @@ class Rows:
         for one in itertools.starmap(FixedBatchRow, state.get("fixed_batches", [])):
             if one.step in self.schedule.kept:
                 self.fixed_batches.setdefault(one.step, []).append(one)
+        known = {int(step): samples for step, samples in state.get("per_sample", {}).items()}
+        self.per_sample = {step: samples for step, samples in known.items() if step in self.schedule.kept}
 
     def _adopt(self, folder: Path, step: int, digest: str) -> bool:
         try:

@@ -80,7 +80,8 @@ class Window:
         """Whether the window has come to the optimiser's step"""
         self._trainer, self._module, self._optimizer, self._store = trainer, module, optimizer, store
         self._replayer, self._processes, self._timed = replayer, processes, timed
-        self._may_refuse = may_refuse
+        self.may_refuse = may_refuse
+        """Whether no optimiser step was made before"""
         self._error: Exception | None = None
         """What failed inside ``training_step``: raised where the optimiser steps, in every process"""
         self._losses: list[float] = []
@@ -123,7 +124,7 @@ class Window:
                     self._timed(function)(*args)
                 except Exception as error:
                     self._error = error
-                    if self._may_refuse and self._processes.size == 1 and isinstance(error, MisconfigurationException):
+                    if self.may_refuse and self._processes.size == 1 and isinstance(error, MisconfigurationException):
                         raise
 
         return kept
@@ -259,9 +260,12 @@ class Window:
                 with self._replayer.silence():
                     self.local_loss, raw = self._replayer.mean_loss_and_gradient(self.moments, parameters, scale)
             except Exception as error:
+                kind = (
+                    "one loss a sample, a tensor of shape (B,)," if self._replayer.per_sample else "a tensor with one element"
+                )
                 raise MisconfigurationException(
                     f"LandscapeMonitor(loss=...) failed at step {self.step}, {type(error).__name__}: {error}. Supported is a "
-                    "function of (module, batch) that returns a tensor with one element which depends on the parameters"
+                    f"function of (module, batch) that returns {kind} which depends on the parameters"
                 ) from error
             factor = self._replayer.gradient_factor(self.moments, scale)
             self.gradient = Gradient(self._replayer.averaged(raw, parameters), factor)
@@ -273,6 +277,11 @@ class Window:
         self.loss = self._processes.mean(self.local_loss)
         if self.measurable:
             self.before = copied(parameters)
+
+    @property
+    def training_loss(self) -> float | None:
+        """What ``training_step`` returned, the mean over this process's micro-batches; None under manual optimisation."""
+        return sum(self._losses) / len(self._losses) if self._losses and len(self._losses) == len(self.moments) else None
 
     @property
     def measurable(self) -> bool:

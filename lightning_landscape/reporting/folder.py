@@ -14,7 +14,7 @@ from lightning.pytorch import Trainer
 
 from lightning_landscape.files import HELD_OUT_CSV, PROBES_CSV, PROBES_JSONL, RECORDS_CSV, SUMMARY
 from lightning_landscape.probes import Probe, ProbeTable, to_json_line, write_atomically
-from lightning_landscape.records import FixedBatchRow, LayerRow, Record, SecantRow, SegmentPoint, records_to_csv
+from lightning_landscape.records import FixedBatchRow, LayerRow, PerSampleRow, Record, SecantRow, SegmentPoint, records_to_csv
 
 CSV_SECONDS = 30.0
 """While training, ``probes.csv`` is rewritten no more often than this"""
@@ -97,6 +97,7 @@ class RunFolder:
         segments: Sequence[SegmentPoint],
         held_out: Mapping[int, Probe],
         fixed_batches: Mapping[int, Sequence[FixedBatchRow]],
+        samples: Sequence[PerSampleRow] = (),
     ) -> None:
         """Write the tables beside the table of probes, those that there are.
 
@@ -106,6 +107,7 @@ class RunFolder:
             segments: losses on lines to x_p.
             held_out: at a probe a batch that was held out, by step.
             fixed_batches: at a probe the same batches, by step.
+            samples: at a probe its single samples.
         """
         self._written_beside = time.monotonic()
         if secants is not None:
@@ -118,6 +120,8 @@ class RunFolder:
             self._write(HELD_OUT_CSV, ProbeTable(held_out.values()).to_csv())
         if fixed_batches:
             self._write_records(FixedBatchRow, [row for step in sorted(fixed_batches) for row in fixed_batches[step]])
+        if samples:
+            self._write_records(PerSampleRow, samples)
 
     def _write_records(self, kind: type[Record], rows: Iterable[Record]) -> None:
         self._write(RECORDS_CSV[kind], records_to_csv(kind, rows))

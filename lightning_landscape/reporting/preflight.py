@@ -43,6 +43,8 @@ class Plan:
     """Parameters of x_0, where others are stored as differences to it"""
     held_out: int = 0
     """Held-out batches that are evaluated at each probe"""
+    per_sample: int = 0
+    """Forward passes that the single samples of each probe take"""
 
 
 def expected_probes(steps: float, every_n_steps: int, max_probes: int) -> tuple[int, int] | None:
@@ -63,7 +65,7 @@ def expected_probes(steps: float, every_n_steps: int, max_probes: int) -> tuple[
 def preflight(plan: Plan) -> str:
     """Return the message: what f_i is, the parameters, x_p, probes, disk, the time at the end, conditions, theorems."""
     lines = [
-        _loss(plan.run["loss"], plan.run["world_size"]),
+        _loss(plan.run["loss"], plan.run["world_size"], of_samples=bool(plan.per_sample)),
         _parameters(plan),
         _reference(plan.run["reference"]),
         _probes(plan),
@@ -80,10 +82,11 @@ def _words(key: str) -> str:
     return key.replace("polyak_lojasiewicz", "Polyak-Łojasiewicz").replace("_", " ")
 
 
-def _loss(loss: Mapping[str, Any], processes: int) -> str:
+def _loss(loss: Mapping[str, Any], processes: int, *, of_samples: bool) -> str:
     """Say what f_i is, and on what beside the parameters it depends."""
     mode = "training" if loss["training_mode"] else "evaluation"
-    said = f"f_i: the loss of {loss['source']}, {mode} mode, on a mini-batch as it came (augmentation included)"
+    what = "the mean of the samples' losses by" if of_samples else "the loss of"
+    said = f"f_i: {what} {loss['source']}, {mode} mode, on a mini-batch as it came (augmentation included)"
     said += f", ≥ {loss['infimum']:g} (loss_infimum)"
     if processes > 1:
         said += f", the mean over {processes} processes"
@@ -151,12 +154,16 @@ def _size(count: float) -> str:
 def _end(plan: Plan) -> str:
     what = "at x_p, at x_0 and on lines between" if plan.run["reference"]["kind"] == "final" else "at x_0 and on a line to x_p"
     said = f"at the end: {'up to' if math.isinf(plan.steps) else 'about'} {plan.evaluations} forward passes, {what}"
-    if not plan.held_out:
+    beside = []
+    if plan.held_out:
+        beside.append("one held-out batch" if plan.held_out == 1 else f"{plan.held_out} held-out batches")
+    if plan.per_sample:
+        beside.append(f"every single sample ({plan.per_sample} passes)")
+    if not beside:
         return said
-    batches = "one held-out batch" if plan.held_out == 1 else f"{plan.held_out} held-out batches"
     if plan.run["reference"]["kind"] == "final":
-        return f"{said}, those of {batches} a probe among them (a backward pass counts as two)"
-    return f"{said}; at each probe {batches}"
+        return f"{said}, those of {' and '.join(beside)} a probe among them (a backward pass counts as two)"
+    return f"{said}; at each probe {' and '.join(beside)}"
 
 
 def _theorems(run: Mapping[str, Any]) -> list[str]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from torch import Tensor
+
 from lightning_landscape.bounds import Evidence, certify, in_force
 from lightning_landscape.functional.alpha_beta import mean_and_error
 from lightning_landscape.probes import SCHEMA, Probe, ProbeTable
@@ -14,6 +16,7 @@ from lightning_landscape.reporting.certificates import entries, theory_sentences
 from lightning_landscape.reporting.conditions import other_conditions
 from lightning_landscape.reporting.held_out import fixed_batches_entry, held_out_entry, held_out_sentence
 from lightning_landscape.reporting.numbers import number
+from lightning_landscape.reporting.per_sample import per_sample_entry, per_sample_sentence
 from lightning_landscape.reporting.stored import accuracy_entry, accuracy_sentence
 from lightning_landscape.reporting.verdict import caveats, verdict
 
@@ -26,6 +29,8 @@ def summarise(
     held_out: Iterable[Probe] = (),
     fixed_batches: Sequence[FixedBatchRow] = (),
     accuracies: Mapping[int, Accuracy] | None = None,
+    samples: Mapping[int, Tensor] | None = None,
+    about_samples: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Return the content of ``summary.json``.
 
@@ -37,6 +42,8 @@ def summarise(
         held_out: a probe each with a batch that was held out, where there are any.
         fixed_batches: the same held-out batches at every probe, where there are any.
         accuracies: how far a codec can have moved a probe, by step, where there was one.
+        samples: by step f_j(x_k), f_j(x_p), <∇f_j(x_k), x_k − x_p> of its single samples, shape ``(samples, 3)``.
+        about_samples: how those were evaluated; None where they were not asked for.
     """
     drop, rows = drop_of(table), table.evaluated
     evidence = Evidence(table, run)
@@ -47,16 +54,19 @@ def summarise(
     fixed = fixed_batches_entry(fixed_batches, run, alpha_beta)
     if "store" in run:
         run = {**run, "store": {**run["store"], "accuracy": accuracy_entry(table, run, accuracies or {}, best)}}
+    single = per_sample_entry(samples or {}, rows, about_samples, run, alpha_beta)
     return {
         "schema": SCHEMA,
         "run": {**run, "drop": drop},
         "conditions": {"alpha_beta": alpha_beta, **other_conditions(evidence, windows, secants or {})},
         "held_out": beside,
         "fixed_batches": fixed,
+        "per_sample": single,
         "bounds": entries(certificates, drop["value"], run),
         "bound_in_force": best.theorem if best else None,
         "verdict": verdict(alpha_beta, drop, run, len(rows))
         + held_out_sentence(beside, fixed)
+        + per_sample_sentence(single)
         + theory_sentences(certificates, run, drop["value"])
         + caveats(rows, drop, windows, run)
         + accuracy_sentence(run.get("store", {})),

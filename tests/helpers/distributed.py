@@ -38,6 +38,12 @@ def smoothed_loss(module, batch):
     return cross_entropy(module.net(x).float(), y, label_smoothing=0.1)
 
 
+def sample_losses(module, batch):
+    """Return one loss a sample."""
+    x, y = batch
+    return cross_entropy(module.net(x).float(), y, reduction="none")
+
+
 def dataset(drop=0):
     """Return samples for so many steps of two batches, less some at the end."""
     generator = torch.Generator().manual_seed(7)

@@ -48,6 +48,11 @@ class OfTheStep(Slow):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
+def sample_losses(module, batch):
+    """One loss a sample, of samples that BatchNorm mixes."""
+    return cross_entropy(module.net(batch[0]), batch[1], reduction="none")
+
+
 class Failing(Callback):
     def __init__(self, step, folder):
         self.step, self.folder = step, folder
@@ -78,6 +83,7 @@ def main(argv):
     parser.add_argument("--keep-store", action="store_true")
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--strategy", default="ddp_fork")
+    parser.add_argument("--per-sample", action="store_true")
     options = parser.parse_args(argv)
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
@@ -91,6 +97,8 @@ def main(argv):
         max_probes=options.max_probes,
         keep_store=options.keep_store,
         store_dtype=options.store_dtype,
+        loss=sample_losses if options.per_sample else None,
+        per_sample="mixing" if options.per_sample else False,
     )
     checkpoints = ModelCheckpoint(options.folder / "checkpoints", save_last=True, every_n_train_steps=7, save_top_k=-1)
     trainer = pl.Trainer(

@@ -113,6 +113,8 @@ def train(
     arguments = {"every_n_steps": 1, "figures": False, **(monitor or {})}
     if arguments.get("held_out"):
         arguments["held_out"] = distributed.held_out_batches
+    if arguments.get("per_sample"):
+        arguments["loss"] = distributed.sample_losses
     if loss:
         arguments["loss"] = distributed.smoothed_loss
     strategy = ModelParallelStrategy(data_parallel_size=data, tensor_parallel_size=tensor) if data else None

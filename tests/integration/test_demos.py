@@ -147,6 +147,33 @@ def test_from_the_command_line_with_a_loss_by_import_path(cli, tmp_path):
     assert run.summary["run"]["loss"]["source"] == "smoothed"
 
 
+@pytest.mark.parametrize("given", ["true", "mixing"])
+def test_single_samples_from_the_command_line(given, cli, tmp_path):
+    (tmp_path / "losses.py").write_text(
+        "from torch.nn.functional import cross_entropy\n\n\ndef each(module, batch):\n"
+        "    return cross_entropy(module.net(batch[0]), batch[1], reduction='none')\n"
+    )
+    python(
+        "-c",
+        "import sys; sys.path[:0] = ['.', sys.argv[1]]; from demos.cli import main; main(sys.argv[2:])",
+        ROOT,
+        "fit",
+        "--trainer.callbacks+=LandscapeMonitor",
+        "--trainer.callbacks.every_n_steps=3",
+        "--trainer.callbacks.loss=losses.each",
+        f"--trainer.callbacks.per_sample={given}",
+        "--trainer.callbacks.dirpath=out",
+        "--trainer.callbacks.figures=false",
+        "--trainer.max_steps=4",
+        "--trainer.accelerator=cpu",
+        "--trainer.logger=false",
+        folder=tmp_path,
+    )
+    run = load(tmp_path / "out")
+    assert {row.step for row in run.per_sample} == {0, 3}
+    assert run.summary["per_sample"]["mixing"] == (False if given == "true" else "allowed")
+
+
 def test_print_config_round_trips(cli, tmp_path):
     printed = python(cli, "fit", "--config", ROOT / "demos/configs/one_pass.yaml", "--print_config", folder=tmp_path)
     text = printed[printed.index("seed_everything") :]

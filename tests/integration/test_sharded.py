@@ -21,6 +21,7 @@ pytestmark = pytest.mark.xdist_group("sharded")  # one worker makes the runs for
 ROOT = Path(__file__).parents[2]
 SECONDS = 200
 EVERYTHING = {"secant": True, "exact_sums": True, "per_layer": True, "held_out": True, "fixed_batches": 2}
+SAMPLES = {"monitor": {"per_sample": True}}
 KEPT = {"monitor": {"keep_store": True}, "trainer": {"max_steps": 12}}
 ERRORS = {
     "read_in_one": {"function": "probing.store.ProbeStore.moments", "rank": 1, "call": 3, "error": "RuntimeError"},
@@ -52,7 +53,7 @@ def run(folder, data, tensor, jobs):
 def runs(tmp_path_factory):
     """Return a folder with runs on every mesh: a process takes seconds to start, a run does not."""
     folder = tmp_path_factory.mktemp("sharded")
-    run(folder / "one", 0, 0, {"everything": {"monitor": EVERYTHING}, "loss": {"loss": True}})
+    run(folder / "one", 0, 0, {"everything": {"monitor": EVERYTHING}, "loss": {"loss": True}, "samples": SAMPLES})
     file = str(folder / "one" / "everything" / "run" / "landscape" / "reference.safetensors")
     shards = str(folder / "fsdp2" / "everything" / "run" / "landscape" / "reference")
     checkpoint = str(folder / "fsdp2" / "kept" / "checkpoints" / "epoch=1-step=10.ckpt")
@@ -63,6 +64,7 @@ def runs(tmp_path_factory):
         "file": {"monitor": {"reference": file}},
         "shards": {"monitor": {"reference": shards}},
         **{codec: {"monitor": {**EVERYTHING, "store_dtype": codec}} for codec in CODED},
+        "samples": SAMPLES,
     }
     more = {
         "accumulation": {"trainer": {"accumulate_grad_batches": 2}},
@@ -78,7 +80,7 @@ def runs(tmp_path_factory):
     }
     run(folder / "fsdp2", 2, 1, common | more)
     run(folder / "both", 2, 2, common | {"again": {"resume": checkpoint}})
-    run(folder / "tensor_parallel", 1, 2, {"everything": common["everything"]})
+    run(folder / "tensor_parallel", 1, 2, {name: common[name] for name in ("everything", "samples")})
     run(folder / "alone", 0, 0, {"shards": common["shards"]})
     return folder
 
@@ -124,6 +126,23 @@ def assert_same_held_out(one, two):
 @pytest.mark.parametrize("mesh", MESHES)
 def test_held_out_batches(mesh, runs):
     assert_same_held_out(of(runs / mesh / "everything"), of(runs / "one" / "everything"))
+
+
+@pytest.mark.parametrize("mesh", MESHES)
+def test_single_samples_by_finite_differences(mesh, runs):
+    """Forward mode does not go through sharded parameters: each process moves its part of them."""
+    one, sharded = of(runs / "one" / "samples"), of(runs / mesh / "samples")
+    about = sharded.summary["per_sample"]
+    assert one.summary["per_sample"]["method"] == "forward mode"
+    assert about["method"] == "finite difference"
+    assert about["fidelity"]["inner_product"] < 1e-3
+    for step in (probe.step for probe in one.table):
+        here, there = (sorted((r.loss, r) for r in run.per_sample if r.step == step) for run in (one, sharded))
+        assert len(here) == len(there) == 2 * distributed.BATCH  # those of a tensor-parallel group count once
+        for (_, a), (_, b) in zip(here, there, strict=True):
+            assert a.loss == pytest.approx(b.loss, rel=2e-5)
+            assert a.reference_loss == pytest.approx(b.reference_loss, rel=2e-5)
+            assert abs(a.inner_product - b.inner_product) <= about["error"]["absolute"] + 1e-6
 
 
 @pytest.mark.parametrize("mesh", MESHES)

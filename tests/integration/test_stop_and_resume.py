@@ -204,6 +204,24 @@ def killed_and_resumed(folder, *options, step):
     return before, load(folder / "again"), first
 
 
+@pytest.mark.parametrize("mode", ["final", "file"])
+def test_single_samples_survive_a_kill(mode, tmp_path):
+    options = ("--per-sample",)
+    if mode == "file":
+        run_to_the_end(tmp_path / "first")
+        options += ("--reference", str(tmp_path / "first" / "run" / "landscape" / "reference.safetensors"))
+    before, again, step = killed_and_resumed(tmp_path, *options, step=45)
+    assert step > 0
+    rows = {k: [row for row in again.per_sample if row.step == k] for k in (probe.step for probe in again.table)}
+    assert all(len(found) == 6 for found in rows.values())
+    for probe in again.table:
+        size = (probe.grad_sq_norm * probe.sq_distance) ** 0.5
+        found = rows[probe.step]
+        assert sum(row.loss for row in found) / 6 == pytest.approx(probe.loss, rel=1e-6)
+        assert sum(row.inner_product for row in found) / 6 == pytest.approx(probe.inner_product, abs=1e-5 * size)
+    assert [probe.step for probe in again.table if probe.step < step] == [p.step for p in before.table if p.step < step]
+
+
 DDP = ("--processes", "2", "--epochs", "9")
 
 

@@ -151,6 +151,25 @@ def test_loss_of_the_user(said, tmp_path):
     assert "≥ -2 (loss_infimum)" in message
 
 
+def sample_losses(module, batch):
+    return cross_entropy(module.net(batch[0]), batch[1], reduction="none")
+
+
+def test_single_samples(said, tmp_path):
+    arguments = {"loss": sample_losses, "per_sample": True, "dirpath": tmp_path}
+    message = said(MLP(sgd), monitor=LandscapeMonitor(every_n_steps=5, **arguments))
+    assert "f_i: the mean of the samples' losses by sample_losses, training mode" in message
+    assert f"about {4 + 4 + 36 + 3 * 4} forward passes" in message  # at x_p, at x_0, on four lines, single samples
+    assert "those of every single sample (3 passes) a probe among them" in message
+
+
+def test_single_samples_live(said, tmp_path):
+    torch.save({name: p.detach() for name, p in MLP(sgd).named_parameters()}, tmp_path / "x.pt")
+    arguments = {"loss": sample_losses, "per_sample": True, "dirpath": tmp_path}
+    live = said(MLP(sgd), monitor=LandscapeMonitor(reference=str(tmp_path / "x.pt"), **arguments))
+    assert "; at each probe every single sample (3 passes)" in live
+
+
 def test_reference_file(said, tmp_path):
     torch.save({name: p.detach() for name, p in MLP(sgd).named_parameters()}, tmp_path / "x.pt")
     message = said(MLP(sgd), monitor=LandscapeMonitor(dirpath=tmp_path, reference=str(tmp_path / "x.pt")))

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from lightning_landscape.probes import ProbeTable
 from lightning_landscape.records import SegmentPoint
-from lightning_landscape.reporting.figures import angle, bounds, constants, feasible_pairs, margin, segments
+from lightning_landscape.reporting.figures import angle, bounds, constants, feasible_pairs, margin, per_sample, segments
 from lightning_landscape.reporting.figures._drawn import Drawn
 from lightning_landscape.reporting.figures._files import save
 from lightning_landscape.reporting.figures.overview import overview
@@ -28,6 +28,8 @@ FIGURES: dict[str, Callable[[Drawn], Figure]] = {
     "segments": segments.figure,
 }
 """Each picture by its name, in the order in which they are shown"""
+IF_MEASURED: dict[str, Callable[[Drawn], Figure]] = {"per_sample": per_sample.figure}
+"""Pictures of what a run measures only where it is asked to, by their key in ``summary.json``"""
 
 
 def draw_all(
@@ -45,10 +47,11 @@ def draw_all(
         held_out: the content of ``held_out.csv``, None where the run evaluated none.
 
     Returns:
-        The figures by name, in the order of `FIGURES`; a panel that has nothing to show says why.
+        The figures by name, in the order of `FIGURES` and `IF_MEASURED`; a panel that has nothing to show says why.
     """
     drawn = Drawn(table, summary, segments, held_out)
-    return {name: figure(drawn) for name, figure in FIGURES.items()}
+    wanted = FIGURES | {name: figure for name, figure in IF_MEASURED.items() if summary.get(name)}
+    return {name: figure(drawn) for name, figure in wanted.items()}
 
 
 __all__ = ["FIGURES", "Drawn", "draw_all", "overview", "save"]

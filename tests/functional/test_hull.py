@@ -1,0 +1,48 @@
+"""The rows near the envelope have the feasible set of all rows, exactly."""
+
+import pytest
+import torch
+
+from lightning_landscape import functional as F
+from lightning_landscape.functional._hull import near_envelope
+from lightning_landscape.functional.alpha_beta import feasible_set
+
+
+def table(kind, count, seed):
+    generator = torch.Generator().manual_seed(seed)
+    a, b, p = (torch.rand(count, generator=generator, dtype=torch.float64) for _ in range(3))
+    low = torch.zeros(count, dtype=torch.float64)
+    if kind == "signs":
+        p = p - 0.5
+    elif kind == "scales":  # losses near 0, as of samples that are learnt
+        a, b, p = (10 ** (30 * v - 25) for v in (a, b, p))
+    elif kind == "degenerate":
+        b = b.where(b > 0.2, 0.0)
+        p = p - 0.2 * (b > 0)
+    elif kind == "infimum":
+        low = b - 10 ** (-15 * a)
+        a = a + 1
+    elif kind == "equal":
+        a, b, p = (v.mul(3).round().div(3) for v in (a, b, p))
+    return {"loss": a, "reference_loss": b, "inner_product": p, "loss_infimum": low}
+
+
+@pytest.mark.parametrize("kind", ["plain", "signs", "scales", "degenerate", "infimum", "equal"])
+@pytest.mark.parametrize("count", [1, 2, 300])
+@pytest.mark.parametrize("seed", range(5))
+def test_nothing_that_matters_is_left_out(kind, count, seed):
+    columns = table(kind, count, seed)
+    kept = near_envelope(**columns)
+    few = {name: column[kept] for name, column in columns.items()}
+    whole, part = feasible_set(**columns), feasible_set(**few)
+    assert part.vertices() == whole.vertices()
+    for rate in (1e-3, 0.1, 1.0, 30.0):
+        assert torch.equal(F.beta_min(rate, **few), F.beta_min(rate, **columns))
+    all_rows, some = F.best_alpha_beta(**columns), F.best_alpha_beta(**few)
+    for name in ("alpha", "beta", "rate", "ratio"):
+        assert torch.equal(getattr(all_rows, name).nan_to_num(-1), getattr(some, name).nan_to_num(-1))
+    assert all_rows.attained == some.attained
+
+
+def test_most_rows_are_left_out():
+    assert int(near_envelope(**table("signs", 3000, 0)).sum()) < 60
