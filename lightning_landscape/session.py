@@ -8,7 +8,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Mapping
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -259,7 +259,8 @@ class Session:
     def close(self) -> None:
         """Leave the run; nothing is written after this returns."""
         self.measurement.abandon()
-        self.measurement.rows.store.wait()
+        with suppress(Exception):  # whatever it is, the run is over
+            self.measurement.rows.store.wait()
 
     def end(
         self, stopped_by: str, *, steps: int, idle_steps: int, complete: bool, evaluate: bool, moved: bool

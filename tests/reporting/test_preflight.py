@@ -1,5 +1,7 @@
 """What is said when training starts, for real trainers."""
 
+import math
+
 import lightning.pytorch as pl
 import pytest
 import torch
@@ -176,6 +178,19 @@ def test_reference_file(said, tmp_path):
     assert f"x_p: {tmp_path / 'x.pt'}; every curve is live" in message
     assert "disk: up to 32 of your mini-batches" in message
     assert "at x_0 and on a line to x_p" in message
+
+
+def test_a_codec(said, tmp_path):
+    module = MLP(sgd)
+    sizes = [p.numel() for p in module.parameters()]
+    message = said(module, monitor=LandscapeMonitor(dirpath=tmp_path, store_dtype="int8"))
+    probe = sum(2 * min(n + 4 * math.ceil(n / 128), 4 * n) for n in sizes)
+    once = sum(4 * n for n in sizes if n + 4 * math.ceil(n / 128) < 4 * n)
+    assert f"disk: {in_words(probe)} a probe, {in_words(once)} for x_0, and your mini-batches" in " ".join(message.split())
+
+
+def in_words(count):
+    return f"{count / 1024:.3g} KiB" if count >= 1024 else f"{count} bytes"
 
 
 def test_unknown_number_of_batches(said, tmp_path):
