@@ -12,7 +12,7 @@ VENV := .venv
 PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
        $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
-.PHONY: demo demos test soak failures check format bench clean
+.PHONY: demo demos test test-slow soak failures check format bench clean
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/.demo
@@ -24,7 +24,11 @@ demos: $(VENV)/.demo
 	@for name in $(EXPERIMENTS); do echo; echo "== demos/$$name.py"; $(VENV)/bin/python demos/$$name.py || exit 1; done
 
 test: $(VENV)/.dev
-	$(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadgroup
+	$(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadgroup -m "not slow"
+
+# what takes long: more ways of the same, and more of them
+test-slow: $(VENV)/.dev
+	$(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadgroup -m slow
 
 # 200 randomly drawn ways to train, each compared with brute force; another draw: make soak SEED=2
 soak: $(VENV)/.dev

@@ -44,6 +44,12 @@ def unscaling_factor(trainer: Trainer, optimizer: Optimizer) -> float:
     return 1.0 if getattr(stage, "name", None) == "UNSCALED" else 1.0 / loss_scale(trainer)
 
 
+def learning_rate(optimizer: Optimizer) -> float | None:
+    """Return the learning rate; None where parameter groups have several."""
+    rates = {float(group["lr"]) for group in optimizer.param_groups if "lr" in group}
+    return rates.pop() if len(rates) == 1 else None
+
+
 def accumulation_factor(trainer: Trainer, backward_passes: int) -> float:
     """Return N/k: Lightning divides every loss by N, however many micro-batches k a window really has."""
     return trainer.accumulate_grad_batches / backward_passes

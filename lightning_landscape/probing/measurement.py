@@ -367,13 +367,14 @@ class Measurement:
                 self.sums.add(step, self.schedule.kept[0] if self.schedule.kept else None)
 
     def _measure(self, window: Window) -> Probe | None:
-        measures = self._products.step(window.before, window.after(), window.gradient.raw, window.gradient.factor)
+        lr = window.lr * window.share if window.lr is not None else math.nan
+        gradient = window.gradient
+        measures = self._products.step(window.before, window.after(), gradient.raw, gradient.factor, expected=lr)
         self._check_agreement(window.step, measures.grad_sq_norm, measures.step_size)
         if not is_finite(window.loss, *measures):
             return None
         rounding = measures.residual / math.sqrt(measures.grad_sq_norm) if measures.grad_sq_norm else math.inf
         self._note_learning_rate(math.nan if window.lr is None else window.lr)
-        lr = window.lr * window.share if window.lr is not None else math.nan
         if not abs(measures.step_size - lr) <= 1e-3 * abs(lr) + rounding:
             self.off_schedule += 1
         return Probe(

@@ -1,4 +1,4 @@
-"""Inner products and norms over all parameters of a run: subtracted first, then summed in float64."""
+"""Inner products and norms over all parameters of a run: subtracted first, summed by blocks, blocks summed in float64."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ from torch import Tensor
 
 from lightning_landscape.probing.processes import Processes
 
-_BLOCK = 1 << 20  # elements worked on at a time: what bounds every temporary
-_ROW = 1 << 11  # elements summed in the working precision before their sum goes on in float64
+_BLOCK = {"cpu": 1 << 17}  # elements worked on at a time, which bounds every temporary: on a CPU they stay in its cache
+_OTHER_BLOCK = 1 << 22  # elsewhere it is the number of kernels that costs
+_CANCELS = 1e-3  # a difference below this share of what it is the difference of is rounding in part
+_PASSES = 4
 
 _Parts = Iterator[tuple[str, tuple[Tensor | None, ...]]]
 """Parameter names, each with an addend of each sum, block by block"""
@@ -40,26 +42,42 @@ class Products:
 
     @torch.no_grad()
     def step(
-        self, before: Mapping[str, Tensor], after: Mapping[str, Tensor], gradient: Mapping[str, Tensor], factor: float
+        self,
+        before: Mapping[str, Tensor],
+        after: Mapping[str, Tensor],
+        gradient: Mapping[str, Tensor],
+        factor: float,
+        expected: float = 0.0,
     ) -> StepMeasures:
-        r"""Measure G², η and the residual of a step.
+        r"""Measure G², η and the residual of a step, in one pass where η is about what was expected.
 
         .. math:: \eta = \langle x_k - x_{k+1}, g\rangle/G^2, \qquad \|x_k - x_{k+1} - \eta g\|
+
+        With :math:`r = x_k - x_{k+1} - \eta_0 g` the former is :math:`\eta_0 + \langle r, g\rangle/G^2` and the square of the
+        latter :math:`\|r\|^2 - \langle r, g\rangle^2/G^2`. Where that cancels, another pass starts from the η that was found.
 
         Args:
             before: x_k by name.
             after: x_{k+1} by name; the same names and shapes.
             gradient: g/factor by name; a name that is missing has no gradient, g = 0 there.
             factor: the number that turns ``gradient`` into g.
+            expected: η_0; any number will do.
 
         Returns:
             G², η (0 where G = 0) and the residual.
         """
-        squares, products = self._totals(2, _along(before, after, gradient))
-        grad_sq_norm = squares * factor**2
-        step_size = products * factor / grad_sq_norm if grad_sq_norm > 0 else 0.0
-        (rest,) = self._totals(1, _rests(before, after, gradient, step_size * factor))
-        return StepMeasures(grad_sq_norm, step_size, math.sqrt(rest))
+        guess = expected if math.isfinite(expected) else 0.0
+        for _ in range(_PASSES):
+            squares, products, rests = self._totals(3, _along(before, after, gradient, guess * factor))
+            grad_sq_norm = squares * factor**2
+            if not grad_sq_norm > 0:
+                return StepMeasures(grad_sq_norm, 0.0, math.sqrt(rests))
+            step_size = guess + products / (squares * factor)
+            rest = rests - products * (products / squares)
+            if not rest < _CANCELS * rests:
+                return StepMeasures(grad_sq_norm, step_size, math.sqrt(rest))
+            guess = step_size
+        return StepMeasures(grad_sq_norm, step_size, math.sqrt(rests))  # r is rounding, as of a single parameter
 
     @torch.no_grad()
     def inner_product_and_distance(
@@ -108,7 +126,7 @@ class Products:
                 for column, addend in zip(columns, addends, strict=True):
                     if addend is not None:
                         column.append(addend if share == 1.0 else addend * share)
-        sums = [float(torch.stack(column).sum()) if column else 0.0 for column in columns]
+        sums = [float(torch.stack(column).sum(dtype=torch.float64)) if column else 0.0 for column in columns]
         if self._processes is None:
             return sums
         return [math.fsum(column) for column in zip(*self._processes.exchange(*sums), strict=True)]
@@ -124,27 +142,20 @@ def _without_autocast() -> Iterator[None]:
         yield
 
 
-def _along(before: Mapping[str, Tensor], after: Mapping[str, Tensor], gradient: Mapping[str, Tensor]) -> _Parts:
-    """Yield the addends of ‖g‖² and ⟨x_k − x_{k+1}, g⟩."""
-    for name, raw in gradient.items():
-        for g, x, y in _blocks(raw, before[name], after[name]):
-            yield name, (_dot(g, g), _dot(x - y, g))
-
-
-def _rests(
+def _along(
     before: Mapping[str, Tensor], after: Mapping[str, Tensor], gradient: Mapping[str, Tensor], step_size: float
 ) -> _Parts:
-    """Yield the addends of the squared norm of what of a step is not along the gradient.
-
-    Taken from the vector itself: ‖x_k − x_{k+1}‖² − η²G² would cancel to rounding of the larger numbers.
-    """
+    """Yield the addends of ‖g‖², ⟨r, g⟩ and ‖r‖², where r = x_k − x_{k+1} − step_size · g."""
     for name, start in before.items():
         raw = gradient.get(name)
         for x, y, *g in _blocks(start, after[name], *(() if raw is None else (raw,))):
             rest = x - y
-            if g:
+            if not g:
+                yield name, (None, None, _dot(rest, rest))
+                continue
+            if step_size:
                 rest -= step_size * g[0]
-            yield name, (_dot(rest, rest),)
+            yield name, (_dot(g[0], g[0]), _dot(rest, g[0]), _dot(rest, rest))
 
 
 def _apart(here: Mapping[str, Tensor], there: Mapping[str, Tensor], gradient: Mapping[str, Tensor]) -> _Parts:
@@ -171,13 +182,15 @@ def _blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     device = tensors[0].device
     flat = [tensor.detach().to(device).reshape(-1) for tensor in tensors]
     dtype = torch.float64 if flat[0].dtype == torch.float64 else torch.float32
-    for start in range(0, flat[0].numel(), _BLOCK):
-        yield tuple(piece[start : start + _BLOCK].to(dtype) for piece in flat)
+    block = _BLOCK.get(device.type, _OTHER_BLOCK)
+    for start in range(0, flat[0].numel(), block):
+        yield tuple(piece[start : start + block].to(dtype) for piece in flat)
 
 
 def _dot(left: Tensor, right: Tensor) -> Tensor:
-    """Return the inner product of two flat blocks: rows of 2,048 in the working precision, their sum in float64."""
-    whole = left.numel() // _ROW * _ROW
-    rows: Tensor = torch.linalg.vecdot(left[:whole].view(-1, _ROW), right[:whole].view(-1, _ROW))
-    rest: Tensor = torch.linalg.vecdot(left[whole:], right[whole:])
-    return rows.sum(dtype=torch.float64) + rest.double()
+    """Return the inner product of two flat blocks in the working precision.
+
+    The products of a block are added up in a cascade, whose error grows with the logarithm of their number; that of a BLAS dot
+    product grows with the number itself, and equal terms drift.
+    """
+    return (left * right).sum()

@@ -15,6 +15,7 @@ from lightning_landscape.probing.gradients import (
     Gradient,
     accumulation_factor,
     is_finite,
+    learning_rate,
     read_gradient,
     unscaling_factor,
 )
@@ -58,6 +59,8 @@ class StepSums:
         self.sums: Sums | None = None
         """None before x_0, and where a step was missed"""
         self._lost = False
+        self._expected = 0.0
+        """What η is likely to be"""
 
     def forget_gradients(self) -> None:
         """Note that gradients are about to be zeroed."""
@@ -72,8 +75,9 @@ class StepSums:
         parameters = optimized_parameters(self._module, self._optimizer)
         self._before, self._gradient = copied(parameters), Gradient({}, 1.0)
         if self._backward_passes:
-            factor = unscaling_factor(self._trainer, self._optimizer)
-            factor *= accumulation_factor(self._trainer, self._backward_passes)
+            short = accumulation_factor(self._trainer, self._backward_passes)
+            self._expected = (learning_rate(self._optimizer) or 0.0) / short
+            factor = unscaling_factor(self._trainer, self._optimizer) * short
             self._gradient = read_gradient(parameters, factor)
 
     def add(self, step: int, first_step: int | None) -> None:
@@ -97,7 +101,7 @@ class StepSums:
             return
         parameters = named_parameters(self._module)
         after = local_values({name: parameters[name] for name in before})
-        measures = self._products.step(before, after, self._gradient.raw, self._gradient.factor)
+        measures = self._products.step(before, after, self._gradient.raw, self._gradient.factor, expected=self._expected)
         if not is_finite(*measures):  # an overflow: what moved nevertheless was not along a gradient
             measures = self._products.step(before, after, {}, 1.0)
         self.sums.steps += 1

@@ -18,6 +18,7 @@ from lightning_landscape.probing.freezing import Frozen
 from lightning_landscape.probing.gradients import (
     Gradient,
     accumulation_factor,
+    learning_rate,
     loss_scale,
     read_gradient,
     unscaling_factor,
@@ -234,8 +235,7 @@ class Window:
             raise self._error
         self._processes.exchange()  # every process has come so far: what follows may wait for the others
         self.stepping = True
-        rates = {float(group["lr"]) for group in self._optimizer.param_groups if "lr" in group}
-        self.lr = rates.pop() if len(rates) == 1 else None
+        self.lr = learning_rate(self._optimizer)
         if not self._module.automatic_optimization:
             self._forget_zeroed()
             self._traces = []

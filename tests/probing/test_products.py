@@ -63,6 +63,51 @@ def test_a_step_by_its_definition(seed, step_size, noise):
     assert measured.residual == pytest.approx(rest, abs=2e-6 * length)
 
 
+@pytest.mark.parametrize("expected", [0.0, 0.05, 0.05000001, 0.049, -3.0, 1e6, math.nan, math.inf])
+def test_what_was_expected_of_a_step_changes_nothing(expected):
+    x, g, e = vectors(1), vectors(2), vectors(3)
+    exactly = {n: x[n] - 0.05 * g[n] for n in x}
+    apart = {n: exactly[n] - 0.01 * e[n] for n in x}
+    raw = {n: 4 * v for n, v in g.items()}
+    for after in (exactly, apart):
+        plain, measured = measure_step(x, after, raw, 0.25), measure_step(x, after, raw, 0.25, expected)
+        length = 0.05 * plain.grad_sq_norm**0.5
+        assert measured.grad_sq_norm == plain.grad_sq_norm
+        assert measured.step_size == pytest.approx(plain.step_size, rel=1e-6)
+        assert measured.residual == pytest.approx(plain.residual, rel=1e-4, abs=1e-6 * length)
+        if after is apart:
+            rest = sum(
+                exact_dot(r, r) for r in (x[n].double() - after[n].double() - plain.step_size * g[n].double() for n in x)
+            )
+            assert measured.residual == pytest.approx(rest**0.5, rel=1e-5)
+
+
+def test_a_step_that_was_not_expected_without_a_gradient():
+    x = {"x": torch.zeros(2), "y": torch.zeros(1)}
+    after = {"x": torch.tensor([3.0, 4.0]), "y": torch.zeros(1)}
+    assert measure_step(x, after, {"x": torch.zeros(2)}, 1.0, 0.5) == (0.0, 0.0, 5.0)
+    assert measure_step(x, after, {}, 1.0, 0.5) == (0.0, 0.0, 5.0)
+    broken = measure_step(x, after, {"x": torch.tensor([math.nan, 1.0])}, 1.0, 0.5)
+    assert math.isnan(broken.grad_sq_norm)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["normal", "equal"])
+def test_a_hundred_million_parameters(kind):
+    count, generator = 100_000_000, torch.Generator().manual_seed(0)
+    if kind == "normal":
+        x, reference, g = (torch.randn(count, generator=generator) for _ in range(3))
+    else:
+        x, reference, g = (torch.full((count,), value) for value in (0.3, 0.1, 0.7))
+    product, distance = inner_product_and_distance({"x": x}, {"x": reference}, {"x": g}, 1.0)
+    exact = squares = norms = 0.0
+    for a, b, c in zip(*(vector.split(1 << 22) for vector in (x, reference, g)), strict=True):
+        away, along = a.double() - b.double(), c.double()
+        exact, squares, norms = exact + float(away @ along), squares + float(away @ away), norms + float(along @ along)
+    assert product == pytest.approx(exact, abs=1e-6 * math.sqrt(squares * norms))
+    assert distance == pytest.approx(squares, rel=1e-6)
+
+
 def test_a_step_of_sgd_has_its_learning_rate_and_a_residual_of_rounding():
     x, g = vectors(1), vectors(2)
     after = {n: x[n] - 0.05 * g[n] for n in x}
