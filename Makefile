@@ -19,7 +19,7 @@ demo: $(VENV)/.demo
 	$(VENV)/bin/python demos/mlp.py
 
 # the paper's experiments, in their small settings
-EXPERIMENTS := half_space mlp_width cnn_width resnet_batch_size lstm_language_model transformer_language_model optimizers references
+EXPERIMENTS := half_space mlp_width cnn_width resnet_batch_size lstm_language_model transformer_language_model optimizers references workloads
 demos: $(VENV)/.demo
 	@for name in $(EXPERIMENTS); do echo; echo "== demos/$$name.py"; $(VENV)/bin/python demos/$$name.py || exit 1; done
 

@@ -57,6 +57,7 @@ def options(
     small_seeds: int,
     full_seeds: int,
     larger_seeds: int | None = None,
+    full: str = "the paper's sizes, seeds and epochs",
     add: Callable[[argparse.ArgumentParser], None] | None = None,
 ) -> Options:
     """Read the command line.
@@ -67,13 +68,12 @@ def options(
         small_seeds: number of seeds of the small setting.
         full_seeds: number of seeds of the full setting.
         larger_seeds: number of seeds of a setting in between, ``--larger``; None if the experiment has none.
+        full: what the full setting has, for ``--help``.
         add: adds arguments that this experiment alone has.
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     setting = parser.add_mutually_exclusive_group()
-    setting.add_argument(
-        "--full", action="store_const", dest="setting", const="full", help="the paper's sizes, seeds and epochs"
-    )
+    setting.add_argument("--full", action="store_const", dest="setting", const="full", help=full)
     seeds = {"small": small_seeds, "larger": larger_seeds, "full": full_seeds}
     if larger_seeds is not None:
         text = "longer and larger than the small setting, for two cores and half an hour"

@@ -1,7 +1,7 @@
 """Every theorem of the paper against a run of its own optimiser: what it promises, and what was measured.
 
 python demos/optimizers.py            scikit-learn's digits, one seed, 30 epochs: about a minute
-python demos/optimizers.py --full     3 seeds, 300 epochs
+python demos/optimizers.py --full     3 seeds, 300 epochs: a quarter of an hour on one core
 
 Islamov et al. (2024) state seven theorems, one for each way to choose the step size: SGD with a constant (Theorem 1) and a
 decreasing step (4), SPS_max (2), NGN with a constant (3) and a decreasing step (6), DecSPS (5), AdaGrad-norm-max (7). The paper

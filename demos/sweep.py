@@ -25,6 +25,8 @@ else:
 
 SLIGHT = 1e-3
 """Constants that are all smaller are called 0: of losses in single precision they are rounding, and they would move no bound"""
+LEVEL = 0.1
+"""Numbers that differ by less than this share of the largest are called level"""
 MONITOR: dict[str, Any] = {"segments": 0, "live_epochs": None, "save_reference": False}
 """Constants of whole runs are all that a sweep needs: the rest of what the monitor can do would cost time and disk"""
 NAMES = {
@@ -146,12 +148,17 @@ def turns(values: Sequence[float | None], way: int = 1) -> bool | None:
         way: 1 or −1.
 
     Returns:
-        True if the values tend one way up to the extreme one, which is neither first nor last, and the other way from it; None
+        True if the values tend one way up to the extreme one, which is neither first nor last, and the other way from it, each
+        by a tenth of the largest size at least; None
         if that cannot be told: a value is missing, there are fewer than three, or all are 0 but for rounding.
     """
     if len(values) < 3 or slight(values):
         return None
-    place = max(range(len(values)), key=lambda place: way * (values[place] or 0.0))
+    known = [value or 0.0 for value in values]
+    place = max(range(len(known)), key=lambda place: way * known[place])
+    least = LEVEL * max(map(abs, known))
+    if any(way * (known[place] - known[end]) < least for end in (0, -1)):
+        return False
     return bool(tends(values[: place + 1], way) and tends(values[place:], -way))
 
 
@@ -192,7 +199,7 @@ def course(keys: Sequence[Any], values: Sequence[float | None]) -> str:
     known = [value for value in values if value is not None]
     if slight(known):
         return "is 0 but for rounding" if any(known) else "is 0 throughout"
-    if max(known) - min(known) < 0.1 * max(map(abs, known)):
+    if max(known) - min(known) < LEVEL * max(map(abs, known)):
         return f"is between {min(known):.3g} and {max(known):.3g}"
     tau, up, down = tendency(values) or 0.0, turns(values, 1), turns(values, -1)
     if abs(tau) >= 0.9:
@@ -260,5 +267,8 @@ def _scale(axes: Axes, keys: Sequence[Any], values: Sequence[float | None]) -> N
         axes.set(ylim=(-1.0, 1.0), yticks=[0.0])
         axes.text(0.5, 0.55, f"all below {SLIGHT:g}", transform=axes.transAxes, ha="center", color="#666666")
     elif max(sizes) > 30 * min(sizes):
-        axes.set_yscale("symlog", linthresh=max(min(sizes), 1e-3 * max(sizes)))
+        linear = max(min(sizes), 1e-3 * max(sizes))
+        axes.set_yscale("symlog", linthresh=linear)
+        if all((value or 0.0) >= 0 for value in values):
+            axes.set_ylim(-0.3 * linear, 2 * max(sizes))
     axes.axhline(0, color="#666666", linewidth=0.6)

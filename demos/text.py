@@ -56,8 +56,8 @@ def python_docs() -> Corpus:
     return _split({name: topics[name] for name in sorted(topics)})
 
 
-def python_sources(folder: Path | None = None) -> Corpus:
-    """Return the sources of the standard library, without its tests and without what was installed, split by file.
+def source_files(folder: Path | None = None) -> dict[str, str]:
+    """Return the files of the standard library by name, without its tests and without what was installed.
 
     Args:
         folder: another one with Python files.
@@ -77,7 +77,12 @@ def python_sources(folder: Path | None = None) -> Corpus:
         raise FileNotFoundError(
             f"found no *.py in {folder}; supported is a folder with Python's own sources: install them, or take python-docs"
         )
-    return _split(texts)
+    return texts
+
+
+def python_sources(folder: Path | None = None) -> Corpus:
+    """Return the sources of the standard library, split by file; the arguments are those of `source_files`."""
+    return _split(source_files(folder))
 
 
 def _split(texts: dict[str, str]) -> Corpus:

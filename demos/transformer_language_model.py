@@ -15,28 +15,26 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, scaled_dot_product_attention
 
-from lightning_landscape.functional import beta_min
 from lightning_landscape.loading import Run
-from lightning_landscape.reporting.compare import Group, compare
+from lightning_landscape.reporting.compare import compare
 
 if __package__:
     from demos.experiment import Finding, Options, conclude, measured, options, seen
+    from demos.pairs import draw, over_seeds, row_of
     from demos.text import FILES, Text
 else:
     from experiment import Finding, Options, conclude, measured, options, seen
+    from pairs import draw, over_seeds, row_of
     from text import FILES, Text
 
 NAME = "transformer_language_model"
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
 SHAPES: dict[str, dict[str, Any]] = {
     "tiny": {"width": 64, "depth": 2, "heads": 4, "lr": 3e-3},
     "small": {"width": 128, "depth": 4, "heads": 4, "lr": 2e-3},
@@ -151,48 +149,6 @@ class TransformerLanguageModel(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
-RATES = torch.logspace(-2, 1, 61, dtype=torch.float64)
-"""δ at which pairs are drawn"""
-
-
-def over_seeds(runs: Sequence[Run], rates: Tensor = RATES) -> Tensor:
-    """Return the smallest β at each δ that holds at every probe of all runs."""
-    names = ("loss", "reference_loss", "inner_product", "loss_infimum")
-    return torch.stack([beta_min(rates, **run.table.evaluated.columns(*names)) for run in runs]).amax(0)
-
-
-def informative(rates: Tensor, betas: Tensor, group: Group) -> Tensor:
-    """Return at which δ the neighbourhood (β_min(δ)/δ) σ² is below the drop."""
-    if group.interpolation_error is None or group.drop is None:
-        return torch.zeros_like(rates, dtype=torch.bool)
-    return betas / rates * group.interpolation_error < group.drop
-
-
-def span(rates: Tensor, holds: Tensor) -> str:
-    """Return the first and last of the rates at which something holds."""
-    return f"{float(rates[holds][0]):.3g} to {float(rates[holds][-1]):.3g}" if bool(holds.any()) else "none"
-
-
-def row_of(name: str, group: Group, betas: Tensor) -> dict[str, Any]:
-    """Return a row of the table."""
-    good = informative(RATES, betas, group)
-    return {
-        "runs": name,
-        "seeds": len(group.runs),
-        "probes": group.probes,
-        "alpha": group.alpha,
-        "beta": group.beta,
-        "beta_min_0.1": group.beta_min[0],
-        "beta_min_1": group.beta_min[1],
-        "interpolation_error": group.interpolation_error,
-        "neighbourhood": group.neighbourhood,
-        "drop": group.drop,
-        "informativeness": group.informativeness,
-        "informative_rates": span(RATES, good),
-        "informative_share": float(good.double().mean()),
-    }
-
-
 def findings_of(rows: Mapping[str, dict[str, Any]], shapes: Sequence[str]) -> list[Finding]:
     """Hold the runs against the paper."""
     found = []
@@ -223,33 +179,6 @@ def findings_of(rows: Mapping[str, dict[str, Any]], shapes: Sequence[str]) -> li
                 )
             )
     return found
-
-
-def draw(path: Path, betas: Mapping[str, Tensor], groups: Mapping[str, Group], runs: Mapping[str, Sequence[Run]]) -> None:
-    """Draw losses, pairs and neighbourhoods."""
-    figure = Figure(figsize=(12, 5), layout="constrained")
-    left, middle, right = figure.subplots(1, 3)
-    for (name, curve), colour, line in zip(betas.items(), COLOURS, ("-", "--", "-.", ":"), strict=False):
-        style: dict[str, Any] = {"color": colour, "linestyle": line, "label": name}
-        for seed, run in enumerate(runs[name]):
-            rows = run.table.evaluated
-            marks = {**style, "label": name if seed == 0 else None, "linewidth": 1.0}
-            left.plot(rows.column("step"), rows.column("loss"), **marks)
-            left.plot(rows.column("step"), rows.column("reference_loss"), color=colour, linewidth=0.8, alpha=0.4)
-        middle.plot(curve + RATES, curve, **style)
-        group = groups[name]
-        if group.interpolation_error is not None and group.drop is not None:
-            right.plot(RATES, curve / RATES * group.interpolation_error / group.drop, **style)
-    left.set(xlabel="step", ylabel="mini-batch loss, nats a token")
-    left.set_title("Loss at x_k, and pale the same batches at the end", fontsize="medium")
-    middle.set(xlabel="α", ylabel="β", xscale="log", yscale="symlog", ylim=(-0.05, None))
-    middle.set_title("Pairs on and above a line, up to β < α,\nhold at all probes of all seeds", fontsize="medium")
-    right.axhline(1, color="#666666", linewidth=0.8)
-    right.set(xlabel="δ = α − β", ylabel="(β_min(δ)/δ) σ² / drop", xscale="log")
-    right.set_title("Below 1 the pair says something", fontsize="medium")
-    left.legend(fontsize="small")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=100)
 
 
 SMALL: dict[str, Any] = {

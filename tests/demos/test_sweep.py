@@ -20,6 +20,7 @@ from lightning_landscape.reporting.compare import compare
         ([1, 3, 0.5, 2], False, False),
         ([1, 1, 1], False, False),
         ([1, 2, 1.9, 3, 2], True, False),
+        ([4.25, 4.26, 3.07, 2.36, 0.07], False, False),  # nor is a rise by a quarter of a per cent
         ([3.11, 3.04, 2.8, 3.17, 2.5, 1.8], False, False),  # a largest value inside alone is no rise
         ([0, 0, 0, 0], None, None),
         ([1, 2], None, None),

@@ -132,17 +132,6 @@ def test_a_text_too_short_for_one_pass_is_refused(tmp_path):
         demo.run(chosen, TINY)
 
 
-def test_pairs_over_seeds_are_those_that_hold_in_each(tmp_path):
-    class Of:
-        def __init__(self, product):
-            from lightning_landscape import Probe, ProbeTable
-
-            self.table = ProbeTable([Probe(0, 0, 2.0, 1.0, 0.0, product, 1.0, 1.0, 0.1, 0.0, 2.0, 0)])
-
-    rates = torch.tensor([1.0, 3.0])
-    assert demo.over_seeds([Of(0.5), Of(-1.0)], rates).tolist() == [2.0, 4.0]
-
-
 def test_findings_follow_the_numbers():
     def row(sigma, beta, share):
         return {

@@ -1,0 +1,423 @@
+"""What measuring costs, in plain training steps: networks with and without the monitor, in turn, in one process.
+
+python demos/overhead.py                          all networks: under an hour on two idle cores
+python demos/overhead.py --only "CNN" --quick     one of them, with less repetition: a minute
+python demos/overhead.py --cockpit PYTHON         beside it Cockpit's economy configuration; PYTHON is that of an environment
+                                                  with torch, cockpit-for-pytorch and "setuptools<81"
+
+Times are noisy, and more so where other programs run: every number is a median of ratios of things that were timed side by side
+(a probed step and plain ones a moment later; a training with the monitor and one without, in turn). The 20,000 steps are not
+trained: they are reckoned from the cost of a probe and the number of probes that the schedule makes. Where a step takes more
+than 100 ms the 500 and the 2,000 steps are reckoned like that too. Results go to overhead.json, with what they were run on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.utils.data import DataLoader
+
+from lightning_landscape import LandscapeMonitor
+from lightning_landscape.probing.schedule import Schedule
+
+if __package__:
+    from demos import unprobed_step
+    from demos.resnet import resnet
+    from demos.sweep import quiet
+    from demos.transformer_language_model import Decoder
+else:
+    import unprobed_step
+    from resnet import resnet
+    from sweep import quiet
+    from transformer_language_model import Decoder
+
+BATCH = 128
+EPOCH = 500
+"""Steps of an epoch: about those of 60,000 images"""
+SLOW = 0.1
+"""Seconds of a step from which long trainings are reckoned, not run"""
+PERIOD, AFTER = 8, 5
+"""Steps from one probe to the next where a probe's cost is measured; after so many of them its writing has ended"""
+DEFAULTS = {"every_n_steps": 10, "max_probes": 256}
+"""The schedule of a monitor that was told nothing"""
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A network and its batch, made of random numbers: what is computed takes as long with any."""
+
+    net: Callable[[], nn.Module]
+    batch: Callable[[], tuple[Tensor, Tensor]]
+    targets: dict[str, float] = field(default_factory=dict)
+    """Largest ratios that are aimed at"""
+
+
+def images(*shape: int) -> Callable[[], tuple[Tensor, Tensor]]:
+    """Return what makes a batch of images and classes."""
+    return lambda: (torch.randn(BATCH, *shape), torch.randint(10, (BATCH,)))
+
+
+def tokens() -> tuple[Tensor, Tensor]:
+    """Return a batch of 16 segments of 64 bytes and the bytes that follow."""
+    text = torch.randint(256, (16, 65))
+    return text[:, :-1], text[:, 1:]
+
+
+def mlp(width: int) -> nn.Module:
+    """Return an MLP 784-w-w-10."""
+    sizes = (nn.Linear(784, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 10))
+    return nn.Sequential(*sizes)
+
+
+def cnn() -> nn.Module:
+    """Return two 5 × 5 convolutions and two linear layers, for images of 28 × 28."""
+    first = (nn.Conv2d(1, 32, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2))
+    second = (nn.Conv2d(32, 64, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2))
+    return nn.Sequential(*first, *second, nn.Flatten(), nn.Linear(64 * 7 * 7, 128), nn.ReLU(), nn.Linear(128, 10))
+
+
+MLP, CNN = {"deferred": 0.25, "live": 0.9}, {"deferred": 0.05, "live": 0.5}
+CASES = {
+    "MLP 784-256-256-10": Case(lambda: mlp(256), images(784), MLP),
+    "MLP 784-3000-3000-10": Case(lambda: mlp(3000), images(784), MLP),
+    "CNN": Case(cnn, images(1, 28, 28), CNN),
+    "ResNet18, 32 × 32": Case(lambda: resnet(18), images(3, 32, 32)),
+    "transformer, 4 layers": Case(lambda: Decoder(256, 128, 4, 4), tokens),
+}
+TARGETS = {
+    "slow_down_2000": 1.03,
+    "slow_down_20000": 1.01,
+    "slow_down_2000_with_end": 1.08,
+    "slow_down_20000_with_end": 1.02,
+    "finalisation": 1.0,
+}
+"""Aimed at for every network: mean slow-downs at the default schedule, and plain steps for each evaluated probe"""
+COPIES = {"deferred": 2.0, "live": 3.0}
+"""Copies of the parameters above plain training that are aimed at, buffers not counted"""
+
+
+class Module(pl.LightningModule):
+    """A network under SGD."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        outputs = self.net(batch[0])
+        return cross_entropy(outputs.flatten(0, -2), batch[1].flatten())
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=1e-3)
+
+
+class Stopwatch(pl.Callback):
+    """Notes when every step starts, and when training and its end are over; to be the first of the callbacks."""
+
+    def __init__(self) -> None:
+        self.starts: list[float] = []
+        self.trained = 0.0
+        self.peak = 0
+
+    def on_train_batch_start(self, *unused: Any) -> None:
+        """Note a step's start."""
+        self.starts.append(time.perf_counter())
+
+    def on_train_end(self, *unused: Any) -> None:
+        """Note the end of training, and the largest memory until then, before the monitor evaluates."""
+        self.trained = time.perf_counter()
+        self.peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+@dataclass(frozen=True, slots=True)
+class Timed:
+    """One training."""
+
+    steps: list[float]
+    """Seconds of each"""
+    training: float
+    """Seconds from the first step to the end of training"""
+    finalisation: float
+    """Seconds after it: the monitor's evaluation"""
+    peak: int
+    """The process's largest resident memory until the end of training, in bytes"""
+    monitor: LandscapeMonitor | None
+
+
+def fit(case: Case, steps: int, folder: Path, trainer: Mapping[str, Any] | None = None, **monitor: Any) -> Timed:
+    """Train, with a monitor if it is told something.
+
+    Args:
+        case: network and batch.
+        steps: of the optimiser.
+        folder: for what the monitor writes.
+        trainer: further arguments of Lightning's Trainer.
+        monitor: its arguments; none for no monitor.
+    """
+    torch.manual_seed(0)
+    watch, batch, module = Stopwatch(), case.batch(), Module(case.net())
+    measuring = LandscapeMonitor(dirpath=folder, figures=False, **monitor) if monitor else None
+    training = pl.Trainer(
+        accelerator="cpu",
+        max_steps=steps,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[watch, *([measuring] if measuring else [])],
+        **(trainer or {}),
+    )
+    with open(os.devnull, "w") as nowhere:  # what is going to be measured is said each time
+        said, sys.stdout = sys.stdout, nowhere
+        try:
+            training.fit(module, DataLoader([batch] * min(steps, EPOCH), batch_size=None))
+        finally:
+            sys.stdout = said
+    ended = time.perf_counter()
+    marks = [*watch.starts, watch.trained]
+    seconds = [after - before for before, after in pairwise(marks)]
+    return Timed(seconds, watch.trained - watch.starts[0], ended - watch.trained, watch.peak, measuring)
+
+
+# ------------------------------------------------------------------------------------------------------------ ratios
+
+
+def probe_costs(steps: Sequence[float], first: int = PERIOD) -> tuple[float, float]:
+    """Return what a probe costs, in plain steps: on the probed step itself, and together with the steps after it.
+
+    A probe's plain step is the mean of the last steps before the next probe. Medians over the probes.
+
+    Args:
+        steps: seconds of steps, of which 0, `PERIOD`, … were probed.
+        first: the first probe to count; those before it warm up.
+
+    Example:
+        >>> probe_costs([1.0] * PERIOD + [1.5, 1.25, *[1.0] * (PERIOD - 2)])
+        (0.5, 0.75)
+    """
+    alone, together = [], []
+    for start in range(first, len(steps) - PERIOD + 1, PERIOD):
+        part = steps[start : start + PERIOD]
+        plain = statistics.mean(part[AFTER:])
+        alone.append(part[0] / plain - 1)
+        together.append(sum(part[:AFTER]) / plain - AFTER)
+    return statistics.median(alone), statistics.median(together)
+
+
+def probes_made(steps: int) -> tuple[int, int]:
+    """Return how many probes the default schedule makes in so many steps, and how many it keeps to the end.
+
+    Example:
+        >>> probes_made(500)
+        (50, 50)
+    """
+    schedule, made = Schedule(DEFAULTS["every_n_steps"], DEFAULTS["max_probes"]), 0
+    for step in range(steps):
+        schedule.make_room(step)
+        if schedule.due(step):
+            schedule.keep(step)
+            made += 1
+    return made, len(schedule.kept)
+
+
+def reckoned(steps: int, probe: float, finalisation: float) -> tuple[float, float]:
+    """Return the mean slow-down of a training without and with its end, from the costs of a probe in plain steps."""
+    made, kept = probes_made(steps)
+    return 1 + made * probe / steps, 1 + (made * probe + kept * finalisation) / steps
+
+
+def in_turn(case: Case, steps: int, rounds: int, folder: Path) -> dict[str, Any]:
+    """Train with the defaults and without the monitor, in turn, and the other way round in the next round.
+
+    Returns:
+        The median of the ratios of both times, without and with the end, and all of these ratios.
+    """
+    training, whole = [], []
+    for turn in range(rounds):
+        times = {}
+        for measured in (True, False) if turn % 2 == 0 else (False, True):
+            with tempfile.TemporaryDirectory(dir=folder) as own:
+                times[measured] = fit(case, steps, Path(own), **(DEFAULTS if measured else {}))
+        plain = times[False].training
+        training.append(times[True].training / plain)
+        whole.append((times[True].training + times[True].finalisation) / (plain + times[False].finalisation))
+    return {"training": statistics.median(training), "whole": statistics.median(whole), "ratios": [training, whole]}
+
+
+def peak_memory(name: str, kind: str, reference: Path | None) -> int:
+    """Return the largest resident memory of a process that trains for a few steps, in bytes; at the end of training."""
+    command = [sys.executable, __file__, "--memory", name, kind, *([str(reference)] if reference else [])]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return int(done.stdout.splitlines()[-1])
+
+
+def memory_of(name: str, kind: str, reference: str | None) -> None:
+    """Train for a few steps, and print this process's largest resident memory, in bytes, before the evaluation at the end."""
+    arguments: dict[str, Any] = {"every_n_steps": 2, "live_epochs": None, "segments": 0, "save_reference": False}
+    if kind == "live":
+        arguments["reference"] = reference
+    with tempfile.TemporaryDirectory() as folder:
+        trained = fit(CASES[name], 12, Path(folder), **(arguments if kind != "plain" else {}))
+    print(trained.peak)
+
+
+# -------------------------------------------------------------------------------------------------------------- one case
+
+
+def measure(name: str, quick: bool) -> dict[str, Any]:
+    """Return all numbers of one network."""
+    case = CASES[name]
+    probes, rounds = (12, 1) if quick else (60, 3)
+    count = sum(p.numel() for p in case.net().parameters())
+    result: dict[str, Any] = {"parameters": count, "batch": list(case.batch()[0].shape)}
+    quietly: dict[str, Any] = {"every_n_steps": PERIOD, "max_probes": probes + 2, "live_epochs": None, "segments": 0}
+    with tempfile.TemporaryDirectory() as made:
+        folder = Path(made)
+        fit(case, 2 * PERIOD, folder / "warm-up", **quietly)
+        deferred = fit(case, PERIOD * (probes + 1), folder / "deferred", **quietly)
+        assert deferred.monitor is not None
+        assert deferred.monitor.summary is not None
+        evaluated = len(deferred.monitor.table or ())
+        plain = statistics.median(deferred.steps[place] for place in range(len(deferred.steps)) if place % PERIOD >= AFTER)
+        result["plain_step_ms"] = 1e3 * plain
+        result["deferred"], result["deferred_with_writing"] = probe_costs(deferred.steps)
+        result["finalisation"] = deferred.finalisation / plain / evaluated
+        result["bytes_per_probe"] = deferred.monitor.summary["run"]["store"]["bytes"] / evaluated
+        reference = folder / "deferred" / "landscape" / "reference.safetensors"
+        live = fit(case, PERIOD * (probes + 1), folder / "live", **quietly, reference=str(reference))
+        result["live"], result["live_with_writing"] = probe_costs(live.steps)
+        for kind in ("deferred", "live"):
+            base = statistics.median(peak_memory(name, "plain", None) for _ in range(1 if quick else 3))
+            peak = statistics.median(peak_memory(name, kind, reference) for _ in range(1 if quick else 3))
+            result[f"memory_{kind}_mib"] = (peak - base) / 2**20
+            result[f"memory_{kind}_copies"] = (peak - base) / (4 * count)
+        cost = max(0.0, result["deferred_with_writing"])
+        for steps in (500, 2000, 20_000):
+            key = f"slow_down_{steps}"
+            if steps == 20_000 or plain > SLOW or (quick and steps > 500):
+                result[key], result[f"{key}_with_end"] = reckoned(steps, cost, result["finalisation"])
+                result[f"{key}_how"] = "reckoned"
+            else:
+                turns = in_turn(case, steps, rounds, folder)
+                result[key], result[f"{key}_with_end"] = turns["training"], turns["whole"]
+                result[f"{key}_how"], result[f"{key}_ratios"] = "trained", turns["ratios"]
+    return result
+
+
+def cockpit(python: str, name: str) -> dict[str, Any]:
+    """Return what Cockpit's economy configuration costs per tracked step of a network, by another environment's Python."""
+    script = Path(__file__).with_name("overhead_cockpit.py")
+    done = subprocess.run([python, str(script), name], capture_output=True, text=True)
+    if done.returncode:
+        return {"failed": done.stderr.strip().splitlines()[-1] if done.stderr.strip() else f"status {done.returncode}"}
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
+# ----------------------------------------------------------------------------------------------------------------- report
+
+
+def environment() -> dict[str, Any]:
+    """Return what the numbers depend on."""
+    cpu = platform.processor() or platform.machine()
+    if Path("/proc/cpuinfo").is_file():
+        models = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+        cpu = models[0].split(":", 1)[1].strip() if models else cpu
+    versions = {"python": platform.python_version(), "torch": torch.__version__, "lightning": pl.__version__}
+    return {"cpu": cpu, "cores": os.cpu_count(), "threads": torch.get_num_threads(), "system": platform.system(), **versions}
+
+
+ROWS = {
+    "plain_step_ms": "a plain step, ms",
+    "deferred": "a deferred probe, on its step",
+    "deferred_with_writing": "… and on the four after it",
+    "live": "a live probe",
+    "finalisation": "finalisation, each probe",
+    "slow_down_500": "mean slow-down, 500 steps",
+    "slow_down_2000": "… 2,000",
+    "slow_down_20000": "… 20,000",
+    "slow_down_500_with_end": "with finalisation, 500 steps",
+    "slow_down_2000_with_end": "… 2,000",
+    "slow_down_20000_with_end": "… 20,000",
+    "memory_deferred_copies": "memory above plain, deferred, copies of x",
+    "memory_live_copies": "… live",
+    "bytes_per_probe": "bytes on disk, each probe",
+}
+
+
+def target_of(name: str, row: str) -> float | None:
+    """Return what is aimed at."""
+    kind = row.removeprefix("memory_").removesuffix("_copies")
+    return CASES[name].targets.get(row, TARGETS.get(row, COPIES.get(kind) if row.startswith("memory") else None))
+
+
+def report(results: dict[str, dict[str, Any]], microseconds: float) -> str:
+    """Return the table: rows are quantities, columns networks; what is aimed at stands behind a ≤."""
+    width = max(map(len, ROWS.values()))
+    lines = [" " * width + "".join(f"  {name:>22s}" for name in results)]
+    for row, title in ROWS.items():
+        cells = []
+        for name, result in results.items():
+            value, target = result[row], target_of(name, row)
+            shown = f"{value:,.0f}" if value >= 1000 else f"{value:.3g}" if "slow_down" not in row else f"{value:.3f}"
+            if result.get(f"{row.removesuffix('_with_end')}_how") == "reckoned":
+                shown = f"~{shown}"
+            cells.append(f"{shown} ≤ {target:g}{'' if value <= target else ' !'}" if target is not None else shown)
+        lines.append(f"{title:{width}s}" + "".join(f"  {cell:>22s}" for cell in cells))
+    lines.append(f"\nan unprobed step: {microseconds:.1f} µs ≤ 20 µs{'' if microseconds <= 20 else ' !'}")
+    lines.append("All but ms, µs and bytes are plain training steps, or ratios to plain training. ~ reckoned from the costs of")
+    lines.append("probes and their number; ! above what was aimed at.")
+    for name, result in results.items():
+        if "cockpit" in result:
+            lines.append(f"Cockpit, economy, {name}: {result['cockpit']}")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=CASES, default=list(CASES), metavar="NAME", help=", ".join(CASES))
+    parser.add_argument("--quick", action="store_true", help="less repetition")
+    parser.add_argument("--out", type=Path, default=Path("runs/overhead/overhead.json"))
+    parser.add_argument("--cockpit", metavar="PYTHON", help="Python of an environment with cockpit-for-pytorch")
+    parser.add_argument("--memory", nargs="+", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    if given.memory:
+        memory_of(given.memory[0], given.memory[1], given.memory[2] if len(given.memory) > 2 else None)
+        return
+    quiet()
+    microseconds = unprobed_step.measure()
+    results = {}
+    for name in given.only:
+        print(f"  {name} …", file=sys.stderr, flush=True)
+        results[name] = measure(name, given.quick)
+        if given.cockpit:
+            results[name]["cockpit"] = cockpit(given.cockpit, name)
+    given.out.parent.mkdir(parents=True, exist_ok=True)
+    content = {"environment": environment(), "unprobed_step_us": microseconds, "quick": given.quick, "networks": results}
+    given.out.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    print(report(results, microseconds))
+    print(f"\n  numbers   {given.out}")
+
+
+if __name__ == "__main__":
+    main()
