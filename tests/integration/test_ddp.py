@@ -383,6 +383,7 @@ def test_distributed_helpers_see_the_same_batches():
     assert os.environ.get("LOCAL_RANK") is None
 
 
+@pytest.mark.slow
 def test_other_launchers_give_the_same_table(tmp_path):
     """Processes that Lightning starts anew: by the same command, or by a pickled trainer."""
     options = ("--module", "OfTheStep", "--processes", "2", "--epochs", "1", "--pause", "0")

@@ -72,6 +72,7 @@ def test_the_demo_with_another_optimizer_names_its_theorem(optimizer, mlp, tmp_p
     assert bounds["trajectory"]["applies"] is (optimizer != "Adam")
 
 
+@pytest.mark.slow
 def test_the_examples_of_the_paper_are_drawn(tmp_path):
     said = python(ROOT / "demos" / "closed_forms.py", folder=tmp_path)
     assert said.count("Example") == 4

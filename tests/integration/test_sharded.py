@@ -17,7 +17,7 @@ from tests.helpers.sharded_script import Sharded
 from tests.integration.test_ddp import assert_same_tables
 from tests.integration.test_store_dtype import assert_within_what_is_said
 
-pytestmark = pytest.mark.xdist_group("sharded")  # one worker makes the runs for all tests here
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("sharded")]  # one worker makes the runs for all tests here
 ROOT = Path(__file__).parents[2]
 SECONDS = 200
 EVERYTHING = {"secant": True, "exact_sums": True, "per_layer": True, "held_out": True, "fixed_batches": 2}

@@ -247,7 +247,16 @@ INT8 = ("--store-dtype", "int8")
 
 @pytest.mark.parametrize(
     "options",
-    [(), ("--max-probes", "16"), DDP, INT8, (*INT8, "--max-probes", "16"), ("--store-dtype", "bfloat16"), (*DDP, *INT8)],
+    [
+        (),
+        ("--max-probes", "16"),
+        DDP,
+        INT8,
+        *(
+            pytest.param(options, marks=pytest.mark.slow)
+            for options in ((*INT8, "--max-probes", "16"), ("--store-dtype", "bfloat16"), (*DDP, *INT8))
+        ),
+    ],
 )
 def test_resume_of_a_run_of_the_step_is_the_uninterrupted_run(options, tmp_path):
     run_to_the_end(tmp_path / "whole", "--module", "OfTheStep", *options)
