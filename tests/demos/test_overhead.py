@@ -1,0 +1,102 @@
+"""What is said of costs: ratios by hand, the schedule counted, and a training that is timed with and without the monitor."""
+
+import statistics
+
+import pytest
+import torch
+
+from demos import growth, overhead
+from demos.overhead import CASES, PERIOD, Case, fit, images, mlp, probe_costs, probes_made, reckoned, report, target_of
+
+
+def steps(probed, after, plain=2.0):
+    return [plain * probed, plain * after, *[plain] * (PERIOD - 2)]
+
+
+def test_costs_are_in_plain_steps():
+    assert probe_costs([9.0] * PERIOD + steps(1.5, 1.25)) == (0.5, 0.75)
+    assert probe_costs(steps(1.5, 1.0), first=0) == (0.5, 0.5)
+
+
+def test_one_slow_moment_moves_no_cost():
+    usual, slow = steps(1.5, 1.25), steps(50.0, 90.0)
+    assert probe_costs([*usual, *usual, *slow, *usual], first=0) == (0.5, 0.75)
+
+
+def test_a_machine_that_becomes_slower_moves_no_cost():
+    assert probe_costs([*steps(1.5, 1.25), *steps(1.5, 1.25, plain=20.0)], first=0) == (0.5, 0.75)
+
+
+@pytest.mark.parametrize("length", [1, 10, 500, 2560, 2561, 20_000])
+def test_probes_are_those_of_the_schedule(length):
+    kept, stride, made = [], 10, 0
+    for step in range(length):
+        if kept and step < kept[-1] + stride:
+            continue
+        if len(kept) == 256:
+            kept, stride = kept[::2], 2 * stride
+            if step < kept[-1] + stride:
+                continue
+        kept.append(step)
+        made += 1
+    assert probes_made(length) == (made, len(kept))
+
+
+def test_a_long_training_is_reckoned_from_its_probes():
+    made, kept = probes_made(20_000)
+    training, whole = reckoned(20_000, probe=0.2, finalisation=0.5)
+    assert training == pytest.approx(1 + 0.2 * made / 20_000)
+    assert whole == pytest.approx(training + 0.5 * kept / 20_000)
+
+
+def test_a_training_is_timed_and_is_the_same_with_and_without(tmp_path):
+    case = Case(lambda: mlp(4), images(784))
+    timed = fit(case, PERIOD + 1, tmp_path, every_n_steps=PERIOD, live_epochs=None)
+    plain = fit(case, PERIOD + 1, tmp_path)
+    assert plain.monitor is None
+    assert [row.step for row in timed.monitor.table] == [0, PERIOD]
+    for one in (timed, plain):
+        assert len(one.steps) == PERIOD + 1
+        assert min(one.steps) > 0
+        assert sum(one.steps) == pytest.approx(one.training)
+        assert one.peak > 2**20
+    assert timed.finalisation > plain.finalisation
+
+
+def test_what_is_aimed_at():
+    assert target_of("CNN", "deferred") == 0.05
+    assert target_of("MLP 784-256-256-10", "live") == 0.9
+    assert target_of("CNN", "memory_live_copies") == 3
+    assert target_of("CNN", "slow_down_2000") == 1.03
+    assert target_of("ResNet18, 32 × 32", "deferred") is None
+
+
+def test_the_table_marks_what_was_missed():
+    result = dict.fromkeys(overhead.ROWS, 0.01) | {"deferred": 0.3, "slow_down_20000": 1.004, "slow_down_20000_how": "reckoned"}
+    said = report({"CNN": result}, 3.0)
+    assert "0.3 ≤ 0.05 !" in said
+    assert "~1.004 ≤ 1.01\n" in said
+    assert "3.0 µs ≤ 20 µs\n" in said
+    assert said.count(" !") == 1 + 1  # and the legend
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_every_network_takes_its_batch(case):
+    torch.manual_seed(0)
+    inputs, targets = case.batch()
+    outputs = case.net()(inputs[:2])
+    assert outputs.shape[:-1] == targets[:2].shape
+
+
+@pytest.mark.parametrize("parameters", growth.PARAMETERS)
+def test_widths_give_about_so_many_parameters(parameters):
+    width = growth.width_for(parameters)
+    assert width**2 + 796 * width + 10 == pytest.approx(parameters, rel=0.1)
+
+
+def test_the_table_that_grows_looks_like_a_run():
+    columns = growth.table(64)
+    assert statistics.mean(columns["loss"].tolist()) > statistics.mean(columns["reference_loss"].tolist())
+    found = growth.with_probes(64)
+    assert found["probes"] == 64
+    assert found["best_pair_s"] > 0
