@@ -1,7 +1,7 @@
 """How the cost of measuring grows: with parameters, with steps, with probes, with processes. One picture, one table.
 
-python demos/growth.py                 1e4 to 1e8 parameters: a quarter of an hour on two idle cores, 3 GB of disk and of memory
-python demos/growth.py --largest 1e6   stop there: a minute or two
+python demos/growth.py                 1e4 to 1e8 parameters, which want some GB of disk and of memory
+python demos/growth.py --largest 1e6   stop there
 
 Parameters: MLPs 784-w-w-10 on batches of 128, the cost of a probe and of its evaluation in plain steps and in seconds. Steps:
 how many probes the default schedule makes in all and keeps, counted. Probes: seconds from a table of that length to the best

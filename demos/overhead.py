@@ -1,7 +1,7 @@
 """What measuring costs, in plain training steps: networks with and without the monitor, in turn, in one process.
 
-python demos/overhead.py                          all networks: under an hour on two idle cores
-python demos/overhead.py --only "CNN" --quick     one of them, with less repetition: a minute
+python demos/overhead.py                          all networks; the larger ones take long, start with --only
+python demos/overhead.py --only "CNN" --quick     one of them, with less repetition
 python demos/overhead.py --cockpit PYTHON         beside it Cockpit's economy configuration; PYTHON is that of an environment
                                                   with torch, cockpit-for-pytorch and "setuptools<81"
 
