@@ -30,7 +30,7 @@ import itertools
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -220,7 +220,7 @@ def check_schema(found: Any, what: str) -> None:
 
 def to_json_line(probe: Probe) -> str:
     """Return a probe as one line of ``probes.jsonl``."""
-    return json.dumps({"schema": SCHEMA, **asdict(probe)}) + "\n"
+    return json.dumps({"schema": SCHEMA, **to_scalars(probe)}) + "\n"
 
 
 def from_json_lines(text: str) -> ProbeTable:
@@ -248,7 +248,7 @@ def from_json_lines(text: str) -> ProbeTable:
 
 def to_scalars(probe: Probe) -> dict[str, Any]:
     """Return a probe as plain numbers, as a checkpoint holds it."""
-    return asdict(probe)
+    return {name: getattr(probe, name) for name in COLUMNS}
 
 
 def from_scalars(row: dict[str, Any]) -> Probe:

@@ -1,9 +1,9 @@
-"""Jobs done beside training, one after the other: a thread that lives only while there is something to do.
+"""Jobs done beside training, one after the other: a thread that ends soon after there is nothing more to do.
 
-A process that ends waits for the jobs it was given and for nothing else, and a fork, as a data loader makes them, rarely meets
-the thread at all. A job has to deal with its own errors, must not draw from a global random generator (a fork in that moment
-hangs the child) and must keep its tensor operations small enough that torch does them in one thread: ``torch.set_num_threads``
-would also set what threads of the user's start with, and parallel regions of ours would slow training down.
+A process that ends waits for the jobs it was given, and a moment for the thread. A job has to deal with its own errors, must not
+draw from a global random generator (a fork in that moment hangs the child) and must keep its tensor operations small enough
+that torch does them in one thread: ``torch.set_num_threads`` would also set what threads of the user's start with, and parallel
+regions of ours would slow training down.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from collections import deque
 from collections.abc import Callable
 
 _WAKE = 1.0  # seconds after which whoever waits looks whether there still is a thread
+_LINGER = 0.2
+"""Seconds for which the thread waits for another job: to start one takes as long as a short training step"""
 
 ELEMENTS = 1 << 14
 """Of so many elements an operation on tensors never takes more than one thread: torch's grain is 2^15"""
@@ -35,7 +37,7 @@ class Background:
     """
 
     def __init__(self, most: int) -> None:
-        self._most, self._unfinished, self._active = most, 0, False
+        self._most, self._unfinished, self._active, self._idle = most, 0, False, False
         self._jobs: deque[Callable[[], None]] = deque()
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
@@ -62,6 +64,9 @@ class Background:
 
     def _start(self) -> None:
         """See to it that there is a thread; where none can be started the jobs are done here."""
+        if self._idle:
+            self._changed.notify_all()
+            return
         if not self._jobs or self._active or (self._thread is not None and self._thread.is_alive()):
             return
         self._thread = threading.Thread(target=self._work, name="LandscapeMonitor")
@@ -86,8 +91,12 @@ class Background:
             raise
 
     def _one(self) -> bool:
-        """Do one job; False where there is none."""
+        """Do one job; False where none comes."""
         with self._changed:
+            if not self._jobs:
+                self._idle = True
+                self._changed.wait_for(lambda: self._jobs, _LINGER)
+                self._idle = False
             if not self._jobs:
                 self._active, self._thread = False, None  # at once: a job that comes now needs another thread
                 return False

@@ -100,9 +100,9 @@ class Encoder:
         factor = {} if gradient is None else {_FACTOR: repr(gradient.factor)}
         if self._codec is None:
             if parameters is not None:
-                write_tensors(folder / f"{PARAMETERS}.safetensors", parameters)
+                write_tensors(folder / f"{PARAMETERS}.safetensors", parameters, private=True)
             if gradient is not None:
-                write_tensors(folder / f"{GRADIENT}.safetensors", gradient.raw, factor)
+                write_tensors(folder / f"{GRADIENT}.safetensors", gradient.raw, factor, private=True)
             return CodecError()
         x, g = parameters or {}, {} if gradient is None else gradient.raw
         self._extend_base(self._codec, x)
@@ -117,8 +117,8 @@ class Encoder:
         if gradient is not None:
             files[GRADIENT].write(folder / f"{GRADIENT}.safetensors", factor)
         if natively:
-            write_tensors(folder / f"{_NATIVELY}{PARAMETERS}.safetensors", x)
-            write_tensors(folder / f"{_NATIVELY}{GRADIENT}.safetensors", g, factor)
+            write_tensors(folder / f"{_NATIVELY}{PARAMETERS}.safetensors", x, private=True)
+            write_tensors(folder / f"{_NATIVELY}{GRADIENT}.safetensors", g, factor, private=True)
         return total
 
     def _add(
@@ -140,8 +140,7 @@ class Encoder:
         new = {name: tensor for name, tensor in x.items() if codec.shrinks(tensor) and not _alike(self._base.get(name), tensor)}
         if new:
             path = self._folder / f"{_BASE}{len(self._bases(self._folder))}.safetensors"
-            save_tensors(path, new)
-            path.chmod(0o600)
+            save_tensors(path, new, private=True)
             self._base.update(load_file(path))
 
     def adopt(self, folder: Path) -> None:
@@ -226,7 +225,7 @@ class _File:
         self._tensors[name] = tensor
 
     def write(self, path: Path, metadata: Mapping[str, str]) -> None:
-        write_tensors(path, self._tensors, {**metadata, _CODEC: self._name, _ENCODED: json.dumps(self._encoded)})
+        write_tensors(path, self._tensors, {**metadata, _CODEC: self._name, _ENCODED: json.dumps(self._encoded)}, private=True)
 
 
 def stored_bytes(codec: str, tensor: Tensor) -> int:

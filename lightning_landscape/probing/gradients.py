@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from lightning.pytorch import Trainer
 from torch import Tensor
 from torch.optim import Optimizer
 
+from lightning_landscape.probing.parameters import copied
 from lightning_landscape.probing.part import whole_of
 from lightning_landscape.probing.sharding import is_sharded, local_gradient
+
+Copy = Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
 
 
 @dataclass(frozen=True, slots=True)
 class Gradient:
     """g = ``factor`` · ``raw``: kept apart so that undoing a division never rounds a low-precision gradient."""
 
-    raw: dict[str, Tensor]
+    raw: Mapping[str, Tensor]
     """By parameter name; a parameter that is missing has no gradient: frozen, or unused by this batch.
 
     Of a sharded parameter it is this process's part."""
@@ -55,16 +58,22 @@ def accumulation_factor(trainer: Trainer, backward_passes: int) -> float:
     return trainer.accumulate_grad_batches / backward_passes
 
 
-def read_gradient(parameters: Mapping[str, Tensor], factor: float) -> Gradient:
-    """Copy ``p.grad`` of the given parameters; sparse gradients become dense, of sharded ones each process copies its part."""
-    raw = {}
-    for name, parameter in parameters.items():
-        gradient = parameter.grad
-        if gradient is not None and is_sharded(parameter):
-            raw[name] = local_gradient(gradient, parameter).clone()
-        elif gradient is not None:
-            raw[name] = gradient.detach().to_dense() if gradient.layout != parameter.layout else gradient.detach().clone()
-    return Gradient(raw, factor)
+def read_gradient(parameters: Mapping[str, Tensor], factor: float, copy: Copy = copied) -> Gradient:
+    """Copy ``p.grad`` of the given parameters; sparse gradients become dense, of sharded ones each process copies its part.
+
+    Args:
+        parameters: by name.
+        factor: of the gradient.
+        copy: copies tensors by name.
+    """
+    present = {name: parameter.grad for name, parameter in parameters.items() if parameter.grad is not None}
+    return Gradient(copy({name: _dense(gradient, parameters[name]) for name, gradient in present.items()}), factor)
+
+
+def _dense(gradient: Tensor, parameter: Tensor) -> Tensor:
+    if is_sharded(parameter):
+        return local_gradient(gradient, parameter)
+    return gradient.detach().to_dense() if gradient.layout != parameter.layout else gradient.detach()
 
 
 def is_finite(*values: float) -> bool:

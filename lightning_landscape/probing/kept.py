@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lightning_landscape.probing.freezing import Frozen
 from lightning_landscape.probing.gradients import Gradient
+from lightning_landscape.probing.memory import Memory
 
 _SAMPLE = 1024
 
@@ -39,11 +40,16 @@ class Kept:
         """The tensors of x_k and g_k."""
         return [*(self.parameters or {}).values(), *(self.gradient.raw if self.gradient else {}).values()]
 
-    def on_host(self) -> Kept:
-        """Return the same with every tensor on the host."""
-        gradient = self.gradient and Gradient(_on_host(self.gradient.raw), self.gradient.factor)
-        parameters = None if self.parameters is None else _on_host(self.parameters)
-        return replace(self, parameters=parameters, gradient=gradient, others=_on_host(self.others or {}))
+    def on_host(self, memory: Memory) -> Kept:
+        """Return the same with every tensor on the host.
+
+        Args:
+            memory: where x_k and g_k go that are not there yet.
+        """
+        gradient = self.gradient and Gradient(_on_host(self.gradient.raw, memory), self.gradient.factor)
+        parameters = None if self.parameters is None else _on_host(self.parameters, memory)
+        others = {name: tensor.detach().to("cpu") for name, tensor in (self.others or {}).items()}
+        return replace(self, parameters=parameters, gradient=gradient, others=others)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +62,8 @@ class Unwritten:
     """Why, or why one before it could not"""
 
 
-def _on_host(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.detach().to("cpu") for name, tensor in tensors.items()}
+def _on_host(tensors: Mapping[str, Tensor], memory: Memory) -> Mapping[str, Tensor]:
+    return tensors if all(tensor.device.type == "cpu" for tensor in tensors.values()) else memory.on_host(tensors)
 
 
 def sampled(values: Mapping[str, Tensor]) -> dict[str, Tensor]:

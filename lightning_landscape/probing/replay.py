@@ -254,7 +254,7 @@ class Replayer:
         """Take the gradient where FSDP2 leaves it: no other way goes through its gathered parameters."""
         loss.backward()  # type: ignore[no-untyped-call]
         reshard(self._module.modules())
-        found = read_gradient(parameters, 1.0).raw
+        found = dict(read_gradient(parameters, 1.0).raw)
         for parameter in self._module.parameters():
             parameter.grad = None
         return found

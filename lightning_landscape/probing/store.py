@@ -35,6 +35,7 @@ from lightning_landscape.probing.failures import NotMeasurable
 from lightning_landscape.probing.freezing import Frozen
 from lightning_landscape.probing.gradients import Gradient
 from lightning_landscape.probing.kept import Kept, Unwritten, same_sample, sampled
+from lightning_landscape.probing.memory import Memory
 from lightning_landscape.probing.tensor_files import link, save_tensors, write_private, write_tensors
 
 _OTHERS, _MOMENTS = "others", "moments.json"
@@ -72,6 +73,8 @@ class ProbeStore:
         self._held: dict[int, Sequence[Frozen]] = {}
         self._adopted: dict[tuple[int, int], Path] = {}
         self._background = Background(most=2)
+        self.memory = Memory(most=2)
+        """Where x_k and g_k are until they are on disk"""
         self._waiting: set[int] = set()
         """Steps that were to be written and are not yet"""
         self._unwritten: list[Unwritten] = []
@@ -119,7 +122,7 @@ class ProbeStore:
         What is in ``kept`` must not change any more. Waits while two are not written yet. What is on another device is copied
         to the host before this returns: memory there is free again at once. What could not be written is in `take_unwritten`.
         """
-        kept = kept.on_host()
+        kept = kept.on_host(self.memory)
         self.note_size(kept)
         if kept.others:
             size = sum(value.nbytes for value in kept.others.values())
@@ -201,16 +204,14 @@ class ProbeStore:
     def _write_parts(self, folder: Path, step: int, kept: Kept) -> None:
         error = self.encoder.write(folder, f"step {step}", kept.parameters, kept.gradient, natively=kept.natively)
         if self._owed:
-            save_tensors(self._newest_others, self._owed)
+            save_tensors(self._newest_others, self._owed, private=True)
         if self._newest_others.exists():
             link(self._newest_others, folder / self._newest_others.name)
         for index, moment in enumerate(kept.moments):
-            write_tensors(folder / f"moment-{index}.safetensors", moment.tensors)
+            write_tensors(folder / f"moment-{index}.safetensors", moment.tensors, private=True)
             write_private(folder / f"moment-{index}.pickle", moment.structure)
         content = {"schema": SCHEMA, "count": len(kept.moments), "loss": kept.loss, "error": asdict(error)}
         write_private(folder / _MOMENTS, json.dumps(content).encode())
-        for file in folder.iterdir():
-            file.chmod(0o600)
 
     def others_changed(self, others: Mapping[str, Tensor]) -> bool:
         """Return whether parameters that the optimiser does not hold are to be stored: they differ from those stored last.

@@ -6,36 +6,112 @@ import errno
 import hashlib
 import os
 import shutil
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from safetensors.torch import save_file
 from torch import Tensor
 
 from lightning_landscape.probes import SCHEMA
+from lightning_landscape.probing.memory import PAGE, Laid, bytes_of, laid_out
 
 _METADATA = {"format": "pt", "schema": str(SCHEMA)}
+_DIRECT = 1 << 20
+"""Bytes of an image from which it is written past the cache of the system"""
+_PIECE = 1 << 23
+_PIECES = 512
+"""As many buffers in one call as every system takes"""
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Write tensors to a safetensors file.
+def write_tensors(
+    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None, *, private: bool = False
+) -> None:
+    """Write tensors to a safetensors file, from where they lie.
+
+    What was laid out by `Memory` and is large goes past the system's cache where that is possible: for its pages the system
+    would spend more of the CPU's time than the rest takes, and push the user's data out.
+
+    Args:
+        path: the file; an older one goes.
+        tensors: by name, strided.
+        metadata: text by name, for the header.
+        private: whether the user alone may read it.
 
     Raises:
         OSError: if that cannot be, with the number of what is the matter: a full disk is ``ENOSPC``.
     """
-    dense = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
+    about = {**_METADATA, **(metadata or {})}
+    mode = 0o600 if private else 0o666
     try:
-        save_file(dense, path, metadata={**_METADATA, **(metadata or {})})
-    except Exception as error:  # safetensors reports a full disk as its own error
-        code = next((c for c in (errno.ENOSPC, errno.EDQUOT, errno.EROFS) if f"(os error {c})" in str(error)), errno.EIO)
-        raise OSError(code, str(error), str(path)) from error
+        if isinstance(tensors, Laid) and len(tensors.image) >= _DIRECT:
+            _write_image(path, tensors, about, mode)
+            return
+        on_host = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
+        layout = laid_out(on_host)
+        _write(path, [memoryview(layout.header(about)), *bytes_of(on_host[name] for name in layout.spans)], mode)
+    except (TypeError, ValueError) as error:
+        raise OSError(errno.EINVAL, str(error), str(path)) from error
+    except OSError as error:  # of a write, it does not say where
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
-def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], *, private: bool = False) -> None:
     """Write tensors to a safetensors file atomically."""
     partial = path.with_name(f".{path.name}.tmp")
-    write_tensors(partial, tensors)
+    write_tensors(partial, tensors, private=private)
     os.replace(partial, path)
+
+
+def _write_image(path: Path, laid: Laid, metadata: Mapping[str, str], mode: int) -> None:
+    before, (image,) = laid.layout.before, bytes_of([laid.image])
+    image[:before] = laid.layout.header(metadata, nbytes=before)
+    size = before + laid.layout.nbytes
+    whole, direct = -(-size // PAGE) * PAGE, getattr(os, "O_DIRECT", 0)
+    try:
+        file = _open(path, mode, direct)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # a file system without it
+            raise
+        file = _open(path, mode)
+    try:
+        written = 0
+        while written < whole:
+            written += _write_piece(file, image[written : min(whole, written + _PIECE)], direct)
+        os.ftruncate(file, size)
+    finally:
+        os.close(file)
+
+
+def _write_piece(file: int, piece: memoryview, direct: int) -> int:
+    """Write some bytes; through the system's cache from here on where they cannot go past it."""
+    try:
+        return os.write(file, piece)
+    except OSError as error:
+        if error.errno != errno.EINVAL or not direct or sys.platform != "linux":
+            raise
+    import fcntl  # not on every system
+
+    fcntl.fcntl(file, fcntl.F_SETFL, fcntl.fcntl(file, fcntl.F_GETFL) & ~direct)
+    return os.write(file, piece)
+
+
+def _write(path: Path, pieces: Sequence[memoryview], mode: int) -> None:
+    file = _open(path, mode)
+    try:
+        waiting = list(pieces)
+        while waiting:
+            written = os.writev(file, waiting[:_PIECES]) if hasattr(os, "writev") else os.write(file, waiting[0])
+            while waiting and written >= len(waiting[0]):
+                written -= len(waiting.pop(0))
+            if written:
+                waiting[0] = waiting[0][written:]
+    finally:
+        os.close(file)
+
+
+def _open(path: Path, mode: int, flags: int = 0) -> int:
+    # without a buffer: a process that is forked meanwhile would have a copy of it
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_BINARY", 0) | flags, mode)
 
 
 def file_digest(path: Path) -> str:
@@ -49,11 +125,7 @@ def file_digest(path: Path) -> str:
 
 def write_private(path: Path, content: bytes) -> None:
     """Write bytes to a file that only the user may read."""
-    rest = memoryview(content)
-    # without a buffer: a process that is forked meanwhile would have a copy of it
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb", buffering=0) as file:
-        while rest:
-            rest = rest[file.write(rest) :]
+    _write(path, [memoryview(content)] if content else [], 0o600)
 
 
 def link(source: Path, target: Path) -> None:

@@ -273,10 +273,10 @@ class Window:
             self.local_loss = sum(self._losses) / len(self._losses)
             self.share = 1 / accumulation_factor(self._trainer, len(self._losses))
             factor = unscaling_factor(self._trainer, self._optimizer) * accumulation_factor(self._trainer, len(self._losses))
-            self.gradient = read_gradient(parameters, factor)
+            self.gradient = read_gradient(parameters, factor, self._store.memory.copied)
         self.loss = self._processes.mean(self.local_loss)
         if self.measurable:
-            self.before = copied(parameters)
+            self.before = self._store.memory.copied(local_values(parameters))
 
     @property
     def training_loss(self) -> float | None:

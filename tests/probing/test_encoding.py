@@ -237,11 +237,11 @@ def test_a_full_disk_in_the_middle_of_x_0(tmp_path, monkeypatch):
 
     store, original, broken = ProbeStore(tmp_path / "store", BUDGET, "int8"), encoding.save_tensors, [True]
 
-    def full(path, tensors):
+    def full(path, tensors, **how):
         if broken and path.name == "base-0.safetensors":
             broken.clear()
             raise OSError(errno.ENOSPC, "No space left on device")
-        original(path, tensors)
+        original(path, tensors, **how)
 
     monkeypatch.setattr(encoding, "save_tensors", full)
     store.write(0, kept(0))
