@@ -1,7 +1,7 @@
 """Jobs done beside training, one after the other: a thread that ends soon after there is nothing more to do.
 
-A process that ends waits for the jobs it was given, and a moment for the thread. A job has to deal with its own errors, must not
-draw from a global random generator (a fork in that moment hangs the child) and must keep its tensor operations small enough
+A process that ends waits for the jobs it was given, and a moment for the thread. A job has to deal with its own errors, must
+not draw from a global random generator (a fork in that moment hangs the child) and must keep its tensor operations small enough
 that torch does them in one thread: ``torch.set_num_threads`` would also set what threads of the user's start with, and parallel
 regions of ours would slow training down.
 """

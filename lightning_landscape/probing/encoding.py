@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
 from lightning_landscape.probing.codecs import BLOCK, CODECS, Codec, decoded, encoded, working_dtype
 from lightning_landscape.probing.gradients import Gradient
-from lightning_landscape.probing.tensor_files import link, save_tensors, write_tensors
+from lightning_landscape.probing.memory import Memory
+from lightning_landscape.probing.tensor_files import link, read_tensors, save_tensors, write_tensors
 
 PARAMETERS, GRADIENT = "parameters", "gradient"
 _NATIVELY, _BASE = "native-", "base-"
@@ -157,19 +157,32 @@ class Encoder:
     # -------------------------------------------------------------------------------------------------------- reading
 
     @classmethod
-    def read(cls, folder: Path, part: str, *, natively: bool = False) -> dict[str, Tensor]:
-        """Return x_k or g_k by name; what was not encoded is read as it lies on disk, when it is used.
+    def read(cls, folder: Path, part: str, memory: Memory | None = None, *, natively: bool = False) -> dict[str, Tensor]:
+        """Return x_k or g_k by name, without its factor.
 
         Args:
             folder: the probe's.
             part: `PARAMETERS` or `GRADIENT`.
+            memory: lends the memory for what was not encoded; None for memory of its own.
             natively: whether as it was, which is there for some probes.
         """
+        return cls._read(folder, part, memory, natively=natively)[0]
+
+    @classmethod
+    def read_gradient(cls, folder: Path, memory: Memory | None = None, *, natively: bool = False) -> Gradient:
+        """Return g_k; arguments as of `read`."""
+        raw, header = cls._read(folder, GRADIENT, memory, natively=natively)
+        return Gradient(raw, float(header[_FACTOR]))
+
+    @classmethod
+    def _read(
+        cls, folder: Path, part: str, memory: Memory | None, *, natively: bool
+    ) -> tuple[dict[str, Tensor], dict[str, str]]:
         path = folder / f"{_NATIVELY if natively else ''}{part}.safetensors"
-        tensors, header = load_file(path), _header(path)
+        tensors, header = read_tensors(path, memory or Memory(most=0))
         codec = CODECS[header.get(_CODEC, "native")]
         if codec is None:
-            return tensors
+            return tensors, header
         base: dict[str, Tensor] = {}
         for file in cls._bases(folder) if part == PARAMETERS else ():
             base.update(load_file(file))
@@ -178,12 +191,7 @@ class Encoder:
             planes = {plane: tensors.pop(f"{name}|{plane}") for plane in codec.planes(0)}
             beneath = base[name] if about[_DIFFERENCE] else None
             read[name] = decoded(codec, planes, getattr(torch, about["dtype"]), torch.Size(about["shape"]), beneath)
-        return {**tensors, **read}
-
-    @staticmethod
-    def factor(folder: Path) -> float:
-        """Return the factor of a stored gradient."""
-        return float(_header(folder / f"{GRADIENT}.safetensors")[_FACTOR])
+        return {**tensors, **read}, header
 
     @staticmethod
     def holds_natively(folder: Path) -> bool:
@@ -245,11 +253,6 @@ def stored_bytes(codec: str, tensor: Tensor) -> int:
 
 def _alike(one: Tensor | None, other: Tensor) -> bool:
     return one is not None and one.shape == other.shape and one.dtype == other.dtype
-
-
-def _header(path: Path) -> dict[str, str]:
-    with safe_open(path, framework="pt") as file:
-        return dict(file.metadata() or {})
 
 
 def _error(x: Tensor | None, x_read: Tensor | None, g: Tensor | None, g_read: Tensor | None, factor: float) -> CodecError:

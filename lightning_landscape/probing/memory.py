@@ -6,12 +6,15 @@ times as long as copying into them. Tensors that lie as a file of safetensors ha
 
 from __future__ import annotations
 
+import ctypes
 import itertools
 import json
 import math
+import mmap
 import weakref
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from contextlib import suppress
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,6 +41,8 @@ _KINDS = {
     torch.bool: "BOOL",
 }
 """How safetensors calls them"""
+DTYPES = {name: dtype for dtype, name in _KINDS.items()}
+_LAYOUTS = 8  # remembered: x_k and g_k have one or two, more only where parameters come and go
 _METADATA = 512
 """Bytes that the header leaves for what is known only when a file is written"""
 
@@ -64,14 +69,14 @@ class Layout:
         if unknown:
             raise TypeError(f"found tensors of {', '.join(unknown)}; supported is what safetensors holds: other dtypes")
         self.key = key
-        by_width = sorted(key, key=lambda entry: -entry[1].itemsize)
-        sizes = (dtype.itemsize * math.prod(shape) for _, dtype, shape in by_width)
+        self._by_width = sorted(key, key=lambda entry: (-entry[1].itemsize, _KINDS[entry[1]]))
+        sizes = (dtype.itemsize * math.prod(shape) for _, dtype, shape in self._by_width)
         edges = list(itertools.accumulate(sizes, initial=0))
-        self.spans = {name: span for (name, _, _), span in zip(by_width, itertools.pairwise(edges), strict=True)}
+        self.spans = {name: span for (name, _, _), span in zip(self._by_width, itertools.pairwise(edges), strict=True)}
         self.nbytes = edges[-1]
         about = {
             name: {"dtype": _KINDS[dtype], "shape": list(shape), "data_offsets": list(self.spans[name])}
-            for name, dtype, shape in by_width
+            for name, dtype, shape in self._by_width
         }
         self._entries = json.dumps(about, separators=(",", ":"))[1:]
 
@@ -92,6 +97,16 @@ class Layout:
             raise ValueError(f"found a header of {8 + len(text)} bytes; supported are {size}")
         return (size - 8).to_bytes(8, "little") + text.ljust(size - 8)
 
+    def tensors(self, flat: Tensor) -> dict[str, Tensor]:
+        """Return views of a file's bytes behind the header, in the order of the key."""
+        views: dict[str, Tensor] = {}
+        for dtype, group in itertools.groupby(self._by_width, key=lambda entry: entry[1]):
+            entries = list(group)
+            start, end = self.spans[entries[0][0]][0], self.spans[entries[-1][0]][1]
+            pieces = torch.split(flat[start:end].view(dtype), [math.prod(shape) for _, _, shape in entries])
+            views |= {name: piece.view(shape) for (name, _, shape), piece in zip(entries, pieces, strict=True)}
+        return {name: views[name] for name, _, _ in self.key}
+
     @property
     def before(self) -> int:
         """Bytes, whole pages, that a header takes where it is laid out before it is known."""
@@ -99,48 +114,51 @@ class Layout:
 
 
 class Laid(dict[str, Tensor]):
-    """Tensors by name in one piece of memory, which is an image of their file.
+    """Tensors by name in one piece of memory, which is an image of their file but for its header.
 
-    The memory belongs to them while anybody holds this very dictionary, and may be written over after that: whoever takes a
-    tensor out and lets go of the rest has to copy it.
+    Args:
+        tensors: by name.
+        image: the bytes of the file; they begin on a page's edge and fill whole pages.
+        layout: where the tensors lie, behind ``layout.before`` bytes.
     """
 
-    def __init__(self, tensors: Mapping[str, Tensor], layout: Layout, image: Tensor) -> None:
+    def __init__(self, tensors: Mapping[str, Tensor], image: memoryview, layout: Layout) -> None:
         super().__init__(tensors)
-        self.layout, self.image = layout, image
-        """The bytes of a file, its header still to be written; they begin on a page's edge and fill whole pages"""
+        self.image, self.layout = image, layout
 
 
-@dataclass(slots=True)
 class _Place:
-    """One piece of memory."""
+    """One piece of memory, used by tensors as long as any of them is there.
 
-    whole: Tensor
-    owner: weakref.ref[Laid] | None = None
-    layout: Layout | None = None
-    tensors: Mapping[str, Tensor] | None = None
+    Args:
+        size: bytes.
+    """
+
+    def __init__(self, size: int) -> None:
+        size = -(-size // PAGE) * PAGE
+        private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
+        self._pages = mmap.mmap(-1, size, **private)
+        if hasattr(mmap, "MADV_HUGEPAGE"):
+            with suppress(OSError):  # a system without large pages
+                self._pages.madvise(mmap.MADV_HUGEPAGE)
+        self.size = size
+        self._lease: weakref.ref[Any] | None = None
 
     @property
-    def image(self) -> Tensor:
-        start = -self.whole.data_ptr() % PAGE
-        return self.whole[start : len(self.whole) - (PAGE - start)]
+    def free(self) -> bool:
+        """Whether no tensor is here any more."""
+        return self._lease is None or self._lease() is None
 
-    def lay(self, layout: Layout) -> Laid:
-        """Return the tensors of a layout here; what they hold is undefined."""
-        if self.layout is not layout or self.tensors is None:
-            image, before = self.image, layout.before
-            self.tensors = {
-                name: image[before + layout.spans[name][0] : before + layout.spans[name][1]].view(dtype).view(shape)
-                for name, dtype, shape in layout.key
-            }
-            self.layout = layout
-        laid = Laid(self.tensors, layout, self.image)
-        self.owner = weakref.ref(laid)
-        return laid
+    def lend(self, size: int) -> tuple[Tensor, memoryview]:
+        """Return the first bytes as a tensor, whole pages; the place is free again when it and all of its views are gone."""
+        lease = (ctypes.c_uint8 * self.size).from_buffer(self._pages)  # a tensor's storage holds what it was made from
+        self._lease = weakref.ref(lease)
+        whole = -(-size // PAGE) * PAGE
+        return torch.frombuffer(lease, dtype=torch.uint8)[:whole], memoryview(self._pages)[:whole]
 
 
 class Memory:
-    """Copies tensors into memory that earlier copies have left.
+    """Lends memory to tensors that earlier ones have left.
 
     Args:
         most: how many pieces to keep; where more are wanted at a time they are made anew, and not kept.
@@ -180,7 +198,9 @@ class Memory:
         Raises:
             TypeError: if safetensors has no such dtype.
         """
-        laid = self._free(self._layout(tensors))
+        layout = self._layout(tensors)
+        flat, image = self.lend(layout.before + layout.nbytes)
+        laid = Laid(layout.tensors(flat[layout.before :]), image, layout)
         if laid:
             torch._foreach_copy_(list(laid.values()), [tensor.detach() for tensor in tensors.values()])
         return laid
@@ -188,23 +208,26 @@ class Memory:
     def _layout(self, tensors: Mapping[str, Tensor]) -> Layout:
         key = tuple((name, tensor.dtype, tensor.shape) for name, tensor in tensors.items())
         if key not in self._layouts:
-            self._layouts = {place.layout.key: place.layout for place in self._places if place.layout}  # only those in use
+            if len(self._layouts) >= _LAYOUTS:
+                self._layouts.clear()
             self._layouts[key] = Layout(key)
         return self._layouts[key]
 
-    def _free(self, layout: Layout) -> Laid:
-        """Return tensors in a place that nobody uses."""
-        size = layout.before + -(-layout.nbytes // PAGE) * PAGE + PAGE
-        free = [place for place in self._places if place.owner is None or place.owner() is None]
-        fitting = [place for place in free if size <= len(place.whole) <= 2 * size]
+    def lend(self, size: int) -> tuple[Tensor, memoryview]:
+        """Return memory of some bytes, filled up to whole pages, as a tensor and as a buffer; what it holds is undefined.
+
+        It is lent as long as the tensor, or a view of it, is there.
+        """
+        free = [place for place in self._places if place.free]
+        fitting = [place for place in free if size <= place.size <= 2 * size + PAGE]
         if fitting:
-            return min(fitting, key=lambda place: place.layout is not layout).lay(layout)
+            return fitting[0].lend(size)
         if len(self._places) == self._most and free:
             self._places.remove(free[0])
-        place = _Place(torch.empty(size, dtype=torch.uint8))
+        place = _Place(size)
         if len(self._places) < self._most:
             self._places.append(place)
-        return place.lay(layout)
+        return place.lend(size)
 
 
 def laid_out(tensors: Mapping[str, Tensor]) -> Layout:

@@ -17,10 +17,10 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from safetensors import SafetensorError
@@ -37,6 +37,8 @@ from lightning_landscape.probing.gradients import Gradient
 from lightning_landscape.probing.kept import Kept, Unwritten, same_sample, sampled
 from lightning_landscape.probing.memory import Memory
 from lightning_landscape.probing.tensor_files import link, save_tensors, write_private, write_tensors
+
+T = TypeVar("T")
 
 _OTHERS, _MOMENTS = "others", "moments.json"
 _NATIVES = 3
@@ -288,7 +290,7 @@ class ProbeStore:
 
     def iterate(self, step: int, *, exactly: bool = False) -> dict[str, Tensor]:
         """Return x_k, as it was or, where a codec changed it and no more is asked for, as that left it."""
-        return self._read(step, PARAMETERS, exactly)
+        return self._read(step, PARAMETERS, exactly, functools.partial(self.encoder.read, part=PARAMETERS))
 
     def others(self, step: int) -> dict[str, Tensor]:
         """Return the stored values of parameters that the optimiser did not hold."""
@@ -309,7 +311,7 @@ class ProbeStore:
 
     def gradient(self, step: int, *, exactly: bool = False) -> Gradient:
         """Return g_k, as it was or, where a codec changed it and no more is asked for, as that left it."""
-        return Gradient(self._read(step, GRADIENT, exactly), self.encoder.factor(self._of(step)))
+        return self._read(step, GRADIENT, exactly, self.encoder.read_gradient)
 
     def error(self, step: int) -> CodecError:
         """Return what a codec did to the stored x_k and g_k.
@@ -322,11 +324,11 @@ class ProbeStore:
         except OSError as error:
             raise NotMeasurable(f"what a codec did at step {step} is gone: {error}") from error
 
-    def _read(self, step: int, part: str, exactly: bool) -> dict[str, Tensor]:
+    def _read(self, step: int, part: str, exactly: bool, read: Callable[..., T]) -> T:
         self.wait()
         natively = exactly and self.encoder.holds_natively(self._of(step))
         try:
-            return self.encoder.read(self._of(step), part, natively=natively)
+            return read(self._of(step), memory=self.memory, natively=natively)
         except (OSError, SafetensorError, LookupError, ValueError) as error:
             raise NotMeasurable(f"the stored {part} of step {step} are gone: {error}") from error
 

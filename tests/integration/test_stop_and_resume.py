@@ -186,7 +186,7 @@ def test_what_is_in_the_store_after_a_kill_is_whole(options, tmp_path):
     for folder in folders:
         for part in (PARAMETERS, GRADIENT):
             assert {name: value.numel() for name, value in Encoder.read(folder, part).items()} == sizes
-        assert Encoder.factor(folder) == 1.0
+        assert Encoder.read_gradient(folder).factor == 1.0
         for file in folder.glob("moment-*.safetensors"):
             assert load_file(file) is not None
 
