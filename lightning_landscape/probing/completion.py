@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -110,8 +111,9 @@ class Completion:
         for step in sorted({known[0], known[len(known) // 2], known[-1]}) if known else []:
             self._unless_gone(step, self._check)
         waiting = [step for step in waiting if step in self._rows.schedule.kept]
+        following = dict(itertools.pairwise(waiting))
         for step in track(waiting, "probes at x_p"):
-            self._unless_gone(step, functools.partial(self._evaluate, reference))
+            self._unless_gone(step, functools.partial(self._evaluate, reference, following.get(step)))
         self._evaluate_initial(reference, track)
         self._evaluate_segments(reference, track)
         self._evaluate_held_out(reference, track)
@@ -130,8 +132,8 @@ class Completion:
         self._checks.loss(step, loss, moments, there)
         self._checks.gradient(gradient, moments, there)
 
-    def _evaluate(self, reference: Reference, step: int) -> None:
-        values = self._stored.at_reference(step, reference.parameters)
+    def _evaluate(self, reference: Reference, following: int | None, step: int) -> None:
+        values = self._stored.at_reference(step, reference.parameters, following)
         if not is_finite(*values):
             self._rows.lose(step, "non_finite")
             return

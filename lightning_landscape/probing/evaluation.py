@@ -122,19 +122,23 @@ class StoredProbes:
             gradient = self.gradient(step, exactly=exactly)
         return Itself(self._store.moments(step), gradient, self._store.loss(step), lambda: self._swap.to(here))
 
-    def at_reference(self, step: int, there: Mapping[str, Tensor]) -> AtReference:
+    def at_reference(self, step: int, there: Mapping[str, Tensor], following: int | None = None) -> AtReference:
         """Return what needs x_p.
 
         Args:
             step: a stored step.
             there: x_p by name.
+            following: the step that is evaluated next; it is read meanwhile.
         """
-        product = distance = math.nan
-        if self.measures:
-            x, gradient = self.iterate(step, there), self.gradient(step)
-            product, distance = self._products.inner_product_and_distance(x, there, gradient.raw, gradient.factor)
+        product, distance = self._own_products(step, there) if self.measures else (math.nan, math.nan)
         product, distance = self._processes.exchange(product, distance)[0]
+        if self.measures and following is not None:
+            self._store.expect(following)
         return AtReference(self.elsewhere(step, there), product, distance)
+
+    def _own_products(self, step: int, there: Mapping[str, Tensor]) -> tuple[float, float]:
+        x, gradient = self.iterate(step, there), self.gradient(step)
+        return self._products.inner_product_and_distance(x, there, gradient.raw, gradient.factor)
 
     def accuracy(self, step: int, there: Mapping[str, Tensor], found: AtReference) -> Accuracy | None:
         r"""Return how far a codec can have moved what was found of a step; None where there was none, or it changed nothing.

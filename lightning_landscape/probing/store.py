@@ -18,6 +18,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -77,6 +78,9 @@ class ProbeStore:
         self._background = Background(most=2)
         self.memory = Memory(most=2)
         """Where x_k and g_k are until they are on disk"""
+        self._reading = Background(most=2)
+        self._ahead: dict[tuple[int, str], Any] = {}
+        """x_k and g_k that were read before anybody asked for them"""
         self._waiting: set[int] = set()
         """Steps that were to be written and are not yet"""
         self._unwritten: list[Unwritten] = []
@@ -236,6 +240,8 @@ class ProbeStore:
     def remove(self) -> None:
         """Remove the whole store."""
         self.wait()
+        self._reading.wait()
+        self._ahead.clear()
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def adopt(self, folder: Path, step: int, digest: str) -> bool:
@@ -290,7 +296,7 @@ class ProbeStore:
 
     def iterate(self, step: int, *, exactly: bool = False) -> dict[str, Tensor]:
         """Return x_k, as it was or, where a codec changed it and no more is asked for, as that left it."""
-        return self._read(step, PARAMETERS, exactly, functools.partial(self.encoder.read, part=PARAMETERS))
+        return self._read(step, PARAMETERS, exactly, self._read_iterate)
 
     def others(self, step: int) -> dict[str, Tensor]:
         """Return the stored values of parameters that the optimiser did not hold."""
@@ -324,8 +330,27 @@ class ProbeStore:
         except OSError as error:
             raise NotMeasurable(f"what a codec did at step {step} is gone: {error}") from error
 
+    def _read_iterate(self, folder: Path, memory: Memory, *, natively: bool = False) -> dict[str, Tensor]:
+        return self.encoder.read(folder, PARAMETERS, memory, natively=natively)
+
+    def expect(self, step: int) -> None:
+        """Begin to read x_k and g_k of a step for whoever asks next, once: a disk takes as long as an evaluation."""
+        self.wait()
+        self._reading.wait()
+        self._ahead.clear()
+        for part, read in ((PARAMETERS, self._read_iterate), (GRADIENT, self.encoder.read_gradient)):
+            self._reading.do(functools.partial(self._read_ahead, step, part, read))
+
+    def _read_ahead(self, step: int, part: str, read: Callable[..., Any]) -> None:
+        with suppress(Exception):  # whoever asks reads it again, and sees what is the matter
+            self._ahead[step, part] = read(self._of(step), self.memory)
+
     def _read(self, step: int, part: str, exactly: bool, read: Callable[..., T]) -> T:
         self.wait()
+        self._reading.wait()
+        found: T | None = self._ahead.pop((step, part), None)
+        if found is not None and not exactly:
+            return found
         natively = exactly and self.encoder.holds_natively(self._of(step))
         try:
             return read(self._of(step), memory=self.memory, natively=natively)

@@ -257,11 +257,11 @@ def test_ctrl_c_in_one_process_ends_the_evaluation_of_all_and_what_is_done_is_re
     def interrupts_the_fifth(trainer):
         original, calls = StoredProbes.at_reference, []
 
-        def at_reference(stored, step, there):
+        def at_reference(stored, step, *others):
             calls.append(step)
             if len(calls) == 5:
                 os.kill(os.getpid(), signal.SIGINT)
-            return original(stored, step, there)
+            return original(stored, step, *others)
 
         StoredProbes.at_reference = at_reference
 

@@ -187,11 +187,11 @@ def test_no_other_point_is_taken_for_a_last_iterate_that_could_not_be_copied(tmp
 def test_ctrl_c_while_evaluating_keeps_the_store_and_is_no_complete_run(tmp_path, monkeypatch):
     calls = []
 
-    def at_reference(stored, step, there):
+    def at_reference(stored, step, *others):
         calls.append(step)
         if len(calls) == 3:
             os.kill(os.getpid(), signal.SIGINT)
-        return original(stored, step, there)
+        return original(stored, step, *others)
 
     original = StoredProbes.at_reference
     monkeypatch.setattr(StoredProbes, "at_reference", at_reference)
