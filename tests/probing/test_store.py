@@ -242,3 +242,25 @@ def test_a_run_on_a_small_disk_thins_and_ends_well(small_disk):
 def test_tensors_are_written_atomically(tmp_path):
     save_tensors(tmp_path / "x.safetensors", {"x": torch.ones(2)})
     assert [path.name for path in tmp_path.iterdir()] == ["x.safetensors"]
+
+
+def test_what_is_read_ahead_is_what_is_there(tmp_path):
+    store = ProbeStore(tmp_path / "store", BUDGET)
+    for step in range(4):
+        store.write(step, kept(step, size=400_000))
+    for step in range(4):
+        if step != 2:  # one that nobody had announced
+            store.expect(step)
+        x, g = store.iterate(step), store.gradient(step)
+        if step == 1:
+            store.expect(3)  # and one that is not asked for next
+        for name, value in kept(step, size=400_000).parameters.items():
+            assert torch.equal(x[name], value)
+        assert torch.equal(g.raw["w"], kept(step, size=400_000).gradient.raw["w"])
+        assert g.factor == 1 / 3
+    shutil.rmtree(store.folder / f"{1:012d}")
+    store.expect(1)
+    with pytest.raises(NotMeasurable, match="step 1"):
+        store.iterate(1)
+    store.remove()
+    assert not store.folder.exists()
