@@ -43,6 +43,8 @@ class Products:
 
     def __init__(self, processes: Processes | None = None, shares: Mapping[str, float] | None = None) -> None:
         self._processes, self._shares = processes, shares or {}
+        self._memory: dict[torch.dtype, Tensor] = {}
+        """To work in, on a CPU: new memory is handed out page by page, which takes longer than to compute what goes there"""
 
     @torch.no_grad()
     def step(
@@ -130,10 +132,9 @@ class Products:
             sides: tensors by name; one that a side lacks is zero.
         """
         found: list[Tensor] = []
-        memory: dict[tuple[torch.device, torch.dtype], Tensor] = {}
         with _without_autocast():
             for share, block in self._blocks(names, sides):
-                new = addends(_memory_for(block[0], memory), *block)
+                new = addends(self._memory_for(block[0]), *block)
                 found += new if share == 1.0 else [addend * share for addend in new]
         sums = torch.stack(found).view(-1, count).sum(0, dtype=torch.float64).tolist() if found else [0.0] * count
         if self._processes is None:
@@ -155,6 +156,14 @@ class Products:
         for (share, device, dtype), tensors in small.items():
             for group in _grouped(tensors, _most(device)):
                 yield share, tuple(torch.cat(side).to(dtype) for side in zip(*group, strict=True))
+
+    def _memory_for(self, piece: Tensor) -> Tensor:
+        """Return two rows of the length of a piece."""
+        if piece.device.type != "cpu":  # there torch keeps what was freed
+            return piece.new_empty(2, piece.numel())
+        if piece.dtype not in self._memory:
+            self._memory[piece.dtype] = piece.new_empty(2, _most(piece.device))
+        return self._memory[piece.dtype][:, : piece.numel()]
 
 
 @contextmanager
@@ -187,7 +196,8 @@ def _change(left_factor: float, right_factor: float, memory: Tensor, left: Tenso
     """Return the addend of ‖left_factor · left − right_factor · right‖²."""
     difference, product = memory
     torch.mul(left, left_factor, out=difference)
-    difference.sub_(right, alpha=right_factor)
+    torch.mul(right, right_factor, out=product)
+    difference.sub_(product)  # rounded on both sides alike, which a multiplication within the subtraction is not: equal is 0
     return (_dot(difference, difference, product),)
 
 
@@ -200,7 +210,7 @@ def _dot(left: Tensor, right: Tensor, product: Tensor) -> Tensor:
     Args:
         left: shape ``(n,)``.
         right: shape ``(n,)``.
-        product: of shape ``(n,)`` to be written to: memory that is fresh for each block costs more than all else.
+        product: shape ``(n,)``, written to.
     """
     return torch.mul(left, right, out=product).sum()
 
@@ -236,11 +246,3 @@ def _grouped(tensors: Iterable[_Block], most: int) -> Iterator[list[_Block]]:
         group.append(flat)
         size += flat[0].numel()
     yield group
-
-
-def _memory_for(piece: Tensor, memory: dict[tuple[torch.device, torch.dtype], Tensor]) -> Tensor:
-    """Return two rows of the length of a block, in which those before it have worked."""
-    kind = piece.device, piece.dtype
-    if kind not in memory:
-        memory[kind] = piece.new_empty(2, _most(piece.device))
-    return memory[kind][:, : piece.numel()]

@@ -145,7 +145,7 @@ def test_tensors_of_any_size_type_and_share_together():
     )
     x["t"], there["t"], g["t"] = (torch.randn(50, 30, generator=generator).t() for _ in range(3))  # not contiguous
     del g["3"], g["7"]
-    shares = {name: 0.5 for name in list(x)[::2]}
+    shares = dict.fromkeys(list(x)[::2], 0.5)
     product, distance = Products(shares=shares).inner_product_and_distance(x, there, g, 2.0)
     away = {n: x[n].double() - there[n].double() for n in x}
     squares = sum(shares.get(n, 1.0) * exact_dot(d, d) for n, d in away.items())
@@ -154,3 +154,8 @@ def test_tensors_of_any_size_type_and_share_together():
     change = Products(shares=shares).sq_change(x, 0.5, g, -1.5)
     sums = {n: 0.5 * x[n].double() + (1.5 * g[n].double() if n in g else 0.0) for n in x}
     assert change == pytest.approx(sum(shares.get(n, 1.0) * exact_dot(v, v) for n, v in sums.items()), rel=1e-6)
+
+
+def test_what_is_equal_has_not_changed_whatever_its_factor():
+    g = vectors(1, sizes=((3,), (5000,), (1 << 19,)))
+    assert Products().sq_change(g, 1 / 3, {name: value.clone() for name, value in g.items()}, 1 / 3) == 0
