@@ -67,14 +67,8 @@ def thaw(frozen: Frozen, device: torch.device | None = None) -> Any:
     return _Thawer(io.BytesIO(frozen.structure), frozen.tensors, device).load()
 
 
-def _is_plain(value: Any) -> bool:
-    return (
-        type(value) is Tensor
-        and value.layout == torch.strided
-        and value.dtype in _DTYPES
-        and value.device.type != "meta"
-        and not value.is_nested
-    )
+def _is_plain(value: Tensor) -> bool:
+    return value.layout == torch.strided and value.dtype in _DTYPES and value.device.type != "meta" and not value.is_nested
 
 
 class _Freezer(pickle.Pickler):
@@ -86,8 +80,10 @@ class _Freezer(pickle.Pickler):
         self._seen: dict[int, tuple[Any, tuple[Any, ...]]] = {}
 
     def persistent_id(self, value: Any) -> tuple[Any, ...] | None:
-        if type(value) is torch.Generator:
-            return "generator", str(value.device), value.get_state().numpy().tobytes()
+        if type(value) is not Tensor:  # asked of every object in there
+            if type(value) is torch.Generator:
+                return "generator", str(value.device), value.get_state().numpy().tobytes()
+            return None
         if not _is_plain(value):
             return None
         if id(value) not in self._seen:

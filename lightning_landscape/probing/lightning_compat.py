@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, fields, is_dataclass
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 from lightning.fabric.utilities.logger import _convert_params, _flatten_dict
@@ -72,10 +72,14 @@ def _progresses(trainer: Trainer) -> dict[str, Any]:
 def read_counters(trainer: Trainer) -> dict[str, Any]:
     """Return what ``global_step``, ``current_epoch`` and their like are computed from, as plain values."""
     return {
-        "progress": {name: asdict(progress) for name, progress in _progresses(trainer).items()},
+        "progress": {name: _values(progress) for name, progress in _progresses(trainer).items()},
         "batches_that_stepped": batches_that_stepped(trainer),
         "stage": None if trainer.state.stage is None else trainer.state.stage.value,
     }
+
+
+def _values(progress: Any) -> dict[str, Any]:
+    return {name: _values(value) if is_dataclass(value) else value for name, value in vars(progress).items()}
 
 
 def write_counters(trainer: Trainer, counters: dict[str, Any]) -> None:

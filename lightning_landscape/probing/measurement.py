@@ -226,7 +226,8 @@ class Measurement:
             parameters = named_parameters(self._module)
             here = all(name in parameters for name in names)  # pruning renames them
             now = fingerprint({name: parameters[name] for name in names}) if here else left.new_zeros(0)
-            self.moved_between += not (here and torch.allclose(now, left, rtol=0, atol=0, equal_nan=True))
+            same = here and (torch.equal(now, left) or torch.allclose(now, left, rtol=0, atol=0, equal_nan=True))
+            self.moved_between += not same
 
     def look_away(self) -> None:
         """Stop watching ``training_step`` until the next batch."""
@@ -306,8 +307,9 @@ class Measurement:
             if not window.measurable:
                 self.rows.miss(window.step, "no_loss")
                 return None
-            self._left = (list(window.before), fingerprint(window.after()))
-            probe = self._measure(window)
+            after = window.after()
+            self._left = (list(after), fingerprint(after))
+            probe = self._measure(window, after)
             if probe is not None and not self.schedule.kept:
                 self._check_replay(window)
             change = self._change_or_nan(window) if probe is not None and self.rows.secants is not None else math.nan
@@ -366,10 +368,10 @@ class Measurement:
             with self._timed():
                 self.sums.add(step, self.schedule.kept[0] if self.schedule.kept else None)
 
-    def _measure(self, window: Window) -> Probe | None:
+    def _measure(self, window: Window, after: Mapping[str, Tensor]) -> Probe | None:
         lr = window.lr * window.share if window.lr is not None else math.nan
         gradient = window.gradient
-        measures = self._products.step(window.before, window.after(), gradient.raw, gradient.factor, expected=lr)
+        measures = self._products.step(window.before, after, gradient.raw, gradient.factor, expected=lr)
         self._check_agreement(window.step, measures.grad_sq_norm, measures.step_size)
         if not is_finite(window.loss, *measures):
             return None

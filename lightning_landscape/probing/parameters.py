@@ -35,9 +35,8 @@ def optimized_parameters(module: nn.Module, optimizer: Optimizer) -> dict[str, n
     Raises:
         MisconfigurationException: if the optimiser holds parameters that are not registered in the module.
     """
-    parameters = named_parameters(module)  # at first: what FSDP2 has gathered is in no optimiser
+    named = held_by(optimizer, named_parameters(module))  # these at first: what FSDP2 has gathered is in no optimiser
     held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-    named = {name: parameter for name, parameter in parameters.items() if id(parameter) in held}
     if len(named) < len(held):
         raise MisconfigurationException(
             f"LandscapeMonitor found {len(held) - len(named)} parameters in {type(optimizer).__name__} that are not "
@@ -45,6 +44,12 @@ def optimized_parameters(module: nn.Module, optimizer: Optimizer) -> dict[str, n
             "them to attributes of the module (or to a ModuleList), so that `named_parameters()` lists them"
         )
     return named
+
+
+def held_by(optimizer: Optimizer, parameters: Mapping[str, nn.Parameter]) -> dict[str, nn.Parameter]:
+    """Return those of the parameters that the optimiser holds."""
+    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    return {name: parameter for name, parameter in parameters.items() if id(parameter) in held}
 
 
 @torch.no_grad()
@@ -62,7 +67,10 @@ def local_values(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def fingerprint(parameters: Mapping[str, Tensor]) -> Tensor:
     """Return up to 1,024 elements of each parameter, as one tensor: enough to see that something moved them."""
     flat = [local(parameter).reshape(-1) for parameter in parameters.values()]
-    return torch.cat([values[:: max(1, values.numel() // 1024)].to(flat[0].device, torch.float64) for values in flat])
+    parts = [values[:: max(1, values.numel() // 1024)] for values in flat]
+    if len({(part.device, part.dtype) for part in parts}) > 1:
+        parts = [part.to(parts[0].device, torch.float64) for part in parts]
+    return torch.cat(parts).to(torch.float64)
 
 
 @torch.no_grad()

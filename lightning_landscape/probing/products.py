@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import NamedTuple
 
@@ -12,13 +13,16 @@ from torch import Tensor
 
 from lightning_landscape.probing.processes import Processes
 
-_BLOCK = {"cpu": 1 << 17}  # elements worked on at a time, which bounds every temporary: on a CPU they stay in its cache
+_BLOCK = {"cpu": 1 << 18}  # elements worked on at a time, which bounds every temporary: on a CPU they stay in its cache
 _OTHER_BLOCK = 1 << 22  # elsewhere it is the number of kernels that costs
-_CANCELS = 1e-3  # a difference below this share of what it is the difference of is rounding in part
+_SMALL = 8  # tensors below this part of a block are joined first: of them it is the number of operations that costs
+_CANCELS = 1e-2  # a difference below this share of what it is the difference of is rounding in part
 _PASSES = 4
 
-_Parts = Iterator[tuple[str, tuple[Tensor | None, ...]]]
-"""Parameter names, each with an addend of each sum, block by block"""
+_Block = tuple[Tensor, ...]
+"""Flat pieces of one length, one of each side"""
+_Addends = Callable[..., _Block]
+"""From memory to work in and the pieces of a block to its addend of each sum"""
 
 
 class StepMeasures(NamedTuple):
@@ -39,6 +43,8 @@ class Products:
 
     def __init__(self, processes: Processes | None = None, shares: Mapping[str, float] | None = None) -> None:
         self._processes, self._shares = processes, shares or {}
+        self._memory: dict[torch.dtype, Tensor] = {}
+        """To work in, on a CPU: new memory is handed out page by page, which takes longer than to compute what goes there"""
 
     @torch.no_grad()
     def step(
@@ -68,7 +74,8 @@ class Products:
         """
         guess = expected if math.isfinite(expected) else 0.0
         for _ in range(_PASSES):
-            squares, products, rests = self._totals(3, _along(before, after, gradient, guess * factor))
+            along = functools.partial(_along, guess * factor)
+            squares, products, rests = self._totals(3, along, before, (before, after, gradient))
             grad_sq_norm = squares * factor**2
             if not grad_sq_norm > 0:
                 return StepMeasures(grad_sq_norm, 0.0, math.sqrt(rests))
@@ -94,7 +101,7 @@ class Products:
         Returns:
             The inner product and the squared distance.
         """
-        products, squares = self._totals(2, _apart(here, there, gradient))
+        products, squares = self._totals(2, _apart, here, (here, there, gradient))
         return products * factor, squares
 
     @torch.no_grad()
@@ -109,27 +116,54 @@ class Products:
             right: by name.
             right_factor: the number that multiplies it.
         """
-        (squares,) = self._totals(1, _changes(left, left_factor, right, right_factor))
+        change = functools.partial(_change, left_factor, right_factor)
+        (squares,) = self._totals(1, change, {**left, **right}, (left, right))
         return squares
 
-    def _totals(self, count: int, parts: _Parts) -> list[float]:
+    def _totals(
+        self, count: int, addends: _Addends, names: Iterable[str], sides: Sequence[Mapping[str, Tensor]]
+    ) -> list[float]:
         """Return the sums over all parameters, of all processes.
 
         Args:
             count: how many sums there are.
-            parts: yields, block by block, a parameter's name and its addends, one for each sum; None is zero.
+            addends: gives an addend of each, block by block.
+            names: of the parameters.
+            sides: tensors by name; one that a side lacks is zero.
         """
-        columns: list[list[Tensor]] = [[] for _ in range(count)]
+        found: list[Tensor] = []
         with _without_autocast():
-            for name, addends in parts:
-                share = self._shares.get(name, 1.0)
-                for column, addend in zip(columns, addends, strict=True):
-                    if addend is not None:
-                        column.append(addend if share == 1.0 else addend * share)
-        sums = [float(torch.stack(column).sum(dtype=torch.float64)) if column else 0.0 for column in columns]
+            for share, block in self._blocks(names, sides):
+                new = addends(self._memory_for(block[0]), *block)
+                found += new if share == 1.0 else [addend * share for addend in new]
+        sums = torch.stack(found).view(-1, count).sum(0, dtype=torch.float64).tolist() if found else [0.0] * count
         if self._processes is None:
             return sums
         return [math.fsum(column) for column in zip(*self._processes.exchange(*sums), strict=True)]
+
+    def _blocks(self, names: Iterable[str], sides: Sequence[Mapping[str, Tensor]]) -> Iterator[tuple[float, _Block]]:
+        """Yield blocks in the working precision, each with this process's share: large tensors in pieces, small ones joined."""
+        small: dict[tuple[float, torch.device, torch.dtype], list[_Block]] = {}
+        for name in names:
+            flat, share = _flat([side.get(name) for side in sides]), self._shares.get(name, 1.0)
+            first, dtype, most = flat[0], _working(flat[0].dtype), _most(flat[0].device)
+            if first.numel() < most // _SMALL:
+                small.setdefault((share, first.device, dtype), []).append(flat)
+                continue
+            for start in range(0, first.numel(), most):
+                pieces = flat if first.numel() <= most else [side[start : start + most] for side in flat]
+                yield share, tuple(piece if piece.dtype == dtype else piece.to(dtype) for piece in pieces)
+        for (share, device, dtype), tensors in small.items():
+            for group in _grouped(tensors, _most(device)):
+                yield share, tuple(torch.cat(side).to(dtype) for side in zip(*group, strict=True))
+
+    def _memory_for(self, piece: Tensor) -> Tensor:
+        """Return two rows of the length of a piece."""
+        if piece.device.type != "cpu":  # there torch keeps what was freed
+            return piece.new_empty(2, piece.numel())
+        if piece.dtype not in self._memory:
+            self._memory[piece.dtype] = piece.new_empty(2, _most(piece.device))
+        return self._memory[piece.dtype][:, : piece.numel()]
 
 
 @contextmanager
@@ -142,55 +176,73 @@ def _without_autocast() -> Iterator[None]:
         yield
 
 
-def _along(
-    before: Mapping[str, Tensor], after: Mapping[str, Tensor], gradient: Mapping[str, Tensor], step_size: float
-) -> _Parts:
-    """Yield the addends of ‖g‖², ⟨r, g⟩ and ‖r‖², where r = x_k − x_{k+1} − step_size · g."""
-    for name, start in before.items():
-        raw = gradient.get(name)
-        for x, y, *g in _blocks(start, after[name], *(() if raw is None else (raw,))):
-            rest = x - y
-            if not g:
-                yield name, (None, None, _dot(rest, rest))
-                continue
-            if step_size:
-                rest -= step_size * g[0]
-            yield name, (_dot(g[0], g[0]), _dot(rest, g[0]), _dot(rest, rest))
+def _along(step_size: float, memory: Tensor, x: Tensor, y: Tensor, g: Tensor) -> _Block:
+    """Return the addends of ‖g‖², ⟨r, g⟩ and ‖r‖², where r = x − y − step_size · g."""
+    rest, product = memory
+    torch.sub(x, y, out=rest)
+    if step_size:
+        rest.sub_(g, alpha=step_size)
+    return _dot(g, g, product), _dot(rest, g, product), _dot(rest, rest, product)
 
 
-def _apart(here: Mapping[str, Tensor], there: Mapping[str, Tensor], gradient: Mapping[str, Tensor]) -> _Parts:
-    """Yield the addends of ⟨x − x_p, g⟩ and ‖x − x_p‖²."""
-    for name, x in here.items():
-        raw = gradient.get(name)
-        for a, b, *g in _blocks(x, there[name], *(() if raw is None else (raw,))):
-            difference = a - b
-            yield name, (_dot(difference, g[0]) if g else None, _dot(difference, difference))
+def _apart(memory: Tensor, x: Tensor, y: Tensor, g: Tensor) -> _Block:
+    """Return the addends of ⟨x − y, g⟩ and ‖x − y‖²."""
+    difference, product = memory
+    torch.sub(x, y, out=difference)
+    return _dot(difference, g, product), _dot(difference, difference, product)
 
 
-def _changes(left: Mapping[str, Tensor], left_factor: float, right: Mapping[str, Tensor], right_factor: float) -> _Parts:
-    """Yield the addends of the squared norm of a difference."""
-    for name in dict.fromkeys((*left, *right)):
-        sides = [(side[name], factor) for side, factor in ((left, left_factor), (right, right_factor)) if name in side]
-        for pieces in _blocks(*(tensor for tensor, _ in sides)):
-            scaled = [piece * factor for piece, (_, factor) in zip(pieces, sides, strict=True)]
-            difference = scaled[0] - scaled[1] if len(scaled) == 2 else scaled[0]
-            yield name, (_dot(difference, difference),)
+def _change(left_factor: float, right_factor: float, memory: Tensor, left: Tensor, right: Tensor) -> _Block:
+    """Return the addend of ‖left_factor · left − right_factor · right‖²."""
+    difference, product = memory
+    torch.mul(left, left_factor, out=difference)
+    torch.mul(right, right_factor, out=product)
+    difference.sub_(product)  # rounded on both sides alike, which a multiplication within the subtraction is not: equal is 0
+    return (_dot(difference, difference, product),)
 
 
-def _blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Cut tensors of one shape into flat blocks in the working precision: float64 stays, all else becomes float32."""
-    device = tensors[0].device
-    flat = [tensor.detach().to(device).reshape(-1) for tensor in tensors]
-    dtype = torch.float64 if flat[0].dtype == torch.float64 else torch.float32
-    block = _BLOCK.get(device.type, _OTHER_BLOCK)
-    for start in range(0, flat[0].numel(), block):
-        yield tuple(piece[start : start + block].to(dtype) for piece in flat)
-
-
-def _dot(left: Tensor, right: Tensor) -> Tensor:
+def _dot(left: Tensor, right: Tensor, product: Tensor) -> Tensor:
     """Return the inner product of two flat blocks in the working precision.
 
     The products of a block are added up in a cascade, whose error grows with the logarithm of their number; that of a BLAS dot
     product grows with the number itself, and equal terms drift.
+
+    Args:
+        left: shape ``(n,)``.
+        right: shape ``(n,)``.
+        product: shape ``(n,)``, written to.
     """
-    return (left * right).sum()
+    return torch.mul(left, right, out=product).sum()
+
+
+def _flat(tensors: Sequence[Tensor | None]) -> _Block:
+    """Return tensors of one shape as flat ones on the first one's device; None is zero."""
+    first = next(tensor for tensor in tensors if tensor is not None)
+    device = first.device
+    return tuple(
+        first.new_zeros(1).expand(first.numel())
+        if tensor is None
+        else (tensor if tensor.device == device else tensor.to(device)).reshape(-1)
+        for tensor in tensors
+    )
+
+
+def _working(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _most(device: torch.device) -> int:
+    return _BLOCK.get(device.type, _OTHER_BLOCK)
+
+
+def _grouped(tensors: Iterable[_Block], most: int) -> Iterator[list[_Block]]:
+    """Yield groups of small tensors, each of no more elements than a block."""
+    group: list[_Block] = []
+    size = 0
+    for flat in tensors:
+        if size + flat[0].numel() > most:
+            yield group
+            group, size = [], 0
+        group.append(flat)
+        size += flat[0].numel()
+    yield group

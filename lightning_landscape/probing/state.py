@@ -6,6 +6,7 @@ the trainer's counters. `capture` takes those of a training step in a form that 
 
 from __future__ import annotations
 
+import array
 import collections
 import collections.abc
 import io
@@ -29,6 +30,9 @@ _INTERNAL = frozenset(
     {"_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", "_trainer", "_fabric", "_compiler_ctx"}
     | {"training_step", "log", "log_dict", "print", "_is_full_backward_hook", "_load_state_dict_post_hooks"}
 )
+_HOOKS = ("_hooks", "_hooks_with_kwargs", "_hooks_always_called")
+_OF_TORCH = _INTERNAL.union(name for name in vars(nn.Module()) if name.endswith(_HOOKS))
+"""Of these every module has about twenty: they are looked up, not looked at"""
 SCALARS = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size, range, slice)
 _CONTAINERS = (list, tuple, dict, set, frozenset, collections.deque, collections.OrderedDict, collections.Counter)
 
@@ -37,11 +41,7 @@ def attributes_of(module: nn.Module) -> dict[str, Any]:
     """Return the plain Python attributes of one module, its training flag among them, without torch's hooks."""
     if is_script(module):
         return {}
-    return {
-        name: value
-        for name, value in module.__dict__.items()
-        if name not in _INTERNAL and not name.endswith(("_hooks", "_hooks_with_kwargs", "_hooks_always_called"))
-    }
+    return {name: value for name, value in module.__dict__.items() if name not in _OF_TORCH and not name.endswith(_HOOKS)}
 
 
 def is_script(module: nn.Module) -> bool:
@@ -73,8 +73,9 @@ def _storable(value: Any) -> bool:
     """Return whether a value consists of nothing but numbers, text, tensors, arrays, generators and containers of them."""
     layer, seen = [value], 0
     for _ in range(32):  # layers of containers; what is nested deeper, or holds itself, is not stored
-        containers = [item for item in layer if _is_plain_container(item)]
-        if not all(_is_plain_container(item) or _is_storable_leaf(item) for item in layer):
+        others = [item for item in layer if not isinstance(item, SCALARS)]
+        containers = [item for item in others if _is_plain_container(item)]
+        if len(containers) < len(others) and not all(_is_plain_container(i) or _is_storable_leaf(i) for i in others):
             return False
         layer = [part for item in containers for part in _parts(item)]
         seen += len(layer)
@@ -105,9 +106,11 @@ def capture(trainer: Trainer, module: LightningModule) -> dict[str, Any]:
     modules = {}
     for path, submodule in module.named_modules():
         attributes = attributes_of(submodule)
-        kept = {} if isinstance(submodule, Metric) else {k: v for k, v in attributes.items() if _storable(v)}
+        kept = {}
+        if not isinstance(submodule, Metric):
+            kept = {name: value for name, value in attributes.items() if isinstance(value, SCALARS) or _storable(value)}
         buffers = {} if is_script(submodule) else dict(submodule._buffers)
-        modules[path] = {"names": sorted(attributes), "attributes": kept, "buffers": buffers}
+        modules[path] = {"names": list(attributes), "attributes": kept, "buffers": buffers}
     return {
         "modules": modules,
         "random": read_random_state(module.device),
@@ -149,7 +152,9 @@ def _in_place(current: Tensor | None, value: Tensor | None) -> Tensor | None:
 
 def read_random_state(device: torch.device) -> dict[str, Any]:
     """Return the states of torch's, the device's, Python's and (where it is in use) numpy's global generators."""
-    state: dict[str, Any] = {"torch": torch.get_rng_state(), "python": random.getstate()}
+    version, words, normal = random.getstate()
+    # as bytes: pickled one by one, its 625 integers would take longer than all else of a small module
+    state: dict[str, Any] = {"torch": torch.get_rng_state(), "python": (version, array.array("I", words).tobytes(), normal)}
     if device.type not in ("cpu", "meta"):
         state["device"] = torch.get_device_module(device).get_rng_state(device).cpu()
     if "numpy" in sys.modules:
@@ -160,7 +165,8 @@ def read_random_state(device: torch.device) -> dict[str, Any]:
 def write_random_state(state: dict[str, Any], device: torch.device) -> None:
     """Set the global generators to what `read_random_state` returned."""
     torch.set_rng_state(state["torch"])
-    random.setstate(state["python"])
+    version, words, normal = state["python"]
+    random.setstate((version, tuple(array.array("I", words)), normal))
     if "device" in state and device.type == "cuda":
         _cuda_generator(device).graphsafe_set_state(_generator_at(state["device"], device))
     elif "device" in state and device.type not in ("cpu", "meta"):
@@ -207,7 +213,7 @@ def iterators(module: nn.Module) -> list[str]:
     found = []
     for path, part in module.named_modules():
         for name, value in attributes_of(part).items():
-            counts = isinstance(value, (itertools.count, io.IOBase))
-            if isinstance(value, collections.abc.Iterator) and not counts:
+            draws = hasattr(type(value), "__next__") and isinstance(value, collections.abc.Iterator)
+            if draws and not isinstance(value, (itertools.count, io.IOBase)):
                 found.append(f"{path}.{name}" if path else name)
     return found

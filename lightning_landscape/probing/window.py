@@ -24,7 +24,14 @@ from lightning_landscape.probing.gradients import (
     unscaling_factor,
 )
 from lightning_landscape.probing.kept import Kept, sampled
-from lightning_landscape.probing.parameters import copied, fingerprint, local_values, named_parameters, optimized_parameters
+from lightning_landscape.probing.parameters import (
+    copied,
+    fingerprint,
+    held_by,
+    local_values,
+    named_parameters,
+    optimized_parameters,
+)
 from lightning_landscape.probing.processes import Processes
 from lightning_landscape.probing.replay import Doorstep, Replayer, scalar_loss
 from lightning_landscape.probing.state import iterators
@@ -137,14 +144,12 @@ class Window:
                 "training_step would advance; supported are data that come in the batch (CombinedLoader), or loss=, a function "
                 "of (module, batch) that draws from no iterator"
             )
-        if self.others is None and not self._replayer.of_user:  # before training_step can move them: a momentum encoder does
-            self.others = self._changed_others()
-            self._first_others = sampled(self._others())
+        others = {} if self._replayer.of_user else self._others_at_the_door()
         if not self._module.automatic_optimization:
             self._forget_zeroed()
             self._gradients_before = {name: _sampled(p.grad) for name, p in self._parameters() if p.grad is not None}
         try:
-            self._arriving = self._replayer.moment(args, kwargs, self._others_since())
+            self._arriving = self._replayer.moment(args, kwargs, others)
         except TypeError as error:
             raise MisconfigurationException(
                 f"LandscapeMonitor cannot keep this batch to evaluate its loss again: {error}. Supported is anything that can "
@@ -208,20 +213,24 @@ class Window:
         self._traces = list(itertools.compress(self._traces, kept))
 
     def _others(self) -> dict[str, Tensor]:
-        trained = optimized_parameters(self._module, self._optimizer)
-        return local_values({n: p for n, p in named_parameters(self._module).items() if n not in trained})
+        parameters = named_parameters(self._module)
+        trained = held_by(self._optimizer, parameters)
+        return local_values({n: p for n, p in parameters.items() if n not in trained})
 
-    def _others_since(self) -> dict[str, Tensor]:
-        """Return the parameters that are not x where they have moved since the window's first micro-batch: a teacher does."""
-        if self._replayer.of_user:  # evaluated at the step, all micro-batches at the same parameters
+    def _others_at_the_door(self) -> dict[str, Tensor]:
+        """Return the parameters that are not x where they have moved since the window's first micro-batch: a teacher does.
+
+        At the first one they are taken, before ``training_step`` can move them: a momentum encoder does.
+        """
+        others = self._others()
+        if self.others is None:
+            self.others, self._first_others = self._changed(others), sampled(others)
             return {}
-        others, first = self._others(), self._first_others
-        now = sampled(others)  # one that has not moved is left out: it may join x later
+        now, first = sampled(others), self._first_others  # one that has not moved is left out: it may join x later
         return {n: value for n, value in others.items() if n not in first or not torch.equal(now[n], first[n])}
 
-    def _changed_others(self) -> dict[str, Tensor]:
+    def _changed(self, others: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return a copy of the parameters that are not x, where they are not those last stored."""
-        others = self._others()
         return copied(others) if self._store.others_changed(others) else {}
 
     def take(self) -> None:
@@ -254,7 +263,7 @@ class Window:
             )
         parameters = optimized_parameters(self._module, self._optimizer)
         if self._replayer.of_user:
-            self.others = self._changed_others()
+            self.others = self._changed(self._others())
             scale = loss_scale(self._trainer)
             try:
                 with self._replayer.silence():

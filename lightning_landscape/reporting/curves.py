@@ -33,6 +33,8 @@ class RunCurves:
 
     def add(self, probe: Probe, overhead: float, layers: Sequence[LayerRow] = ()) -> None:
         """Write what is known of a new probe, and the share of training time that was spent on probes so far."""
+        if not self._writer.writes:
+            return
         row, self._newest = ProbeTable([probe]), probe.logged_step
         curves = scalars.known_while_training(row)
         if probe.evaluated:
@@ -93,6 +95,11 @@ class CurveWriter:
     def __init__(self, loggers: Iterable[Logger], prefix: str) -> None:
         self._loggers = list(loggers)
         self._prefix = prefix
+
+    @property
+    def writes(self) -> bool:
+        """Whether there is a logger left to write to."""
+        return bool(self._loggers)
 
     def write(self, table: Iterable[Probe], curves: Mapping[str, Tensor]) -> None:
         """Write curves at the probes' own steps."""

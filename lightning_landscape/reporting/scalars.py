@@ -55,7 +55,8 @@ def condition_curves(table: ProbeTable, keys: Sequence[str]) -> Curves:
     if not len(table):
         return {}
     chosen = {key: _CONDITIONS[key] for key in keys}
-    return {f"{key}/{m.constant}": m.ratio(**columns_of(m, table, full_batch=False)) for key, m in chosen.items()}
+    columns = table.columns(*{name for metric in chosen.values() for name in metric.columns})
+    return {f"{key}/{m.constant}": m.ratio(**{name: columns[name] for name in m.columns}) for key, m in chosen.items()}
 
 
 def bound_curves(table: ProbeTable, run: Mapping[str, Any]) -> Curves:

@@ -133,3 +133,29 @@ def test_autocast_does_not_round():
     expected = inner_product_and_distance(x, reference, g, 1.0), measure_step(x, reference, g, 1.0)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert (inner_product_and_distance(x, reference, g, 1.0), measure_step(x, reference, g, 1.0)) == expected
+
+
+def test_tensors_of_any_size_type_and_share_together():
+    """Small ones are joined, large ones cut: in whatever way that is done, each counts with its own values and share."""
+    generator = torch.Generator().manual_seed(0)
+    sizes = [0, 1, 7, 300, 32_767, 32_768, 40_000, 262_144, 262_145, *[30_000] * 20]
+    kinds = [torch.float32, torch.float64, torch.bfloat16]
+    x, there, g = (
+        {str(i): torch.randn(size, generator=generator).to(kinds[i % 3]) for i, size in enumerate(sizes)} for _ in range(3)
+    )
+    x["t"], there["t"], g["t"] = (torch.randn(50, 30, generator=generator).t() for _ in range(3))  # not contiguous
+    del g["3"], g["7"]
+    shares = dict.fromkeys(list(x)[::2], 0.5)
+    product, distance = Products(shares=shares).inner_product_and_distance(x, there, g, 2.0)
+    away = {n: x[n].double() - there[n].double() for n in x}
+    squares = sum(shares.get(n, 1.0) * exact_dot(d, d) for n, d in away.items())
+    assert product == pytest.approx(2 * sum(shares.get(n, 1.0) * exact_dot(away[n], g[n]) for n in g), abs=1e-6 * squares)
+    assert distance == pytest.approx(squares, rel=1e-6)
+    change = Products(shares=shares).sq_change(x, 0.5, g, -1.5)
+    sums = {n: 0.5 * x[n].double() + (1.5 * g[n].double() if n in g else 0.0) for n in x}
+    assert change == pytest.approx(sum(shares.get(n, 1.0) * exact_dot(v, v) for n, v in sums.items()), rel=1e-6)
+
+
+def test_what_is_equal_has_not_changed_whatever_its_factor():
+    g = vectors(1, sizes=((3,), (5000,), (1 << 19,)))
+    assert Products().sq_change(g, 1 / 3, {name: value.clone() for name, value in g.items()}, 1 / 3) == 0

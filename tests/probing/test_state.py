@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from lightning_landscape.probing.freezing import freeze, thaw
-from lightning_landscape.probing.state import capture, put_back
+from lightning_landscape.probing.state import capture, put_back, read_random_state, write_random_state
 from lightning_landscape.probing.untouched import untouched
 from tests.helpers.modules import Meter, Plain
 
@@ -195,3 +195,17 @@ def test_objects_of_libraries_are_left_alone(module):
     with untouched(module.trainer, module):
         assert module.dataset.tensors is tensors
         assert module.trainer is module._trainer
+
+
+def test_random_numbers_go_on_as_they_would_have():
+    """After a normal draw, of which Python's and numpy's generators keep a second one."""
+    for seed in range(3):
+        random.seed(seed), np.random.seed(seed), torch.manual_seed(seed)
+        random.gauss(0, 1), np.random.randn()
+        state = thaw(freeze(read_random_state(torch.device("cpu"))))
+        own = random.getstate()
+        drawn = [random.gauss(0, 1), random.random(), np.random.randn(), np.random.rand(), float(torch.rand(()))]
+        write_random_state(state, torch.device("cpu"))
+        assert random.getstate() == own
+        again = [random.gauss(0, 1), random.random(), np.random.randn(), np.random.rand(), float(torch.rand(()))]
+        assert again == drawn
