@@ -110,8 +110,9 @@ class Completion:
         for step in sorted({known[0], known[len(known) // 2], known[-1]}) if known else []:
             self._unless_gone(step, self._check)
         waiting = [step for step in waiting if step in self._rows.schedule.kept]
-        for step in track(waiting, "probes at x_p"):
-            self._unless_gone(step, functools.partial(self._evaluate, reference))
+        with self._stored.one_after_another():
+            for step in track(waiting, "probes at x_p"):
+                self._unless_gone(step, functools.partial(self._evaluate, reference))
         self._evaluate_initial(reference, track)
         self._evaluate_segments(reference, track)
         self._evaluate_held_out(reference, track)
@@ -154,18 +155,20 @@ class Completion:
                 start = self._stored.start(chosen[0], reference.parameters)
         except NotMeasurable:
             return
-        for step in track(chosen, "probes at x_0"):
-            with suppress(NotMeasurable), self._processes.agreed():
-                loss = self._stored.elsewhere(step, start)
-                if is_finite(loss):
-                    self._rows.put(self._rows.table.at_step(step).with_values(initial_loss=loss))
+        with self._stored.one_after_another():
+            for step in track(chosen, "probes at x_0"):
+                with suppress(NotMeasurable), self._processes.agreed():
+                    loss = self._stored.elsewhere(step, start)
+                    if is_finite(loss):
+                        self._rows.put(self._rows.table.at_step(step).with_values(initial_loss=loss))
 
     def _evaluate_segments(self, reference: Reference, track: Track) -> None:
         """Evaluate some probes' losses on the straight lines from their iterates to x_p; the ends are known."""
         chosen = evenly(self._rows.schedule.kept, self._lines) if self._lines else []
-        for step in track([step for step in chosen if self._stored.holds_iterate(step)], "lines to x_p"):
-            if not self._evaluate_segment(step, reference):
-                return
+        with self._stored.one_after_another():
+            for step in track([step for step in chosen if self._stored.holds_iterate(step)], "lines to x_p"):
+                if not self._evaluate_segment(step, reference):
+                    return
 
     def _evaluate_segment(self, step: int, reference: Reference) -> bool:
         """Evaluate one line; return whether others are worth trying."""
@@ -268,9 +271,10 @@ class Completion:
         What is in the store is evaluated, nothing of the table changes.
         """
         rows = []
-        for step in evenly(self._rows.schedule.kept, PROVISIONAL):
-            with suppress(NotMeasurable), self._processes.agreed():
-                values = self._stored.at_reference(step, there.parameters)
-                if is_finite(*values):
-                    rows.append(self._rows.table.at_step(step).with_values(**values._asdict()))
+        with self._stored.one_after_another():
+            for step in evenly(self._rows.schedule.kept, PROVISIONAL):
+                with suppress(NotMeasurable), self._processes.agreed():
+                    values = self._stored.at_reference(step, there.parameters)
+                    if is_finite(*values):
+                        rows.append(self._rows.table.at_step(step).with_values(**values._asdict()))
         return ProbeTable(rows)
