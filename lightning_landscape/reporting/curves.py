@@ -44,6 +44,8 @@ class RunCurves:
 
     def provisional(self, table: ProbeTable, step: int) -> None:
         """Write what rows say that were evaluated at the present iterate, before x_p is known."""
+        if not self._writer.heard:
+            return
         self._writer.write_point(step, scalars.provisional(table))
 
     def restart(self, table: ProbeTable) -> None:
@@ -61,6 +63,8 @@ class RunCurves:
 
     def finish(self, table: ProbeTable, summary: dict[str, Any], steps: int, layers: Mapping[int, Sequence[LayerRow]]) -> None:
         """Write what is known only now: all that needs x_p, or after a live run the report's own values at the last step."""
+        if not self._writer.heard:
+            return
         rows, alpha_beta = table.evaluated, summary["conditions"]["alpha_beta"]
         running = scalars.running_alpha_beta(rows, summary["run"]["drop"]["value"])
         final = scalars.alpha_beta_margin(rows, alpha_beta["alpha"], alpha_beta["beta"])
@@ -93,6 +97,11 @@ class CurveWriter:
     def __init__(self, loggers: Iterable[Logger], prefix: str) -> None:
         self._loggers = list(loggers)
         self._prefix = prefix
+
+    @property
+    def heard(self) -> bool:
+        """Whether there is a logger left to write to."""
+        return bool(self._loggers)
 
     def write(self, table: Iterable[Probe], curves: Mapping[str, Tensor]) -> None:
         """Write curves at the probes' own steps."""
