@@ -91,6 +91,7 @@ class ProbeTable(Sequence[Probe]):
 
     def __init__(self, probes: Iterable[Probe] = ()) -> None:
         self._rows = sorted(probes, key=lambda probe: probe.step)
+        self._columns: dict[str, Tensor] = {}
         if len({probe.step for probe in self._rows}) < len(self._rows):
             raise ValueError("found two probes of the same step; supported is one row a step")
 
@@ -111,8 +112,11 @@ class ProbeTable(Sequence[Probe]):
 
     def column(self, name: str) -> Tensor:
         """Return a column as float64, shape ``(n,)``; ``nan`` where a value is not known."""
-        values = (getattr(probe, name) for probe in self._rows)
-        return torch.tensor([float("nan") if value is None else float(value) for value in values], dtype=torch.float64)
+        if name not in self._columns:
+            values = (getattr(probe, name) for probe in self._rows)
+            column = [float("nan") if value is None else float(value) for value in values]
+            self._columns[name] = torch.tensor(column, dtype=torch.float64)
+        return self._columns[name].clone()
 
     def columns(self, *names: str) -> dict[str, Tensor]:
         """Return several columns by name."""

@@ -58,7 +58,14 @@ class WorstCase(Metric, ABC):
 
     def compute(self) -> dict[str, Any]:
         """Return the constant over all probes, as documented in the class."""
-        columns = {name: dim_zero_cat(getattr(self, name)) for name in self.columns}
+        return self.over(**{name: dim_zero_cat(getattr(self, name)) for name in self.columns})
+
+    def over(self, **columns: Tensor) -> dict[str, Any]:
+        """Return what `compute` returns, over probes that are given at once and not added.
+
+        Args:
+            columns: what ``update`` takes, float64, shape ``(n,)``.
+        """
         ratio = self.ratio(**columns)
         constant, violated = self.worst(ratio), self.violates(ratio)
         return {

@@ -82,12 +82,20 @@ class AlphaBeta(Metric):
 
     def compute(self) -> dict[str, Any]:
         """Return the feasible set and the pair with the smallest neighbourhood, as documented in the class."""
-        columns: dict[str, Any] = {
-            "loss": dim_zero_cat(self.loss),
-            "reference_loss": dim_zero_cat(self.reference_loss),
-            "inner_product": dim_zero_cat(self.inner_product),
-            "loss_infimum": dim_zero_cat(self.loss_infimum),
-        }
+        return self.over(
+            loss=dim_zero_cat(self.loss),
+            reference_loss=dim_zero_cat(self.reference_loss),
+            inner_product=dim_zero_cat(self.inner_product),
+            loss_infimum=dim_zero_cat(self.loss_infimum),
+        )
+
+    def over(self, **given: Tensor) -> dict[str, Any]:
+        """Return what `compute` returns, over probes that are given at once and not added.
+
+        Args:
+            given: what ``update`` takes, float64, shape ``(n,)``.
+        """
+        columns: dict[str, Any] = given
         pair = F.best_alpha_beta(**columns)
         error, standard_error = F.interpolation_error(
             reference_loss=columns["reference_loss"], loss_infimum=columns["loss_infimum"]

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchmetrics.utilities import dim_zero_cat
 
 from lightning_landscape import functional as F
 from lightning_landscape.conditions._worst_case import Column, WorstCase
@@ -43,11 +42,10 @@ class QuasarConvexity(WorstCase):
         """Add probes: columns of shape ``(n,)``, or numbers."""
         self.add(loss=loss, reference_loss=reference_loss, inner_product=inner_product)
 
-    def compute(self) -> dict[str, Any]:
-        """Return the interval over all probes, as documented in the class."""
-        columns = {name: dim_zero_cat(getattr(self, name)) for name in self.columns}
+    def over(self, **columns: Tensor) -> dict[str, Any]:
+        """Return the interval over given probes."""
         lower, upper = F.quasar_convexity_interval(**columns)
-        return {**super().compute(), "value": upper, "lower": lower}
+        return {**super().over(**columns), "value": upper, "lower": lower}
 
     def ratio(self, **columns: Tensor) -> Tensor:
         """Return the θ up to which each probe's inequality holds; ``nan`` where it holds from some θ on."""

@@ -37,9 +37,9 @@ class StarConvexity(WorstCase):
         """Add probes: columns of shape ``(n,)``, or numbers."""
         self.add(loss=loss, reference_loss=reference_loss, inner_product=inner_product)
 
-    def compute(self) -> dict[str, Any]:
-        """Return the share over all probes, as documented in the class."""
-        result = super().compute()
+    def over(self, **columns: Tensor) -> dict[str, Any]:
+        """Return the share over given probes."""
+        result = super().over(**columns)
         holds_everywhere = not bool(result["violated"].any())
         return {**result, "value": result["ratio"].mean(), "row": None if holds_everywhere else result["row"]}
 

@@ -218,16 +218,14 @@ def _span(slope: float, intercept: float, smallest: float, value: float) -> tupl
 
 def _deepest(lines: Sequence[tuple[float, float, float]], value: float) -> tuple[int, float]:
     """Return the largest number of rows that one u satisfies, and the first such u."""
-    events: list[tuple[float, int]] = []
-    for line in lines:
-        first, last = _span(*line, value)
-        if first <= last:
-            events += [(first, 0), (last, 1)]  # an interval is closed: at a tie openings come before ends
-    depth, best, where = 0, 0, inf
-    for position, ends in sorted(events):
-        depth += -1 if ends else 1
-        if depth > best:
-            best, where = depth, position
+    spans = [(first, last) for first, last in (_span(*line, value) for line in lines) if first <= last]
+    openings, ends = sorted(first for first, _ in spans), sorted(last for _, last in spans)
+    ended, best, where = 0, 0, inf
+    for opened, position in enumerate(openings, start=1):
+        while ends[ended] < position:  # an interval is closed: at a tie openings come before ends
+            ended += 1
+        if opened - ended > best:
+            best, where = opened - ended, position
     return best, where
 
 

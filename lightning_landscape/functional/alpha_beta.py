@@ -9,9 +9,10 @@ condition. Results are rounded once, from exact rational arithmetic, to float64.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import lru_cache
 from math import ceil
 
 import torch
@@ -19,6 +20,14 @@ from torch import Tensor
 
 from lightning_landscape.functional._columns import check_columns, check_infimum, exact, like
 from lightning_landscape.functional._envelope import Best, FeasibleSet, Row, as_float, largest_agreeing
+from lightning_landscape.functional._hull import near_envelope
+
+_Columns = tuple[Tensor, Tensor, Tensor, Tensor]
+"""a, b, p and l, float64, shape ``(n,)``"""
+_FEW, _MANY = 24, 4096
+"""Up to so many probes each is on the envelope or not by exact arithmetic; of more than so many nothing is remembered"""
+_LARGE = Fraction(10) ** 300
+"""Values below this are found in float64 as well"""
 
 
 def beta_min(
@@ -149,8 +158,13 @@ def best_alpha_beta(
     """
     if not 0 < share <= 1:
         raise ValueError(f"`share` is {share}; supported are shares of the probes in (0, 1]")
-    rows = _rows(loss, reference_loss, inner_product, loss_infimum)
-    chosen = rows if share == 1 else largest_agreeing(rows, ceil(Fraction(share) * len(rows)))
+    columns = _checked(loss, reference_loss, inner_product, loss_infimum)
+    count = ceil(Fraction(share) * len(loss))
+    if count == len(loss):
+        best = _region(columns).best()
+        if share == 1 or (best.value is not None and best.value < _LARGE):
+            return _pair(best)
+    chosen = largest_agreeing(_remembered_rows(columns), count)
     return _pair(FeasibleSet.of(chosen).best() if chosen is not None else Best(None, None))
 
 
@@ -190,8 +204,8 @@ class RunningBestAlphaBeta:
         Raises:
             ValueError: as `beta_min`; the probe is not added then.
         """
-        columns = (_tensor([value]) for value in (loss, reference_loss, inner_product, loss_infimum))
-        self._region = self._region.intersect(FeasibleSet.of(_rows(*columns)))
+        columns = _checked(*(_tensor([value]) for value in (loss, reference_loss, inner_product, loss_infimum)))
+        self._region = self._region.intersect(FeasibleSet.of(_rows(columns)))
         self._count += 1
         return _pair(self._region.best())
 
@@ -297,8 +311,8 @@ def alpha_beta_impossible(
         >>> alpha_beta_impossible(loss=torch.ones(2), reference_loss=torch.zeros(2), inner_product=torch.tensor([1.0, -1.0]))
         tensor([False,  True])
     """
-    rows = _rows(loss, reference_loss, inner_product, loss_infimum)
-    return torch.tensor([row.impossible for row in rows])
+    a, b, p, low = _checked(loss, reference_loss, inner_product, loss_infimum)
+    return (b <= low) & torch.where(a > b, p <= 0, p < 0)
 
 
 def interpolation_error(*, reference_loss: Tensor, loss_infimum: Tensor | float = 0.0) -> tuple[Tensor, Tensor]:
@@ -338,14 +352,50 @@ def feasible_set(
     *, loss: Tensor, reference_loss: Tensor, inner_product: Tensor, loss_infimum: Tensor | float = 0.0
 ) -> FeasibleSet:
     """Return the set of all feasible (δ, β) as exact lines; the arguments are those of `beta_min`."""
-    return FeasibleSet.of(_rows(loss, reference_loss, inner_product, loss_infimum))
+    return _region(_checked(loss, reference_loss, inner_product, loss_infimum))
 
 
-def _rows(loss: Tensor, reference_loss: Tensor, inner_product: Tensor, loss_infimum: Tensor | float) -> list[Row]:
+def _checked(loss: Tensor, reference_loss: Tensor, inner_product: Tensor, loss_infimum: Tensor | float) -> _Columns:
+    """Return the four columns as float64, if they are well formed."""
     infimum = like(loss_infimum, loss)
     check_columns(loss=loss, reference_loss=reference_loss, inner_product=inner_product, loss_infimum=infimum)
     check_infimum(loss, reference_loss, infimum)
-    columns = (exact(column) for column in (loss, reference_loss, inner_product, infimum))
+    return loss.double(), reference_loss.double(), inner_product.double(), infimum
+
+
+def _region(columns: _Columns) -> FeasibleSet:
+    """Return the exact feasible set; of many probes those are left out that are clearly below the envelope."""
+    a, b, p, low = columns
+    if len(a) > _FEW:
+        near = near_envelope(loss=a, reference_loss=b, inner_product=p, loss_infimum=low)
+        columns = a[near], b[near], p[near], low[near]
+    if len(columns[0]) > _MANY:
+        return FeasibleSet.of(_rows(columns))
+    return _remembered_region(*(tuple(column.tolist()) for column in columns))
+
+
+def _rows(columns: _Columns) -> list[Row]:
+    return _exact_rows(*(exact(column) for column in columns))
+
+
+def _remembered_rows(columns: _Columns) -> Sequence[Row]:
+    if len(columns[0]) > _MANY:
+        return _rows(columns)
+    return _remembered(*(tuple(column.tolist()) for column in columns))
+
+
+@lru_cache(maxsize=8)
+def _remembered_region(*columns: tuple[float, ...]) -> FeasibleSet:
+    """Return the feasible set of columns of which pairs, corners and bounds are asked one after another."""
+    return FeasibleSet.of(_remembered(*columns))
+
+
+@lru_cache(maxsize=8)
+def _remembered(*columns: tuple[float, ...]) -> tuple[Row, ...]:
+    return tuple(_exact_rows(*(map(Fraction, column) for column in columns)))
+
+
+def _exact_rows(*columns: Iterable[Fraction]) -> list[Row]:
     return [Row(a - b, b - low, p) for a, b, p, low in zip(*columns, strict=True)]
 
 

@@ -112,8 +112,9 @@ class Completion:
             self._unless_gone(step, self._check)
         waiting = [step for step in waiting if step in self._rows.schedule.kept]
         following = dict(itertools.pairwise(waiting))
-        for step in track(waiting, "probes at x_p"):
-            self._unless_gone(step, functools.partial(self._evaluate, reference, following.get(step)))
+        with self._stored.one_after_another():
+            for step in track(waiting, "probes at x_p"):
+                self._unless_gone(step, functools.partial(self._evaluate, reference, following.get(step)))
         self._evaluate_initial(reference, track)
         self._evaluate_segments(reference, track)
         self._evaluate_held_out(reference, track)
@@ -156,18 +157,20 @@ class Completion:
                 start = self._stored.start(chosen[0], reference.parameters)
         except NotMeasurable:
             return
-        for step in track(chosen, "probes at x_0"):
-            with suppress(NotMeasurable), self._processes.agreed():
-                loss = self._stored.elsewhere(step, start)
-                if is_finite(loss):
-                    self._rows.put(self._rows.table.at_step(step).with_values(initial_loss=loss))
+        with self._stored.one_after_another():
+            for step in track(chosen, "probes at x_0"):
+                with suppress(NotMeasurable), self._processes.agreed():
+                    loss = self._stored.elsewhere(step, start)
+                    if is_finite(loss):
+                        self._rows.put(self._rows.table.at_step(step).with_values(initial_loss=loss))
 
     def _evaluate_segments(self, reference: Reference, track: Track) -> None:
         """Evaluate some probes' losses on the straight lines from their iterates to x_p; the ends are known."""
         chosen = evenly(self._rows.schedule.kept, self._lines) if self._lines else []
-        for step in track([step for step in chosen if self._stored.holds_iterate(step)], "lines to x_p"):
-            if not self._evaluate_segment(step, reference):
-                return
+        with self._stored.one_after_another():
+            for step in track([step for step in chosen if self._stored.holds_iterate(step)], "lines to x_p"):
+                if not self._evaluate_segment(step, reference):
+                    return
 
     def _evaluate_segment(self, step: int, reference: Reference) -> bool:
         """Evaluate one line; return whether others are worth trying."""
@@ -270,9 +273,10 @@ class Completion:
         What is in the store is evaluated, nothing of the table changes.
         """
         rows = []
-        for step in evenly(self._rows.schedule.kept, PROVISIONAL):
-            with suppress(NotMeasurable), self._processes.agreed():
-                values = self._stored.at_reference(step, there.parameters)
-                if is_finite(*values):
-                    rows.append(self._rows.table.at_step(step).with_values(**values._asdict()))
+        with self._stored.one_after_another():
+            for step in evenly(self._rows.schedule.kept, PROVISIONAL):
+                with suppress(NotMeasurable), self._processes.agreed():
+                    values = self._stored.at_reference(step, there.parameters)
+                    if is_finite(*values):
+                        rows.append(self._rows.table.at_step(step).with_values(**values._asdict()))
         return ProbeTable(rows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import platform
 from collections.abc import Mapping
@@ -55,9 +56,14 @@ def describe_run(trainer: Trainer, module: LightningModule, optimizer: Optimizer
         "accumulate_grad_batches": trainer.accumulate_grad_batches,
         "versions": {
             "python": platform.python_version(),
-            **{name: version(name) for name in ("lightning-landscape", "lightning", "torch", "torchmetrics")},
+            **{name: _version(name) for name in ("lightning-landscape", "lightning", "torch", "torchmetrics")},
         },
     }
+
+
+@functools.cache
+def _version(name: str) -> str:
+    return version(name)
 
 
 def describe_measurement(measurement: Measurement, store_dtype: str) -> dict[str, Any]:

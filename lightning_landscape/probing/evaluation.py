@@ -79,6 +79,10 @@ class StoredProbes:
         self.measures = sharded or processes.first
         """Whether x_k and g_k are in the store of this process"""
 
+    def one_after_another(self) -> AbstractContextManager[None]:
+        """Return a block in which probes are evaluated without putting parameters back in between; they are back after it."""
+        return self._swap.one_after_another()
+
     # --------------------------------------------------------------------------------------------- what this process has
 
     def iterate(self, step: int, there: Mapping[str, Tensor], *, exactly: bool = False) -> dict[str, Tensor]:
@@ -180,8 +184,10 @@ class StoredProbes:
 
         Everything is assigned anew for each probe: the loss of the one before may have moved parameters in place.
         """
-        here = named_parameters(self._module)
-        others = {n: v for n, v in self._store.others(step).items() if n in here and n not in trained}
+        others = {name: value for name, value in self._store.others(step).items() if name not in trained}
+        if others:
+            here = named_parameters(self._module)
+            others = {name: value for name, value in others.items() if name in here}
         with self._swap.to(others, trained):
             return self._processes.mean(self._replayer.mean_loss(self._store.moments(step)))
 

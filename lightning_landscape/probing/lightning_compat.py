@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, is_dataclass
+from dataclasses import is_dataclass
 from typing import Any
 
 from lightning.fabric.utilities.logger import _convert_params, _flatten_dict
@@ -91,9 +91,8 @@ def write_counters(trainer: Trainer, counters: dict[str, Any]) -> None:
 
 
 def _assign(progress: Any, values: dict[str, Any]) -> None:
-    for field in fields(progress):
-        current = getattr(progress, field.name)
-        if is_dataclass(current):
-            _assign(current, values[field.name])
+    for name, value in values.items():
+        if isinstance(value, dict):  # no counter is one: it is a progress within a progress
+            _assign(getattr(progress, name), value)
         else:
-            setattr(progress, field.name, values[field.name])
+            setattr(progress, name, value)

@@ -94,13 +94,26 @@ class Swap:
     def __init__(self, module: nn.Module) -> None:
         self._module = module
         self._originals: dict[str, Tensor] = {}
+        self._before: dict[str, Tensor] | None = None
+        """Inside of `one_after_another`, and of no block of `to`: the values before it of what was assigned in it"""
 
     @contextmanager
     def to(self, *values: Mapping[str, Tensor]) -> Iterator[None]:
         """Hold the parameters at ``values`` (later mappings win) inside the block; blocks can be nested."""
-        parameters = named_parameters(self._module)
         wanted = {name: value for mapping in values for name, value in mapping.items()}
-        outer = self._originals
+        if not wanted:
+            reshard(self._module.modules())
+            yield
+        elif self._before is not None:
+            with self._without_return(wanted, self._before):
+                yield
+        else:
+            with self._and_return(wanted):
+                yield
+
+    @contextmanager
+    def _and_return(self, wanted: Mapping[str, Tensor]) -> Iterator[None]:
+        parameters, outer = named_parameters(self._module), self._originals
         before = copied({name: parameters[name] for name in wanted})
         self._originals = {**before, **outer}
         try:
@@ -109,6 +122,33 @@ class Swap:
         finally:
             assign(parameters, before)
             self._originals = outer
+
+    @contextmanager
+    def one_after_another(self) -> Iterator[None]:
+        """Inside the block values are assigned without putting the originals back each time; they are back when it ends.
+
+        Outside of any block of `to` the parameters are then those of the last one.
+        """
+        outer, before = self._originals, dict[str, Tensor]()
+        self._before = before
+        try:
+            yield
+        finally:
+            self._before = None
+            assign(named_parameters(self._module), before)
+            self._originals = outer
+
+    @contextmanager
+    def _without_return(self, wanted: Mapping[str, Tensor], before: dict[str, Tensor]) -> Iterator[None]:
+        parameters = named_parameters(self._module)
+        before.update(copied({name: parameters[name] for name in wanted if name not in before}))
+        self._originals = {**before, **self._originals}
+        self._before = None  # blocks inside of this one put back what they found
+        try:
+            assign(parameters, {**before, **wanted})
+            yield
+        finally:
+            self._before = before
 
     def recover(self) -> None:
         """Put the originals back if an interrupt came in the middle of putting them back."""

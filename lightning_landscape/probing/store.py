@@ -301,9 +301,9 @@ class ProbeStore:
     def others(self, step: int) -> dict[str, Tensor]:
         """Return the stored values of parameters that the optimiser did not hold."""
         self.wait()
-        path = self._of(step) / f"{_OTHERS}.safetensors"
+        path = os.path.join(self._of(step), f"{_OTHERS}.safetensors")
         try:
-            return load_file(path) if path.exists() else {}
+            return load_file(path) if os.path.exists(path) else {}
         except (OSError, SafetensorError) as error:
             raise NotMeasurable(f"the stored {_OTHERS} of step {step} are gone: {error}") from error
 
@@ -391,7 +391,8 @@ class ProbeStore:
     def _content(self, step: int) -> dict[str, Any]:
         self.wait()
         try:
-            content: dict[str, Any] = json.loads((self._of(step) / _MOMENTS).read_text())
+            with open(os.path.join(self._of(step), _MOMENTS), "rb") as file:
+                content: dict[str, Any] = json.loads(file.read())
         except ValueError as error:
             raise NotMeasurable(f"what is stored of step {step} cannot be read: {error}") from error
         return content

@@ -12,6 +12,8 @@ from lightning_landscape.reporting.fidelity import infidelity, is_faithful
 from lightning_landscape.reporting.numbers import number
 
 _COLUMNS = ("loss", "reference_loss", "inner_product", "loss_infimum")
+_METRIC = AlphaBeta()
+"""For what is asked of whole columns, without a state"""
 
 
 def alpha_beta_condition(table: ProbeTable, drop: dict[str, Any], windows: int, run: dict[str, Any]) -> dict[str, Any]:
@@ -57,9 +59,7 @@ def alpha_beta_condition(table: ProbeTable, drop: dict[str, Any], windows: int, 
 
 
 def _compute(table: ProbeTable) -> dict[str, Any]:
-    metric = AlphaBeta(sync_on_compute=False)  # the table is the whole run's: nobody is waited for
-    metric.update(**table.columns(*_COLUMNS))
-    return metric.compute()
+    return _METRIC.over(**table.columns(*_COLUMNS))
 
 
 def _window(rows: ProbeTable) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -43,6 +43,11 @@ def metrics() -> dict[str, C.WorstCase]:
     }
 
 
+_METRICS = metrics()
+_RELAXED = {exponent: C.RelaxedPolyakLojasiewicz(exponent=exponent, **ALONE) for exponent in EXPONENTS}
+"""For what is asked of whole columns, without a state"""
+
+
 def other_conditions(evidence: Evidence, windows: int, secants: Mapping[int, float]) -> dict[str, Any]:
     """Return the entries of all conditions but the α-β-condition.
 
@@ -51,10 +56,11 @@ def other_conditions(evidence: Evidence, windows: int, secants: Mapping[int, flo
         windows: number of equal slices of training.
         secants: ‖∇f(x_{k+1}) − ∇f(x_k)‖² of a probe's mini-batch by step, where it was measured.
     """
-    found = {key: _entry(metric, evidence, windows) for key, metric in metrics().items()}
+    slices = evidence.table.windows(windows, int(evidence.run["steps"]))
+    found = {key: _entry(metric, evidence, slices) for key, metric in _METRICS.items()}
     found["relaxed_polyak_lojasiewicz"] |= {
         "exponent": EXPONENTS[0],
-        "exponents": {f"{e:g}": _entry(C.RelaxedPolyakLojasiewicz(exponent=e, **ALONE), evidence, windows) for e in EXPONENTS},
+        "exponents": {f"{exponent:g}": _entry(metric, evidence, slices) for exponent, metric in _RELAXED.items()},
     }
     mu, upper = found["restricted_secant"]["value"], found["upper_error_bound"]["value"]
     found["upper_error_bound"]["restricted_secant_over_it"] = number(mu / upper) if mu is not None and upper else None
@@ -82,9 +88,8 @@ def columns_of(metric: C.WorstCase, table: ProbeTable, full_batch: bool) -> dict
     return columns
 
 
-def _entry(metric: C.WorstCase, evidence: Evidence, windows: int) -> dict[str, Any]:
+def _entry(metric: C.WorstCase, evidence: Evidence, slices: Sequence[tuple[int, int, ProbeTable]]) -> dict[str, Any]:
     table, full = evidence.table, evidence.full_batch
-    slices = table.windows(windows, int(evidence.run["steps"]))
     return {
         "constant": metric.constant,
         **_found(metric, table, full),
@@ -102,9 +107,7 @@ def _found(metric: C.WorstCase, table: ProbeTable, full_batch: bool) -> dict[str
         reason = reason_against_infimum(table, "loss")
     if reason is not None:
         return {"value": None, "step": None, **_NOTHING, "reason": reason}
-    metric.reset()
-    metric.update(**columns_of(metric, table, full_batch))
-    result = metric.compute()
+    result = metric.over(**columns_of(metric, table, full_batch))
     steps = [int(table[int(row)].step) for row in result["violated"].reshape(-1).nonzero().flatten()]
     step = None if result["row"] is None else int(table[result["row"]].step)
     value = float(result["value"])

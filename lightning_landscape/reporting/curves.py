@@ -46,6 +46,8 @@ class RunCurves:
 
     def provisional(self, table: ProbeTable, step: int) -> None:
         """Write what rows say that were evaluated at the present iterate, before x_p is known."""
+        if not self._writer.writes:
+            return
         self._writer.write_point(step, scalars.provisional(table))
 
     def restart(self, table: ProbeTable) -> None:
@@ -63,6 +65,8 @@ class RunCurves:
 
     def finish(self, table: ProbeTable, summary: dict[str, Any], steps: int, layers: Mapping[int, Sequence[LayerRow]]) -> None:
         """Write what is known only now: all that needs x_p, or after a live run the report's own values at the last step."""
+        if not self._writer.writes:
+            return
         rows, alpha_beta = table.evaluated, summary["conditions"]["alpha_beta"]
         running = scalars.running_alpha_beta(rows, summary["run"]["drop"]["value"])
         final = scalars.alpha_beta_margin(rows, alpha_beta["alpha"], alpha_beta["beta"])

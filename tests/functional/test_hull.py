@@ -1,9 +1,13 @@
 """The rows near the envelope have the feasible set of all rows, exactly."""
 
+from fractions import Fraction
+from math import inf
+
 import pytest
 import torch
 
 from lightning_landscape import functional as F
+from lightning_landscape.functional._envelope import FeasibleSet, Row, as_float
 from lightning_landscape.functional._hull import near_envelope
 from lightning_landscape.functional.alpha_beta import feasible_set
 
@@ -27,6 +31,11 @@ def table(kind, count, seed):
     return {"loss": a, "reference_loss": b, "inner_product": p, "loss_infimum": low}
 
 
+def rows_of(columns):
+    exact = ([Fraction(value) for value in column.tolist()] for column in columns.values())
+    return [Row(a - b, b - low, p) for a, b, p, low in zip(*exact, strict=True)]
+
+
 @pytest.mark.parametrize("kind", ["plain", "signs", "scales", "degenerate", "infimum", "equal"])
 @pytest.mark.parametrize("count", [1, 2, 300])
 @pytest.mark.parametrize("seed", range(5))
@@ -34,14 +43,16 @@ def test_nothing_that_matters_is_left_out(kind, count, seed):
     columns = table(kind, count, seed)
     kept = near_envelope(**columns)
     few = {name: column[kept] for name, column in columns.items()}
-    whole, part = feasible_set(**columns), feasible_set(**few)
-    assert part.vertices() == whole.vertices()
+    whole = FeasibleSet.of(rows_of(columns))  # of every row
+    assert FeasibleSet.of(rows_of(few)) == whole
+    assert feasible_set(**columns) == whole
     for rate in (1e-3, 0.1, 1.0, 30.0):
-        assert torch.equal(F.beta_min(rate, **few), F.beta_min(rate, **columns))
-    all_rows, some = F.best_alpha_beta(**columns), F.best_alpha_beta(**few)
-    for name in ("alpha", "beta", "rate", "ratio"):
-        assert torch.equal(getattr(all_rows, name).nan_to_num(-1), getattr(some, name).nan_to_num(-1))
-    assert all_rows.attained == some.attained
+        beta = whole.beta_min(Fraction(rate))
+        assert float(F.beta_min(rate, **columns)) == (inf if beta is None else as_float(beta))
+    pair, best = F.best_alpha_beta(**columns), whole.best()
+    assert pair.attained == (best.pair is not None)
+    if best.pair is not None:
+        assert (float(pair.rate), float(pair.beta)) == tuple(map(as_float, best.pair))
 
 
 def test_most_rows_are_left_out():
