@@ -32,11 +32,13 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
 
 from lightning_landscape import LandscapeMonitor
+from lightning_landscape.probing.completion import PROVISIONAL
 from lightning_landscape.probing.schedule import Schedule
 
 if __package__:
@@ -57,6 +59,10 @@ SLOW = 0.1
 """Seconds of a step from which long trainings are reckoned, not run"""
 PERIOD, AFTER = 8, 5
 """Steps from one probe to the next where a probe's cost is measured; after so many of them its writing has ended"""
+SLOW_PERIOD, SLOW_AFTER = 3, 2
+"""The same where steps are slow"""
+TOLD = 2**24
+"""Bytes of parameters from which the memory of copies can be told from that of all else"""
 DEFAULTS = {"every_n_steps": 10, "max_probes": 256}
 """The schedule of a monitor that was told nothing"""
 
@@ -138,6 +144,11 @@ class Stopwatch(pl.Callback):
         self.trained = 0.0
         self.peak = 0
 
+    def on_train_start(self, *unused: Any) -> None:
+        """Forget the memory that starting took."""
+        if Path("/proc/self/clear_refs").exists():
+            Path("/proc/self/clear_refs").write_text("5")
+
     def on_train_batch_start(self, *unused: Any) -> None:
         """Note a step's start."""
         self.starts.append(time.perf_counter())
@@ -145,7 +156,16 @@ class Stopwatch(pl.Callback):
     def on_train_end(self, *unused: Any) -> None:
         """Note the end of training, and the largest memory until then, before the monitor evaluates."""
         self.trained = time.perf_counter()
-        self.peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        self.peak = peak()
+
+
+def peak() -> int:
+    """Return the largest resident memory of this process, in bytes; on Linux since that was reset."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        lines = [line for line in status.read_text().splitlines() if line.startswith("VmHWM:")]
+        return 1024 * int(lines[0].split()[1])
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,16 +196,11 @@ def fit(case: Case, steps: int, folder: Path, trainer: Mapping[str, Any] | None 
     torch.manual_seed(0)
     watch, batch, module = Stopwatch(), case.batch(), Module(case.net())
     measuring = LandscapeMonitor(dirpath=folder, figures=False, **monitor) if monitor else None
-    training = pl.Trainer(
-        accelerator="cpu",
-        max_steps=steps,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        callbacks=[watch, *([measuring] if measuring else [])],
-        **(trainer or {}),
+    still: dict[str, Any] = dict.fromkeys(
+        ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False
     )
+    callbacks = [watch, *([measuring] if measuring else [])]
+    training = pl.Trainer(accelerator="cpu", max_steps=steps, callbacks=callbacks, **(still | dict(trainer or {})))
     with open(os.devnull, "w") as nowhere:  # what is going to be measured is said each time
         said, sys.stdout = sys.stdout, nowhere
         try:
@@ -201,25 +216,29 @@ def fit(case: Case, steps: int, folder: Path, trainer: Mapping[str, Any] | None 
 # ------------------------------------------------------------------------------------------------------------ ratios
 
 
-def probe_costs(steps: Sequence[float], first: int = PERIOD) -> tuple[float, float]:
+def probe_costs(
+    steps: Sequence[float], first: int | None = None, period: int = PERIOD, after: int = AFTER
+) -> tuple[float, float]:
     """Return what a probe costs, in plain steps: on the probed step itself, and together with the steps after it.
 
     A probe's plain step is the mean of the last steps before the next probe. Medians over the probes.
 
     Args:
-        steps: seconds of steps, of which 0, `PERIOD`, … were probed.
-        first: the first probe to count; those before it warm up.
+        steps: seconds of steps, of which 0, ``period``, … were probed.
+        first: the first probe to count; those before it warm up. By default the second one.
+        period: steps from one probe to the next.
+        after: so many of them are counted together.
 
     Example:
         >>> probe_costs([1.0] * PERIOD + [1.5, 1.25, *[1.0] * (PERIOD - 2)])
         (0.5, 0.75)
     """
     alone, together = [], []
-    for start in range(first, len(steps) - PERIOD + 1, PERIOD):
-        part = steps[start : start + PERIOD]
-        plain = statistics.mean(part[AFTER:])
+    for start in range(period if first is None else first, len(steps) - period + 1, period):
+        part = steps[start : start + period]
+        plain = statistics.mean(part[after:])
         alone.append(part[0] / plain - 1)
-        together.append(sum(part[:AFTER]) / plain - AFTER)
+        together.append(sum(part[:after]) / plain - after)
     return statistics.median(alone), statistics.median(together)
 
 
@@ -239,10 +258,22 @@ def probes_made(steps: int) -> tuple[int, int]:
     return made, len(schedule.kept)
 
 
+def live_evaluations(steps: int) -> int:
+    """Return how many probes are evaluated before the end, after 1, 2, 4, … epochs.
+
+    Example:
+        >>> live_evaluations(1000)  # after one epoch of 500 steps, and after two
+        32
+    """
+    epochs = [2**power for power in range(32) if 2**power * EPOCH <= steps]
+    return sum(min(PROVISIONAL, probes_made(count * EPOCH)[1]) for count in epochs)
+
+
 def reckoned(steps: int, probe: float, finalisation: float) -> tuple[float, float]:
     """Return the mean slow-down of a training without and with its end, from the costs of a probe in plain steps."""
     made, kept = probes_made(steps)
-    return 1 + made * probe / steps, 1 + (made * probe + kept * finalisation) / steps
+    training = made * probe + live_evaluations(steps) * finalisation
+    return 1 + training / steps, 1 + (training + kept * finalisation) / steps
 
 
 def in_turn(case: Case, steps: int, rounds: int, folder: Path) -> dict[str, Any]:
@@ -289,35 +320,43 @@ def measure(name: str, quick: bool) -> dict[str, Any]:
     probes, rounds = (12, 1) if quick else (60, 3)
     count = sum(p.numel() for p in case.net().parameters())
     result: dict[str, Any] = {"parameters": count, "batch": list(case.batch()[0].shape)}
-    quietly: dict[str, Any] = {"every_n_steps": PERIOD, "max_probes": probes + 2, "live_epochs": None, "segments": 0}
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
-        fit(case, 2 * PERIOD, folder / "warm-up", **quietly)
-        deferred = fit(case, PERIOD * (probes + 1), folder / "deferred", **quietly)
+        quietly: dict[str, Any] = {"max_probes": probes + 2, "live_epochs": None, "segments": 0}
+        warm = fit(case, 6, folder / "warm-up", every_n_steps=3, **quietly)
+        slow = statistics.median(warm.steps) > SLOW
+        period, after = (SLOW_PERIOD, SLOW_AFTER) if slow else (PERIOD, AFTER)
+        quietly["every_n_steps"] = period
+
+        def costs(kind: str, **how: Any) -> Timed:
+            timed = fit(case, period * (probes + 1), folder / kind, **quietly, **how)
+            result[kind], result[f"{kind}_with_writing"] = probe_costs(timed.steps, period=period, after=after)
+            return timed
+
+        deferred = costs("deferred")
         assert deferred.monitor is not None
         assert deferred.monitor.summary is not None
         evaluated = len(deferred.monitor.table or ())
-        plain = statistics.median(deferred.steps[place] for place in range(len(deferred.steps)) if place % PERIOD >= AFTER)
-        result["plain_step_ms"] = 1e3 * plain
-        result["deferred"], result["deferred_with_writing"] = probe_costs(deferred.steps)
+        plain = statistics.median(seconds for place, seconds in enumerate(deferred.steps) if place % period >= after)
+        result["plain_step_ms"], result["probes"] = 1e3 * plain, probes
         result["finalisation"] = deferred.finalisation / plain / evaluated
         result["bytes_per_probe"] = deferred.monitor.summary["run"]["store"]["bytes"] / evaluated
         reference = folder / "deferred" / "landscape" / "reference.safetensors"
-        live = fit(case, PERIOD * (probes + 1), folder / "live", **quietly, reference=str(reference))
-        result["live"], result["live_with_writing"] = probe_costs(live.steps)
+        costs("live", reference=str(reference))
+        costs("deferred_with_tensorboard", trainer={"logger": TensorBoardLogger(folder)})
         for kind in ("deferred", "live"):
             base = statistics.median(peak_memory(name, "plain", None) for _ in range(1 if quick else 3))
-            peak = statistics.median(peak_memory(name, kind, reference) for _ in range(1 if quick else 3))
-            result[f"memory_{kind}_mib"] = (peak - base) / 2**20
-            result[f"memory_{kind}_copies"] = (peak - base) / (4 * count)
+            most = statistics.median(peak_memory(name, kind, reference) for _ in range(1 if quick else 3))
+            result[f"memory_{kind}_mib"] = (most - base) / 2**20
+            result[f"memory_{kind}_copies"] = (most - base) / (4 * count) if 4 * count > TOLD else None
         cost = max(0.0, result["deferred_with_writing"])
         for steps in (500, 2000, 20_000):
             key = f"slow_down_{steps}"
-            if steps == 20_000 or plain > SLOW or (quick and steps > 500):
+            if steps == 20_000 or slow or (quick and steps > 500):
                 result[key], result[f"{key}_with_end"] = reckoned(steps, cost, result["finalisation"])
                 result[f"{key}_how"] = "reckoned"
             else:
-                turns = in_turn(case, steps, rounds, folder)
+                turns = in_turn(case, steps, rounds if steps * plain < 20 else 1, folder)
                 result[key], result[f"{key}_with_end"] = turns["training"], turns["whole"]
                 result[f"{key}_how"], result[f"{key}_ratios"] = "trained", turns["ratios"]
     return result
@@ -350,6 +389,7 @@ ROWS = {
     "plain_step_ms": "a plain step, ms",
     "deferred": "a deferred probe, on its step",
     "deferred_with_writing": "… and on the four after it",
+    "deferred_with_tensorboard": "a deferred probe, TensorBoard",
     "live": "a live probe",
     "finalisation": "finalisation, each probe",
     "slow_down_500": "mean slow-down, 500 steps",
@@ -378,6 +418,9 @@ def report(results: dict[str, dict[str, Any]], microseconds: float) -> str:
         cells = []
         for name, result in results.items():
             value, target = result[row], target_of(name, row)
+            if value is None:
+                cells.append("—")
+                continue
             shown = f"{value:,.0f}" if value >= 1000 else f"{value:.3g}" if "slow_down" not in row else f"{value:.3f}"
             if result.get(f"{row.removesuffix('_with_end')}_how") == "reckoned":
                 shown = f"~{shown}"
@@ -385,7 +428,7 @@ def report(results: dict[str, dict[str, Any]], microseconds: float) -> str:
         lines.append(f"{title:{width}s}" + "".join(f"  {cell:>22s}" for cell in cells))
     lines.append(f"\nan unprobed step: {microseconds:.1f} µs ≤ 20 µs{'' if microseconds <= 20 else ' !'}")
     lines.append("All but ms, µs and bytes are plain training steps, or ratios to plain training. ~ reckoned from the costs of")
-    lines.append("probes and their number; ! above what was aimed at.")
+    lines.append("probes and their number; ! above what was aimed at; — too little memory to be told.")
     for name, result in results.items():
         if "cockpit" in result:
             lines.append(f"Cockpit, economy, {name}: {result['cockpit']}")

@@ -32,8 +32,8 @@ INITIAL_LOSSES = 32
 FRACTIONS = tuple(part / 10 for part in range(11))
 """Where on a line from an iterate to x_p the loss is evaluated"""
 
-PROVISIONAL = 64
-"""So many probes, at most, are evaluated at an iterate of the run before x_p is known"""
+PROVISIONAL = 16
+"""So many probes, at most, are evaluated at an iterate of the run before x_p is known: each takes half a step or so"""
 
 
 def warn_held_out(error: Exception, step: int) -> None:
