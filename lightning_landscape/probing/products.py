@@ -71,7 +71,11 @@ class Products:
 
         Returns:
             G², η (0 where G = 0) and the residual.
+
+        Raises:
+            KeyError: if x_{k+1} lacks a name.
         """
+        after = {name: after[name] for name in before}  # there must be all of them: only a gradient may lack some
         guess = expected if math.isfinite(expected) else 0.0
         for _ in range(_PASSES):
             along = functools.partial(_along, guess * factor)
@@ -100,7 +104,11 @@ class Products:
 
         Returns:
             The inner product and the squared distance.
+
+        Raises:
+            KeyError: if x_p lacks a name.
         """
+        there = {name: there[name] for name in here}
         products, squares = self._totals(2, _apart, here, (here, there, gradient))
         return products * factor, squares
 

@@ -146,7 +146,9 @@ def test_parts_sum_to_the_whole_and_are_those_of_the_recording(mode, tmp_path):
         mine = [row for row in rows if row.step == probe.step]
         assert [row.layer for row in mine] == ["scale", "first", "second"]
         for column in ("inner_product", "grad_sq_norm", "sq_distance"):
-            assert sum(getattr(row, column) for row in mine) == pytest.approx(getattr(probe, column), rel=1e-9, abs=1e-12)
+            whole, size = getattr(probe, column), math.sqrt(probe.grad_sq_norm * probe.sq_distance)
+            # added up in another order: to the rounding of float32
+            assert sum(getattr(row, column) for row in mine) == pytest.approx(whole, rel=1e-6, abs=1e-6 * size)
         x, g, _ = module.steps[probe.step]
         for row in mine:
             names = [name for name in x if name.split(".")[0] == row.layer]

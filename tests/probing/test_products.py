@@ -159,3 +159,12 @@ def test_tensors_of_any_size_type_and_share_together():
 def test_what_is_equal_has_not_changed_whatever_its_factor():
     g = vectors(1, sizes=((3,), (5000,), (1 << 19,)))
     assert Products().sq_change(g, 1 / 3, {name: value.clone() for name, value in g.items()}, 1 / 3) == 0
+
+
+@pytest.mark.parametrize("lacking", [{}, {"a": torch.ones(3)}])
+def test_a_point_that_lacks_a_parameter_is_not_taken_to_be_zero_there(lacking):
+    x = {"a": torch.ones(3), "b": torch.ones(2)}
+    with pytest.raises(KeyError):
+        Products().inner_product_and_distance(x, lacking, x, 1.0)
+    with pytest.raises(KeyError):
+        Products().step(x, lacking, x, 1.0)
