@@ -17,7 +17,7 @@ from lightning_landscape.probes import SCHEMA
 from lightning_landscape.probing.memory import DTYPES, Laid, Layout, Memory, bytes_of, laid_out
 
 _METADATA = {"format": "pt", "schema": str(SCHEMA)}
-_DIRECT = 1 << 20
+_DIRECT = 1 << 21
 """Bytes of an image from which it is written past the cache of the system"""
 _ANEW = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
 _PIECE = 1 << 23

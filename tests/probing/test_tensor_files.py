@@ -16,7 +16,7 @@ from lightning_landscape.probing.memory import Memory
 from lightning_landscape.probing.tensor_files import read_tensors, save_tensors, write_tensors
 from tests.probing.test_memory import TENSORS, drawn
 
-LARGE = {"w": torch.randn(700, 600), "b": torch.randn(601).bfloat16(), "n": torch.tensor(7)}
+LARGE = {"w": torch.randn(900, 600), "b": torch.randn(601).bfloat16(), "n": torch.tensor(7)}
 """More than what goes through the cache, and no whole pages"""
 linux = pytest.mark.skipif(sys.platform != "linux", reason="needs Linux")
 
