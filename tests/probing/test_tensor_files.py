@@ -100,7 +100,7 @@ def test_where_direct_access_fails_later_the_cache_is_used_from_there_on(works, 
     import fcntl
 
     memory, calls = Memory(most=2), []
-    monkeypatch.setattr(tensor_files, "_PIECE", 1 << 20)
+    monkeypatch.setattr(tensor_files, "_PIECE", 1 << 21)
 
     def only(access):
         def limited(file, piece):
