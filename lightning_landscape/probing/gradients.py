@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from lightning.pytorch import Trainer
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_landscape.probing.parameters import copied
+from lightning_landscape.probing.parameters import Copy, copied
 from lightning_landscape.probing.part import whole_of
 from lightning_landscape.probing.sharding import is_sharded, local_gradient
-
-Copy = Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
 
 
 @dataclass(frozen=True, slots=True)

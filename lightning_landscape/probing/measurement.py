@@ -109,7 +109,7 @@ class Measurement:
         """Time of the first evaluation of a loss"""
         self.replayer = Replayer(trainer, module, loss, processes, self.sharded, bool(per_sample))
         self._checks = FidelityCheck(trainer, module, optimizer, self.replayer, processes, self._products)
-        self._swap = Swap(module)
+        self._swap = Swap(module, store.memory.copied)
         stored = StoredProbes(module, store, self.replayer, self._swap, processes, self._products, sharded=self.sharded)
         self._stores_iterates = stored.measures
         self._held_out: HeldOut | None = None
@@ -428,14 +428,22 @@ class Measurement:
 
     def _at_reference(self, probe: Probe, window: Window, reference: Reference) -> Probe | None:
         """Fill the columns that need x_p, while x_k and g_k are at hand."""
-        there, gradient = reference.parameters, window.gradient
-        product, distance = self._products.inner_product_and_distance(window.before, there, gradient.raw, gradient.factor)
-        with self.replayer.silence(), self._swap.to(self._others_of(window), there):
+        there, x = reference.parameters, window.before
+        raw, factor = window.gradient.raw, window.gradient.factor
+        product, distance = self._products.inner_product_and_distance(x, there, raw, factor)
+        layers = []
+        if self.rows.layers is not None and self._stores_iterates:
+            layers = layer_rows(probe, x, there, window.gradient, self._products)
+        if self._held_out is None and not self._completion.takes_samples:
+            del raw
+            window.let_go_of_gradient()  # x_{k+1} takes its place
+        others = self._others_of(window)
+        with self.replayer.silence(put_back={*others, *there}), self._swap.to(others, there):
             loss = self._processes.mean(self.replayer.mean_loss(window.moments))
         if not is_finite(product, distance, loss):
             return None
         if self.rows.layers is not None and self._stores_iterates:
-            self.rows.layers[probe.step] = layer_rows(probe, window.before, there, gradient, self._products)
+            self.rows.layers[probe.step] = layers
         return probe.with_values(reference_loss=loss, inner_product=product, sq_distance=distance)
 
     def _hold_out(self, window: Window, reference: Reference) -> None:

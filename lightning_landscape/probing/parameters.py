@@ -5,7 +5,7 @@ Of sharded parameters (FSDP2) all values here are the parts that this process ho
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -14,6 +14,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_landscape.probing.sharding import local, reshard
+
+Copy = Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
+"""Returns detached copies by name"""
 
 
 def plain_name(name: str) -> str:
@@ -89,10 +92,11 @@ class Swap:
 
     Args:
         module: the module whose parameters are swapped.
+        copy: copies the original values, by name.
     """
 
-    def __init__(self, module: nn.Module) -> None:
-        self._module = module
+    def __init__(self, module: nn.Module, copy: Copy | None = None) -> None:
+        self._module, self._copy = module, copy or copied
         self._originals: dict[str, Tensor] = {}
         self._before: dict[str, Tensor] | None = None
         """Inside of `one_after_another`, and of no block of `to`: the values before it of what was assigned in it"""
@@ -114,7 +118,7 @@ class Swap:
     @contextmanager
     def _and_return(self, wanted: Mapping[str, Tensor]) -> Iterator[None]:
         parameters, outer = named_parameters(self._module), self._originals
-        before = copied({name: parameters[name] for name in wanted})
+        before = self._copy(local_values({name: parameters[name] for name in wanted}))
         self._originals = {**before, **outer}
         try:
             assign(parameters, wanted)
@@ -141,7 +145,7 @@ class Swap:
     @contextmanager
     def _without_return(self, wanted: Mapping[str, Tensor], before: dict[str, Tensor]) -> Iterator[None]:
         parameters = named_parameters(self._module)
-        before.update(copied({name: parameters[name] for name in wanted if name not in before}))
+        before.update(self._copy(local_values({name: parameters[name] for name in wanted if name not in before})))
         self._originals = {**before, **self._originals}
         self._before = None  # blocks inside of this one put back what they found
         try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
@@ -199,10 +199,14 @@ class Replayer:
         )
 
     @contextmanager
-    def silence(self) -> Iterator[None]:
-        """Inside the block, losses can be evaluated; module, trainer and loggers are as before when it ends."""
+    def silence(self, put_back: Collection[str] = ()) -> Iterator[None]:
+        """Inside the block, losses can be evaluated; module, trainer and loggers are as before when it ends.
+
+        Args:
+            put_back: names of parameters whose values the block itself puts back, by a `Swap`.
+        """
         loggers = self._trainer.loggers
-        with untouched(self._trainer, self._module):
+        with untouched(self._trainer, self._module, put_back):
             for module in self._module.modules():
                 if hasattr(type(module), "log_dict"):
                     module.__dict__.update(log=_nothing, log_dict=_nothing, print=_nothing)

@@ -8,7 +8,8 @@ import copy
 import itertools
 import sys
 import types
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from collections.abc import Set as AbstractSet
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from enum import Enum
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from torch.quasirandom import SobolEngine
 
 from lightning_landscape.probing import lightning_compat
+from lightning_landscape.probing.parameters import named_parameters
 from lightning_landscape.probing.sharding import local, reshard
 from lightning_landscape.probing.state import (
     SCALARS,
@@ -35,7 +37,7 @@ from lightning_landscape.probing.state import (
 
 
 @contextmanager
-def untouched(trainer: Trainer, module: LightningModule) -> Iterator[None]:
+def untouched(trainer: Trainer, module: LightningModule, put_back: Collection[str] = ()) -> Iterator[None]:
     """Whatever the block does is undone.
 
     That is: to parameters, buffers, gradients, flags, hooks and attributes of the module, to learning rates, random numbers and
@@ -43,8 +45,14 @@ def untouched(trainer: Trainer, module: LightningModule) -> Iterator[None]:
 
     Inside the block the module works on copies of its containers, tensors and generators; afterwards it has the originals
     again, so that whoever else holds them (a callback, a closure) finds them unchanged.
+
+    Args:
+        trainer: the trainer.
+        module: the module.
+        put_back: names of parameters whose values are put back by the block itself: no copy is needed here.
     """
-    belongings = _Belongings(module)
+    elsewhere_put_back = {id(p) for name, p in named_parameters(module).items() if name in put_back} if put_back else set()
+    belongings = _Belongings(module, elsewhere_put_back)
     with ExitStack() as undo:  # each by itself: one that fails does not keep the others from being undone
         elsewhere = torch.device("cpu") if module.device.type == "cuda" else module.device
         undo.callback(write_random_state, read_random_state(elsewhere), elsewhere)
@@ -64,6 +72,8 @@ class _Belongings:
     """What a module holds: taken apart into originals, which are set aside, and copies, which are there meanwhile."""
 
     module: nn.Module
+    put_back: AbstractSet[int] = frozenset()
+    """Parameters, by id, whose values somebody else puts back"""
     _namespaces: list[tuple[dict[str, Any], dict[str, Any]]] = field(default_factory=list)
     """Attributes, registries of parameters, buffers, submodules and hooks; each with what was in it"""
     _slots: list[tuple[Any, dict[str, Any]]] = field(default_factory=list)
@@ -88,12 +98,14 @@ class _Belongings:
         for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
             if id(tensor) not in self._memo:
                 self._memo[id(tensor)] = tensor
-                self._values.append((tensor, local(tensor).clone()))
+                if id(tensor) not in self.put_back:
+                    self._values.append((tensor, local(tensor).clone()))
                 if isinstance(tensor, nn.Parameter):
                     self._flags.append((tensor, tensor.requires_grad, tensor.grad))
                     tensor.grad = None
         if not is_script(module):
-            registries = [value for name, value in vars(module).items() if name not in attributes_of(module)]
+            attributes = attributes_of(module)
+            registries = [value for name, value in vars(module).items() if name not in attributes]
             self._namespaces += [(value, dict(value)) for value in registries if isinstance(value, dict)]
 
     def _replace_in(self, namespace: dict[str, Any], attributes: dict[str, Any]) -> None:

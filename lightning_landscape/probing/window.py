@@ -287,6 +287,10 @@ class Window:
         if self.measurable:
             self.before = self._store.memory.copied(local_values(parameters))
 
+    def let_go_of_gradient(self) -> None:
+        """Give the memory of g_k back, where nobody will ask for it any more."""
+        self.gradient = Gradient({}, self.gradient.factor)
+
     @property
     def training_loss(self) -> float | None:
         """What ``training_step`` returned, the mean over this process's micro-batches; None under manual optimisation."""

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_landscape import LandscapeMonitor
+from lightning_landscape.probing import memory
 from lightning_landscape.probing.memory import PAGE, Layout, Memory
 from lightning_landscape.probing.window import Window
 from tests.helpers.modules import Plain, loader
@@ -125,3 +126,38 @@ def test_a_run_uses_the_same_two_pieces_for_all_of_its_probes(tmp_path, monkeypa
     assert len(where) > 5
     assert len({place for pair in where for place in pair}) <= 4  # the first two, and two while those were written
     assert len(set(where[2:])) <= 2
+
+
+class Counts(pl.Callback):
+    """Notes after each step how many pieces were made until then."""
+
+    def __init__(self, monkeypatch):
+        self.made, self.after_steps, init = 0, [], memory._Place.__init__
+
+        def noting(place, size):
+            self.made += 1
+            init(place, size)
+
+        monkeypatch.setattr(memory._Place, "__init__", noting)
+
+    def on_train_batch_end(self, trainer, *args):
+        trainer.callbacks[0]._session.measurement.rows.store.wait()  # x_0 is needed until it is written
+        self.after_steps.append(self.made)
+
+
+def test_a_live_run_needs_no_third_piece(tmp_path, monkeypatch):
+    """x_k, and g_k, in whose place x_{k+1} waits while the loss at x_p is evaluated: three copies with x_p."""
+
+    def trained(folder, *others, **settings):
+        monitor = LandscapeMonitor(dirpath=folder, every_n_steps=1, **settings)
+        still = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+        trainer = pl.Trainer(accelerator="cpu", max_epochs=1, callbacks=[monitor, *others], **still)
+        trainer.fit(Plain(), loader())
+        return monitor
+
+    trained(tmp_path / "first")
+    counts, reference = Counts(monkeypatch), tmp_path / "first" / "landscape" / "reference.safetensors"
+    monitor = trained(tmp_path / "second", counts, reference=str(reference))
+    assert len(monitor.table) == len(counts.after_steps) > 5
+    assert all(probe.evaluated for probe in monitor.table)
+    assert len(set(counts.after_steps[1:])) == 1

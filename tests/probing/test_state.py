@@ -129,6 +129,16 @@ def test_untouched_undoes_everything_after_an_error_and_with_gradients(module):
     assert everything(module) == before
 
 
+def test_untouched_leaves_values_alone_that_the_block_puts_back(module):
+    before = {name: parameter.detach().clone() for name, parameter in module.named_parameters()}
+    names = list(before)
+    with untouched(module.trainer, module, put_back=names[:1]), torch.no_grad():
+        for parameter in module.parameters():
+            parameter.data += 1
+    after = dict(module.named_parameters())
+    assert [name for name in names if not torch.equal(after[name], before[name])] == names[:1]
+
+
 def test_untouched_keeps_identities(module):
     held = dict(vars(module).items())
     inner, buffer, gradient = module.again["same"], module.net[1].running_var, module.net[0].weight.grad
