@@ -11,6 +11,7 @@ import itertools
 import json
 import math
 import mmap
+import threading
 import weakref
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
@@ -175,6 +176,8 @@ class Memory:
     def __init__(self, most: int) -> None:
         self._most = most
         self._places: list[_Place] = []
+        self._lending = threading.Lock()
+        """A probe is read in the background while the parameters are copied: no place is to be given to both"""
         self._layouts: dict[Key, Layout] = {}
 
     @torch.no_grad()
@@ -218,16 +221,17 @@ class Memory:
 
         It is lent as long as the tensor, or a view of it, is there.
         """
-        free = [place for place in self._places if place.free]
-        fitting = [place for place in free if size <= place.size <= 2 * size + PAGE]
-        if fitting:
-            return fitting[0].lend(size)
-        if len(self._places) == self._most and free:
-            self._places.remove(free[0])
-        place = _Place(size)
-        if len(self._places) < self._most:
-            self._places.append(place)
-        return place.lend(size)
+        with self._lending:
+            free = [place for place in self._places if place.free]
+            fitting = [place for place in free if size <= place.size <= 2 * size + PAGE]
+            if fitting:
+                return fitting[0].lend(size)
+            if len(self._places) == self._most and free:
+                self._places.remove(free[0])
+            place = _Place(size)
+            if len(self._places) < self._most:
+                self._places.append(place)
+            return place.lend(size)
 
 
 def laid_out(tensors: Mapping[str, Tensor]) -> Layout:

@@ -1,4 +1,4 @@
-"""Files of tensors: safetensors, read as they lie on disk, written whole or not at all."""
+"""Files of tensors: safetensors, large ones past the system's cache; written whole or not at all where that is asked for."""
 
 from __future__ import annotations
 

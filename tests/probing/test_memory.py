@@ -2,6 +2,8 @@
 
 import gc
 import itertools
+import sys
+import threading
 
 import lightning.pytorch as pl
 import pytest
@@ -59,6 +61,29 @@ def test_memory_is_lent_again_when_nobody_has_a_view():
         where |= {x["x"].data_ptr(), g["x"].data_ptr()}
         del x, g
     assert len(where) == 2
+
+
+def test_no_piece_is_lent_to_two_threads():
+    memory, wrong = Memory(most=2), []
+
+    def use(value):
+        for _ in range(2000):
+            copy = memory.copied({"x": torch.full((50,), value)})["x"]
+            if not bool((copy == value).all()):
+                wrong.append(value)
+            del copy
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        threads = [threading.Thread(target=use, args=(float(number),)) for number in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert not wrong
 
 
 def test_no_more_is_kept_than_was_asked_for():
