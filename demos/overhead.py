@@ -42,11 +42,12 @@ from lightning_landscape.probing.completion import PROVISIONAL
 from lightning_landscape.probing.schedule import Schedule
 
 if __package__:
-    from demos import unprobed_step
+    from demos import floors, unprobed_step
     from demos.resnet import resnet
     from demos.sweep import quiet
     from demos.transformer_language_model import Decoder
 else:
+    import floors
     import unprobed_step
     from resnet import resnet
     from sweep import quiet
@@ -183,7 +184,14 @@ class Timed:
     monitor: LandscapeMonitor | None
 
 
-def fit(case: Case, steps: int, folder: Path, trainer: Mapping[str, Any] | None = None, **monitor: Any) -> Timed:
+def fit(
+    case: Case,
+    steps: int,
+    folder: Path,
+    trainer: Mapping[str, Any] | None = None,
+    beside: Sequence[pl.Callback] = (),
+    **monitor: Any,
+) -> Timed:
     """Train, with a monitor if it is told something.
 
     Args:
@@ -191,6 +199,7 @@ def fit(case: Case, steps: int, folder: Path, trainer: Mapping[str, Any] | None 
         steps: of the optimiser.
         folder: for what the monitor writes.
         trainer: further arguments of Lightning's Trainer.
+        beside: further callbacks.
         monitor: its arguments; none for no monitor.
     """
     torch.manual_seed(0)
@@ -199,7 +208,7 @@ def fit(case: Case, steps: int, folder: Path, trainer: Mapping[str, Any] | None 
     still: dict[str, Any] = dict.fromkeys(
         ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False
     )
-    callbacks = [watch, *([measuring] if measuring else [])]
+    callbacks = [watch, *([measuring] if measuring else []), *beside]
     training = pl.Trainer(accelerator="cpu", max_steps=steps, callbacks=callbacks, **(still | dict(trainer or {})))
     with open(os.devnull, "w") as nowhere:  # what is going to be measured is said each time
         said, sys.stdout = sys.stdout, nowhere
@@ -327,9 +336,14 @@ def measure(name: str, quick: bool) -> dict[str, Any]:
         slow = statistics.median(warm.steps) > SLOW
         period, after = (SLOW_PERIOD, SLOW_AFTER) if slow else (PERIOD, AFTER)
         quietly["every_n_steps"] = period
+        fewer = max(12, probes // 3) if slow else probes  # of all but the deferred probes, from which slow-downs are reckoned
+        floor = floors.Floor(period)
+        bare = fit(case, period * (fewer + 1), folder / "floor", beside=[floor])
+        result["forward"], result["copies"] = floor.ratios(bare.steps, after)
 
         def costs(kind: str, **how: Any) -> Timed:
-            timed = fit(case, period * (probes + 1), folder / kind, **quietly, **how)
+            many = probes if kind == "deferred" else fewer
+            timed = fit(case, period * (many + 1), folder / kind, **quietly, **how)
             result[kind], result[f"{kind}_with_writing"] = probe_costs(timed.steps, period=period, after=after)
             return timed
 
@@ -344,9 +358,10 @@ def measure(name: str, quick: bool) -> dict[str, Any]:
         reference = folder / "deferred" / "landscape" / "reference.safetensors"
         costs("live", reference=str(reference))
         costs("deferred_with_tensorboard", trainer={"logger": TensorBoardLogger(folder)})
+        again = 1 if quick or slow else 3
+        base = statistics.median(peak_memory(name, "plain", None) for _ in range(again))
         for kind in ("deferred", "live"):
-            base = statistics.median(peak_memory(name, "plain", None) for _ in range(1 if quick else 3))
-            most = statistics.median(peak_memory(name, kind, reference) for _ in range(1 if quick else 3))
+            most = statistics.median(peak_memory(name, kind, reference) for _ in range(again))
             result[f"memory_{kind}_mib"] = (most - base) / 2**20
             result[f"memory_{kind}_copies"] = (most - base) / (4 * count) if 4 * count > TOLD else None
         cost = max(0.0, result["deferred_with_writing"])
@@ -387,6 +402,8 @@ def environment() -> dict[str, Any]:
 
 ROWS = {
     "plain_step_ms": "a plain step, ms",
+    "copies": "floor: copies of x and g",
+    "forward": "floor: a forward pass",
     "deferred": "a deferred probe, on its step",
     "deferred_with_writing": "… and on the four after it",
     "deferred_with_tensorboard": "a deferred probe, TensorBoard",
@@ -410,8 +427,14 @@ def target_of(name: str, row: str) -> float | None:
     return CASES[name].targets.get(row, TARGETS.get(row, COPIES.get(kind) if row.startswith("memory") else None))
 
 
-def report(results: dict[str, dict[str, Any]], microseconds: float) -> str:
-    """Return the table: rows are quantities, columns networks; what is aimed at stands behind a ≤."""
+def report(results: dict[str, dict[str, Any]], microseconds: float, bandwidth: dict[str, float]) -> str:
+    """Return the table: rows are quantities, columns networks; what is aimed at stands behind a ≤.
+
+    Args:
+        results: all numbers of each network.
+        microseconds: of a step that is not probed.
+        bandwidth: what `floors.bandwidth` found.
+    """
     width = max(map(len, ROWS.values()))
     lines = [" " * width + "".join(f"  {name:>22s}" for name in results)]
     for row, title in ROWS.items():
@@ -427,8 +450,10 @@ def report(results: dict[str, dict[str, Any]], microseconds: float) -> str:
             cells.append(f"{shown} ≤ {target:g}{'' if value <= target else ' !'}" if target is not None else shown)
         lines.append(f"{title:{width}s}" + "".join(f"  {cell:>22s}" for cell in cells))
     lines.append(f"\nan unprobed step: {microseconds:.1f} µs ≤ 20 µs{'' if microseconds <= 20 else ' !'}")
-    lines.append("All but ms, µs and bytes are plain training steps, or ratios to plain training. ~ reckoned from the costs of")
-    lines.append("probes and their number; ! above what was aimed at; — too little memory to be told.")
+    lines.append(floors.report(bandwidth))
+    lines.append("All but ms, µs and bytes are plain training steps, or ratios to plain training; floors are timed alone, in")
+    lines.append("the middle of a plain training. ~ reckoned from the costs of probes and their number; ! above what was aimed")
+    lines.append("at; — too little memory to be told.")
     for name, result in results.items():
         if "cockpit" in result:
             lines.append(f"Cockpit, economy, {name}: {result['cockpit']}")
@@ -448,7 +473,7 @@ def main() -> None:
         memory_of(given.memory[0], given.memory[1], given.memory[2] if len(given.memory) > 2 else None)
         return
     quiet()
-    microseconds = unprobed_step.measure()
+    microseconds, bandwidth = unprobed_step.measure(), floors.bandwidth()
     results = {}
     for name in given.only:
         print(f"  {name} …", file=sys.stderr, flush=True)
@@ -456,9 +481,15 @@ def main() -> None:
         if given.cockpit:
             results[name]["cockpit"] = cockpit(given.cockpit, name)
     given.out.parent.mkdir(parents=True, exist_ok=True)
-    content = {"environment": environment(), "unprobed_step_us": microseconds, "quick": given.quick, "networks": results}
+    content = {
+        "environment": environment(),
+        "quick": given.quick,
+        "unprobed_step_us": microseconds,
+        "bandwidth": bandwidth,
+        "networks": results,
+    }
     given.out.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    print(report(results, microseconds))
+    print(report(results, microseconds, bandwidth))
     print(f"\n  numbers   {given.out}")
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lightning_landscape.probing.processes import Processes
 
-_BLOCK = {"cpu": 1 << 18}  # elements worked on at a time, which bounds every temporary: on a CPU they stay in its cache
+_BLOCK = {"cpu": 1 << 17}  # elements worked on at a time, which bounds every temporary: on a CPU they stay in its cache
 _OTHER_BLOCK = 1 << 22  # elsewhere it is the number of kernels that costs
 _SMALL = 8  # tensors below this part of a block are joined first: of them it is the number of operations that costs
 _CANCELS = 1e-2  # a difference below this share of what it is the difference of is rounding in part
@@ -43,7 +43,7 @@ class Products:
 
     def __init__(self, processes: Processes | None = None, shares: Mapping[str, float] | None = None) -> None:
         self._processes, self._shares = processes, shares or {}
-        self._memory: dict[torch.dtype, Tensor] = {}
+        self._memory: dict[torch.dtype, _Block] = {}
         """To work in, on a CPU: new memory is handed out page by page, which takes longer than to compute what goes there"""
 
     @torch.no_grad()
@@ -158,20 +158,21 @@ class Products:
             if first.numel() < most // _SMALL:
                 small.setdefault((share, first.device, dtype), []).append(flat)
                 continue
-            for start in range(0, first.numel(), most):
-                pieces = flat if first.numel() <= most else [side[start : start + most] for side in flat]
+            for pieces in zip(*(torch.split(side, most) for side in flat), strict=True):
                 yield share, tuple(piece if piece.dtype == dtype else piece.to(dtype) for piece in pieces)
         for (share, device, dtype), tensors in small.items():
             for group in _grouped(tensors, _most(device)):
                 yield share, tuple(torch.cat(side).to(dtype) for side in zip(*group, strict=True))
 
-    def _memory_for(self, piece: Tensor) -> Tensor:
+    def _memory_for(self, piece: Tensor) -> _Block:
         """Return two rows of the length of a piece."""
+        size = piece.numel()
         if piece.device.type != "cpu":  # there torch keeps what was freed
-            return piece.new_empty(2, piece.numel())
+            return piece.new_empty(2, size).unbind()
         if piece.dtype not in self._memory:
-            self._memory[piece.dtype] = piece.new_empty(2, _most(piece.device))
-        return self._memory[piece.dtype][:, : piece.numel()]
+            self._memory[piece.dtype] = piece.new_empty(2, _most(piece.device)).unbind()
+        rows = self._memory[piece.dtype]
+        return rows if size == rows[0].numel() else tuple(row[:size] for row in rows)
 
 
 @contextmanager
@@ -184,7 +185,7 @@ def _without_autocast() -> Iterator[None]:
         yield
 
 
-def _along(step_size: float, memory: Tensor, x: Tensor, y: Tensor, g: Tensor) -> _Block:
+def _along(step_size: float, memory: _Block, x: Tensor, y: Tensor, g: Tensor) -> _Block:
     """Return the addends of ‖g‖², ⟨r, g⟩ and ‖r‖², where r = x − y − step_size · g."""
     rest, product = memory
     torch.sub(x, y, out=rest)
@@ -193,14 +194,14 @@ def _along(step_size: float, memory: Tensor, x: Tensor, y: Tensor, g: Tensor) ->
     return _dot(g, g, product), _dot(rest, g, product), _dot(rest, rest, product)
 
 
-def _apart(memory: Tensor, x: Tensor, y: Tensor, g: Tensor) -> _Block:
+def _apart(memory: _Block, x: Tensor, y: Tensor, g: Tensor) -> _Block:
     """Return the addends of ⟨x − y, g⟩ and ‖x − y‖²."""
     difference, product = memory
     torch.sub(x, y, out=difference)
     return _dot(difference, g, product), _dot(difference, difference, product)
 
 
-def _change(left_factor: float, right_factor: float, memory: Tensor, left: Tensor, right: Tensor) -> _Block:
+def _change(left_factor: float, right_factor: float, memory: _Block, left: Tensor, right: Tensor) -> _Block:
     """Return the addend of ‖left_factor · left − right_factor · right‖²."""
     difference, product = memory
     torch.mul(left, left_factor, out=difference)

@@ -1,7 +1,7 @@
 """What a kept probe needs until x_p is known, on disk: x_k, g_k and the moments of its micro-batches.
 
 One folder a probe, named by its step. Tensors lie in safetensors files; the structure of a batch and of the module's plain
-state is pickled beside, and read back only if its SHA-256 is one that this run wrote down (in memory, or in its
+state is pickled among them, and read back only if its SHA-256 is one that this run wrote down (in memory, or in its
 checkpoint). The store holds the user's training batches: its folders are open to the user alone.
 
 In a distributed run each process has a store of its own: the micro-batches are its own, and of sharded parameters it keeps its
@@ -13,11 +13,9 @@ Probes are written in the background. Whoever reads waits for what is still to b
 from __future__ import annotations
 
 import functools
-import hashlib
-import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -37,11 +35,12 @@ from lightning_landscape.probing.freezing import Frozen
 from lightning_landscape.probing.gradients import Gradient
 from lightning_landscape.probing.kept import Kept, Unwritten, same_sample, sampled
 from lightning_landscape.probing.memory import Memory
-from lightning_landscape.probing.tensor_files import link, save_tensors, write_private, write_tensors
+from lightning_landscape.probing.moments import MOMENTS, digest_of, read_about, read_moments, write_moments
+from lightning_landscape.probing.tensor_files import link, save_tensors
 
 T = TypeVar("T")
 
-_OTHERS, _MOMENTS = "others", "moments.json"
+_OTHERS = "others"
 _NATIVES = 3
 """So many probes, x_0 and the two newest of those that the caller chose, are there as they were, beside being encoded"""
 WAYS_OUT = (
@@ -74,6 +73,8 @@ class ProbeStore:
         """Bytes of the largest probe as it was, where some are there like that beside"""
         self._natives: list[int] = []
         self._held: dict[int, Sequence[Frozen]] = {}
+        self._newest_read: tuple[int, list[Frozen]] | None = None
+        """The micro-batches that were read last: a line to x_p evaluates the same ones again and again"""
         self._adopted: dict[tuple[int, int], Path] = {}
         self._background = Background(most=2)
         self.memory = Memory(most=2)
@@ -136,7 +137,7 @@ class ProbeStore:
                 self.largest = max(self.largest, self._bytes_of(kept) + size)
             self.shared = size
             self._sample = sampled(kept.others)
-        self.digests[step] = _digest(moment.structure for moment in kept.moments)
+        self.digests[step] = digest_of(moment.structure for moment in kept.moments)
         if any(not moment.structure for moment in kept.moments):
             self._held[step] = kept.moments
         kept = replace(kept, natively=kept.natively and self._has_room_natively(kept.nbytes))
@@ -213,11 +214,7 @@ class ProbeStore:
             save_tensors(self._newest_others, self._owed, private=True)
         if self._newest_others.exists():
             link(self._newest_others, folder / self._newest_others.name)
-        for index, moment in enumerate(kept.moments):
-            write_tensors(folder / f"moment-{index}.safetensors", moment.tensors, private=True)
-            write_private(folder / f"moment-{index}.pickle", moment.structure)
-        content = {"schema": SCHEMA, "count": len(kept.moments), "loss": kept.loss, "error": asdict(error)}
-        write_private(folder / _MOMENTS, json.dumps(content).encode())
+        write_moments(folder, kept.moments, {"schema": SCHEMA, "loss": kept.loss, "error": asdict(error)})
 
     def others_changed(self, others: Mapping[str, Tensor]) -> bool:
         """Return whether parameters that the optimiser does not hold are to be stored: they differ from those stored last.
@@ -235,6 +232,7 @@ class ProbeStore:
             self.wait()
         self.digests.pop(step, None)
         self._held.pop(step, None)
+        self._newest_read = None
         shutil.rmtree(self._of(step), ignore_errors=True)
 
     def remove(self) -> None:
@@ -242,13 +240,14 @@ class ProbeStore:
         self.wait()
         self._reading.wait()
         self._ahead.clear()
+        self._newest_read = None
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def adopt(self, folder: Path, step: int, digest: str) -> bool:
         """Take over a probe from another run's store by hard links, else copies; False if it is not there."""
         self.wait()
         source = folder / f"{step:012d}"
-        if not (source / _MOMENTS).is_file():
+        if not (source / MOMENTS).is_file():
             return False
         self._make_private(self.folder)
         self._make_private(self._of(step))
@@ -272,7 +271,7 @@ class ProbeStore:
 
     def __contains__(self, step: int) -> bool:
         self.wait()
-        return (self._of(step) / _MOMENTS).is_file()
+        return (self._of(step) / MOMENTS).is_file()
 
     def holds_iterate(self, step: int) -> bool:
         """Return whether x_k of a step is stored, and what its loss needs."""
@@ -366,16 +365,17 @@ class ProbeStore:
         self.wait()
         if step in self._held:
             return list(self._held[step])
-        folder = self._of(step)
+        if self._newest_read is not None and self._newest_read[0] == step:
+            return list(self._newest_read[1])
         try:
-            paths = [folder / f"moment-{index}" for index in range(self._content(step)["count"])]
-            structures = [path.with_suffix(".pickle").read_bytes() for path in paths]
-            tensors = [load_file(path.with_suffix(".safetensors")) for path in paths]
-        except (OSError, SafetensorError) as error:
+            moments = read_moments(self._of(step))
+        except (OSError, ValueError) as error:
             raise NotMeasurable(f"the stored batch of step {step} is gone: {error}") from error
-        if not paths or not all(structures) or _digest(structures) != self.digests.get(step):
+        structures = [moment.structure for moment in moments]
+        if not moments or not all(structures) or digest_of(structures) != self.digests.get(step):
             raise NotMeasurable(f"the stored batch of step {step} is not the one that this run wrote")
-        return [Frozen(*parts) for parts in zip(structures, tensors, strict=True)]
+        self._newest_read = step, moments
+        return list(moments)
 
     def loss(self, step: int) -> float:
         """Return this process's loss at a step, as training saw it.
@@ -391,11 +391,9 @@ class ProbeStore:
     def _content(self, step: int) -> dict[str, Any]:
         self.wait()
         try:
-            with open(os.path.join(self._of(step), _MOMENTS), "rb") as file:
-                content: dict[str, Any] = json.loads(file.read())
+            return read_about(self._of(step))
         except ValueError as error:
             raise NotMeasurable(f"what is stored of step {step} cannot be read: {error}") from error
-        return content
 
     @property
     def nbytes(self) -> int:
@@ -414,11 +412,3 @@ class ProbeStore:
     def _make_private(folder: Path) -> None:
         for level in (folder.parent, folder) if folder.name.startswith("process-") else (folder,):
             level.mkdir(mode=0o700, parents=True, exist_ok=True)
-
-
-def _digest(structures: Iterable[bytes]) -> str:
-    """Return one SHA-256 over the structures of a probe's micro-batches: what no known run wrote is never unpickled."""
-    whole = hashlib.sha256()
-    for structure in structures:
-        whole.update(hashlib.sha256(structure).digest())
-    return whole.hexdigest()

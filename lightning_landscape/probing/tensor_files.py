@@ -2,36 +2,43 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import hashlib
 import json
 import os
 import shutil
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
 from lightning_landscape.probes import SCHEMA
-from lightning_landscape.probing.memory import DTYPES, Laid, Layout, Memory, bytes_of, laid_out
+from lightning_landscape.probing.memory import DTYPES, PAGE, Laid, Layout, Memory, bytes_of, laid_out
 
 _METADATA = {"format": "pt", "schema": str(SCHEMA)}
-_DIRECT = 1 << 21
-"""Bytes of an image from which it is written past the cache of the system"""
+_DIRECT = 1 << 19
+"""Bytes of a file from which it is written and read past the cache of the system.
+
+Whoever reads or writes it waits for the disk, in the background while training, and leaves the CPU to others meanwhile.
+"""
 _ANEW = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
 _PIECE = 1 << 23
 _PIECES = 512
 """As many buffers in one call as every system takes"""
+_SCRATCH = Memory(most=1)
+"""Where what lies anywhere is on the way to the disk"""
 
 
 def write_tensors(
     path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None, *, private: bool = False
 ) -> None:
-    """Write tensors to a safetensors file, from where they lie.
+    """Write tensors to a safetensors file.
 
-    What was laid out by `Memory` and is large goes past the system's cache where that is possible: for its pages the system
-    would spend more of the CPU's time than the rest takes, and push the user's data out.
+    A large one goes past the system's cache where that is possible: for its pages the system would spend more of the CPU's time
+    than all else takes, and push the user's data out. What was laid out by `Memory` is written from where it lies.
 
     Args:
         path: the file; an older one goes.
@@ -50,7 +57,11 @@ def write_tensors(
             return
         on_host = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
         layout = laid_out(on_host)
-        _write(path, [memoryview(layout.header(about)), *bytes_of(on_host[name] for name in layout.spans)], mode)
+        pieces = [memoryview(bytearray(layout.header(about))), *bytes_of(on_host[name] for name in layout.spans)]
+        if layout.nbytes < _DIRECT:
+            _write(path, pieces, mode)
+        else:
+            _write_aligned(path, pieces, sum(map(len, pieces)), mode)
     except (TypeError, ValueError) as error:
         raise OSError(errno.EINVAL, str(error), str(path)) from error
     except OSError as error:  # of a write, it does not say where
@@ -68,10 +79,44 @@ def _write_image(path: Path, image: memoryview, layout: Layout, metadata: Mappin
     image[: layout.before] = layout.header(metadata, nbytes=layout.before)
     file, direct = _open_directly(path, _ANEW, mode)
     try:
-        written = 0
-        while written < len(image):
-            written += _past_the_cache(os.write, file, image[written : written + _PIECE], direct)
+        _write_out(file, image, direct)
         os.ftruncate(file, layout.before + layout.nbytes)
+    finally:
+        os.close(file)
+
+
+def _write_out(file: int, image: memoryview, direct: int) -> None:
+    """Write whole pages."""
+    written = 0
+    while written < len(image):
+        written += _past_the_cache(os.write, file, image[written : written + _PIECE], direct)
+
+
+def _write_aligned(path: Path, pieces: Iterable[memoryview], size: int, mode: int) -> None:
+    """Write pieces of any length past the system's cache, by way of memory that begins where a page does.
+
+    Args:
+        path: the file.
+        pieces: its bytes.
+        size: how many they are.
+        mode: of the file.
+    """
+    place, image = _SCRATCH.lend(min(size, _PIECE))
+    room, filled = len(image), 0
+    file, direct = _open_directly(path, _ANEW, mode)
+    try:
+        for piece in pieces:
+            # through ctypes, which lets go of Python meanwhile, and stays in this thread: training goes on beside
+            source, start = ctypes.addressof(ctypes.c_char.from_buffer(piece)), 0
+            while start < len(piece):
+                count = min(len(piece) - start, room - filled)
+                ctypes.memmove(place.data_ptr() + filled, source + start, count)
+                start, filled = start + count, filled + count
+                if filled == room:
+                    _write_out(file, image, direct)
+                    filled = 0
+        _write_out(file, image[: -(-filled // PAGE) * PAGE], direct)
+        os.ftruncate(file, size)
     finally:
         os.close(file)
 
@@ -103,11 +148,48 @@ def read_tensors(path: Path, memory: Memory) -> tuple[dict[str, Tensor], dict[st
         os.close(file)
     before = 8 + int.from_bytes(image[:8], "little")
     try:
-        header = json.loads(bytes(image[8 : min(before, size)]))
-        metadata = header.pop("__metadata__", {})
-        return {name: _tensor(flat[before:size], **about) for name, about in header.items()}, metadata
+        header, texts = _parsed(bytes(image[8 : min(before, size)]), path)
+        _check_spans([about["data_offsets"] for about in header.values()], size - before)
+        return {name: _tensor(flat[before:size], **about) for name, about in header.items()}, texts
     except (LookupError, TypeError, RuntimeError) as error:
         raise ValueError(f"found no file of tensors in {path}: {error}") from error
+
+
+def read_header(path: Path) -> dict[str, str]:
+    """Return the texts of the header of a file of tensors, without reading these.
+
+    Raises:
+        OSError: if it cannot be read.
+        ValueError: if it is no such file.
+    """
+    with path.open("rb", buffering=0) as file:
+        size = int.from_bytes(file.read(8), "little")
+        _, texts = _parsed(file.read(size) if size < os.fstat(file.fileno()).st_size else b"", path)
+    return texts
+
+
+def _parsed(text: bytes, path: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return what a header says of the tensors, by name, and its texts.
+
+    Raises:
+        ValueError: if it is none.
+    """
+    header = json.loads(text)
+    texts = header.pop("__metadata__", {}) if isinstance(header, dict) else None
+    if not isinstance(texts, dict) or not all(isinstance(value, str) for value in texts.values()):
+        raise ValueError(f"found no file of tensors in {path}")
+    return header, texts
+
+
+def _check_spans(spans: Sequence[Sequence[int]], size: int) -> None:
+    """See whether tensors lie one after the other and fill a file.
+
+    Raises:
+        ValueError: if not.
+    """
+    edges = [0, *(edge for span in sorted(map(tuple, spans)) for edge in span), size]
+    if any(start != end for end, start in zip(edges[::2], edges[1::2], strict=True)):
+        raise ValueError("found tensors that do not fill their file")
 
 
 def _tensor(data: Tensor, dtype: str, shape: Sequence[int], data_offsets: Sequence[int]) -> Tensor:
@@ -170,11 +252,6 @@ def file_digest(path: Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
-
-
-def write_private(path: Path, content: bytes) -> None:
-    """Write bytes to a file that only the user may read."""
-    _write(path, [memoryview(content)] if content else [], 0o600)
 
 
 def link(source: Path, target: Path) -> None:

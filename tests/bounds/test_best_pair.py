@@ -71,7 +71,7 @@ def densely(rows, shape):
     low = float(shape.least_rate)
     grid = np.concatenate([low + np.geomspace(1e-9, 1e12, 20_000), [low] if low else []])
     ends = [float(p / a) for a, b, p in rows if b == 0 and a > 0 and p > 0]
-    grid = np.sort(np.concatenate([grid, ends]))
+    grid = np.sort(np.concatenate([grid, ends, np.multiply(ends, 1 - 1e-12)]))  # an end may be rounded to beyond itself
     values = on_the_boundary(rows, shape, grid)
     if not np.isfinite(values).any():
         return np.inf

@@ -5,7 +5,7 @@ import statistics
 import pytest
 import torch
 
-from demos import growth, overhead
+from demos import floors, growth, overhead
 from demos.overhead import CASES, PERIOD, Case, fit, images, mlp, probe_costs, probes_made, reckoned, report, target_of
 
 
@@ -64,6 +64,31 @@ def test_a_training_is_timed_and_is_the_same_with_and_without(tmp_path):
     assert timed.finalisation > plain.finalisation
 
 
+def test_floors_are_in_plain_steps_and_timed_within_a_training(tmp_path):
+    floor = floors.Floor(PERIOD)
+    timed = fit(Case(lambda: mlp(64), images(784)), 3 * PERIOD, tmp_path, beside=[floor])
+    assert len(floor.forward) == len(floor.copies) == 3
+    for place, forward in enumerate(floor.forward):
+        assert 0 < forward + floor.copies[place] < timed.steps[PERIOD * place]
+    floor.forward, floor.copies = [9.0, 1.0, 6.0], [0.9, 0.1, 0.6]
+    steps = [*[7.0] * 5, *[1.0] * 3, *[7.0] * 5, *[1.0] * 3, *[7.0] * 5, *[2.0] * 3]
+    assert floor.ratios(steps, after=5) == pytest.approx((2.0, 0.2))  # the first one warms up: ratios 1 and 3
+
+
+def test_shares_of_the_bandwidth_are_of_what_is_read(monkeypatch):
+    monkeypatch.setattr(floors, "SHAPES", {"x": (100, 10)})
+    called = []
+
+    def one_second(call):
+        called.append(call())
+        return 1.0
+
+    monkeypatch.setattr(floors, "seconds", one_second)
+    found = floors.bandwidth(rounds=2)
+    assert len(called) == 8
+    assert list(found.values()) == [2 * 4000 / 1e9, 1.0, 1.5, 1.5]  # a copy reads and writes: two times its bytes
+
+
 def test_what_is_aimed_at():
     assert target_of("CNN", "deferred") == 0.05
     assert target_of("MLP 784-256-256-10", "live") == 0.9
@@ -74,10 +99,11 @@ def test_what_is_aimed_at():
 
 def test_the_table_marks_what_was_missed():
     result = dict.fromkeys(overhead.ROWS, 0.01) | {"deferred": 0.3, "slow_down_20000": 1.004, "slow_down_20000_how": "reckoned"}
-    said = report({"CNN": result}, 3.0)
+    said = report({"CNN": result}, 3.0, {"copy, GB/s": 20.0, "inner product and distance": 0.61})
     assert "0.3 ≤ 0.05 !" in said
     assert "~1.004 ≤ 1.01\n" in said
     assert "3.0 µs ≤ 20 µs\n" in said
+    assert "a copy (20 GB/s): inner product and distance 61%; aimed at 60%" in said
     assert said.count(" !") == 1 + 1  # and the legend
 
 

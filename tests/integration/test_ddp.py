@@ -356,8 +356,8 @@ def test_the_store_of_each_process(tmp_path):
     first, second = run.path / "store", run.path / "store" / "process-1"
     for step in range(4):
         assert (first / f"{step:012d}" / "parameters.safetensors").is_file()
-        assert (first / f"{step:012d}" / "moments.json").is_file()
-        assert (second / f"{step:012d}" / "moments.json").is_file()
+        assert (first / f"{step:012d}" / "moments.safetensors").is_file()
+        assert (second / f"{step:012d}" / "moments.safetensors").is_file()
         assert not (second / f"{step:012d}" / "parameters.safetensors").exists()
         assert not (second / f"{step:012d}" / "gradient.safetensors").exists()
     assert all(path.stat().st_mode & 0o077 == 0 for path in (first, *first.rglob("*")))

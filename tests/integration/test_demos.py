@@ -148,7 +148,7 @@ def test_from_the_command_line_with_a_loss_by_import_path(cli, tmp_path):
     assert run.summary["run"]["loss"]["source"] == "smoothed"
 
 
-@pytest.mark.parametrize("given", ["true", "mixing"])
+@pytest.mark.parametrize("given", ["true", pytest.param("mixing", marks=pytest.mark.slow)])
 def test_single_samples_from_the_command_line(given, cli, tmp_path):
     (tmp_path / "losses.py").write_text(
         "from torch.nn.functional import cross_entropy\n\n\ndef each(module, batch):\n"
@@ -175,6 +175,7 @@ def test_single_samples_from_the_command_line(given, cli, tmp_path):
     assert run.summary["per_sample"]["mixing"] == (False if given == "true" else "allowed")
 
 
+@pytest.mark.slow
 def test_print_config_round_trips(cli, tmp_path):
     printed = python(cli, "fit", "--config", ROOT / "demos/configs/one_pass.yaml", "--print_config", folder=tmp_path)
     text = printed[printed.index("seed_everything") :]
@@ -208,6 +209,7 @@ def test_a_wrong_choice_is_named(cli, tmp_path):
     assert "int4" in said
 
 
+@pytest.mark.slow
 def test_the_benchmark_prints_its_number(tmp_path):
     said = python(ROOT / "demos" / "unprobed_step.py", folder=tmp_path)
     assert "an unprobed step in the callback" in said

@@ -205,7 +205,9 @@ class CompiledByInductor(Compiled):
 
 
 @pytest.mark.filterwarnings("ignore")  # dynamo's own
-@pytest.mark.parametrize("module", [Compiled, CompiledAhead, pytest.param(CompiledByInductor, marks=NEEDS_A_COMPILER)])
+@pytest.mark.parametrize(
+    "module", [Compiled, CompiledAhead, pytest.param(CompiledByInductor, marks=[NEEDS_A_COMPILER, pytest.mark.slow])]
+)
 def test_a_compiled_submodule(module, tmp_path):
     torch._dynamo.reset()
     setting = Foreign(module, lambda: loader(5))

@@ -8,12 +8,15 @@ import subprocess
 import lightning.pytorch as pl
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from lightning_landscape import LandscapeMonitor
 from lightning_landscape.probing.failures import NotMeasurable
 from lightning_landscape.probing.freezing import freeze, thaw
 from lightning_landscape.probing.gradients import Gradient
 from lightning_landscape.probing.kept import Kept
+from lightning_landscape.probing.moments import MOMENTS
 from lightning_landscape.probing.store import ProbeStore
 from lightning_landscape.probing.tensor_files import save_tensors
 from tests.helpers.modules import Plain, loader
@@ -95,8 +98,12 @@ def test_what_another_run_wrote_is_not_unpickled(tmp_path):
     other = ProbeStore(tmp_path / "store", BUDGET)
     with pytest.raises(NotMeasurable, match="step 7 is not the one that this run wrote"):
         other.moments(7)
-    victim = tmp_path / "store" / f"{7:012d}" / "moment-0.pickle"
-    victim.write_bytes(victim.read_bytes() + b" ")
+    victim = tmp_path / "store" / f"{7:012d}" / MOMENTS
+    with safe_open(victim, framework="pt") as file:
+        header = file.metadata()
+    content = load_file(victim)
+    content["0"] = torch.cat([content["0"], content["0"][:1]])  # the pickled part of the first micro-batch
+    save_file(content, victim, header)
     with pytest.raises(NotMeasurable, match="is not the one that this run wrote"):
         store.moments(7)
     shutil.rmtree(victim.parent)

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from lightning_landscape.probing import tensor_files
 from lightning_landscape.probing.memory import Memory
-from lightning_landscape.probing.tensor_files import read_tensors, save_tensors, write_tensors
+from lightning_landscape.probing.tensor_files import read_header, read_tensors, save_tensors, write_tensors
 from tests.probing.test_memory import TENSORS, drawn
 
 LARGE = {"w": torch.randn(900, 600), "b": torch.randn(601).bfloat16(), "n": torch.tensor(7)}
@@ -84,6 +84,34 @@ def test_large_files_go_past_the_cache_and_small_ones_do_not(tmp_path, monkeypat
     write_tensors(tmp_path / "y", memory.on_host({"x": torch.zeros(9)}))
     read_tensors(tmp_path / "y", memory)
     assert [bool(flags & os.O_DIRECT) for flags in seen] == [True, True, False, False]
+
+
+@linux
+@pytest.mark.parametrize("piece", [1 << 12, 1 << 13, 1 << 19, 1 << 23])
+def test_what_lies_anywhere_goes_past_the_cache_in_pieces(piece, tmp_path, monkeypatch):
+    import fcntl
+
+    monkeypatch.setattr(tensor_files, "_PIECE", piece)
+    seen, past, cut = flags_of(monkeypatch), [], os.ftruncate
+
+    def note(file, size):
+        past.append(bool(fcntl.fcntl(file, fcntl.F_GETFL) & os.O_DIRECT))  # still: nothing had to go through the cache
+        cut(file, size)
+
+    monkeypatch.setattr(tensor_files.os, "ftruncate", note)
+    edges = {"fits": torch.arange(3 << 12), "odd": torch.randn(4097).to(torch.int8), "none": torch.zeros(0), **LARGE}
+    write_tensors(tmp_path / "x", edges, {"factor": "0.5"})
+    assert [bool(flags & os.O_DIRECT) for flags in seen] == [True]
+    assert past == [True]
+    same(load_file(tmp_path / "x"), edges)
+    assert read_header(tmp_path / "x")["factor"] == "0.5"
+
+
+@pytest.mark.parametrize("content", [b"", b"\0" * 8, b"\2" + b"\0" * 7 + b"[]", b"\377" * 9, b"\4" + b"\0" * 7 + b"null!"])
+def test_no_header(content, tmp_path):
+    (tmp_path / "x").write_bytes(content)
+    with pytest.raises(ValueError):  # noqa: PT011
+        read_header(tmp_path / "x")
 
 
 @linux
