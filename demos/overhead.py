@@ -2,6 +2,7 @@
 
 python demos/overhead.py                          all networks; the larger ones take long, start with --only
 python demos/overhead.py --only "CNN" --quick     one of them, with less repetition
+python demos/overhead.py --show FILE              the table of such numbers again
 python demos/overhead.py --cockpit PYTHON         beside it Cockpit's economy configuration; PYTHON is that of an environment
                                                   with torch, cockpit-for-pytorch and "setuptools<81"
 
@@ -456,7 +457,9 @@ def report(results: dict[str, dict[str, Any]], microseconds: float, bandwidth: d
     lines.append("at; — too little memory to be told.")
     for name, result in results.items():
         if "cockpit" in result:
-            lines.append(f"Cockpit, economy, {name}: {result['cockpit']}")
+            found = result["cockpit"]
+            cost = f"{found['tracked']:.3g} plain steps a tracked step" if "tracked" in found else found["failed"]
+            lines.append(f"Cockpit, economy, {name}: {cost}")
     return "\n".join(lines)
 
 
@@ -466,9 +469,14 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="less repetition")
     parser.add_argument("--out", type=Path, default=Path("runs/overhead/overhead.json"))
     parser.add_argument("--cockpit", metavar="PYTHON", help="Python of an environment with cockpit-for-pytorch")
+    parser.add_argument("--show", type=Path, metavar="FILE", help="print the table of such numbers, measure nothing")
     parser.add_argument("--memory", nargs="+", help=argparse.SUPPRESS)
     given = parser.parse_args()
     warnings.filterwarnings("ignore")
+    if given.show:
+        found = json.loads(given.show.read_text(encoding="utf-8"))
+        print(report(found["networks"], found["unprobed_step_us"], found["bandwidth"]))
+        return
     if given.memory:
         memory_of(given.memory[0], given.memory[1], given.memory[2] if len(given.memory) > 2 else None)
         return

@@ -479,6 +479,7 @@ def test_without_matplotlib_pictures_say_how_to_get_it(grid, tmp_path, say, monk
         assert "pip install 'lightning-landscape[plots]'" in err
 
 
+@pytest.mark.slow
 def test_a_console_without_greek_letters(grid):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "ascii"}
     program = "import sys; from lightning_landscape.cli import main; sys.exit(main())"

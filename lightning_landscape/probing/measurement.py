@@ -420,7 +420,7 @@ class Measurement:
         def there() -> AbstractContextManager[None]:
             return self._swap.to(others, window.before)
 
-        with self.replayer.silence():
+        with self.replayer.silence(put_back={*others, *window.before}):
             started = time.perf_counter()
             self._checks.loss(window.step, window.local_loss, window.moments, there)
             self.replay_seconds = time.perf_counter() - started

@@ -78,8 +78,8 @@ def logistic_regression():
         return (-label[i] * sigmoid).unsqueeze(1) * a[i] + strength * x
 
     x = torch.zeros(1, 2, dtype=D)
-    for _ in range(20_000):
-        x = x - 0.2 * sum(gradients(x, torch.tensor([i])) for i in range(10)) / 10
+    for _ in range(3_000):  # each step is shorter by a factor of 1 − 0.2 · strength, at least
+        x = x - 0.2 * gradients(x.expand(10, -1), torch.arange(10)).mean(0, keepdim=True)
     solution = x[0]
     infima = []
     for i in range(10):  # on the line along a_i the loss of one sample is a function of one number

@@ -8,6 +8,7 @@ import torch
 
 from lightning_landscape.bounds import functional as B
 from tests.bounds.problems import PROBLEMS, D
+from tests.helpers.slow import some
 
 SEEDS, STEPS = 200, 60
 
@@ -96,7 +97,7 @@ def test_sps_max(name, γ_b):
         assert_stays_below(record, lambda K, a=arguments: B.sps_max_sharp(steps=K, **a))
 
 
-@pytest.mark.parametrize("γ_b", [0.1, 10.0])
+@pytest.mark.parametrize("γ_b", some([0.1, 10.0], every=2))
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_dec_sps(name, γ_b):
     p = problem(name)
@@ -148,7 +149,7 @@ def decreasing(γ, k, loss, squares):
     return now / (1 + now * squares / (2 * loss))
 
 
-@pytest.mark.parametrize("start", [1.0, 30.0])
+@pytest.mark.parametrize("start", some([1.0, 30.0], every=2))
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_adagrad_norm_max(name, start):
     p = problem(name)

@@ -89,6 +89,14 @@ def test_shares_of_the_bandwidth_are_of_what_is_read(monkeypatch):
     assert list(found.values()) == [2 * 4000 / 1e9, 1.0, 1.5, 1.5]  # a copy reads and writes: two times its bytes
 
 
+def test_cockpit_is_set_beside_it_or_said_to_be_missing():
+    result = dict.fromkeys(overhead.ROWS, 0.01)
+    here, gone = {**result, "cockpit": {"tracked": 130.4}}, {**result, "cockpit": {"failed": "no module"}}
+    said = report({"CNN": here, "ResNet18, 32 × 32": gone}, 3.0, {"copy, GB/s": 20.0})
+    assert "Cockpit, economy, CNN: 130 plain steps a tracked step" in said
+    assert "Cockpit, economy, ResNet18, 32 × 32: no module" in said
+
+
 def test_what_is_aimed_at():
     assert target_of("CNN", "deferred") == 0.05
     assert target_of("MLP 784-256-256-10", "live") == 0.9

@@ -15,6 +15,7 @@ from lightning_landscape.bounds import Evidence
 from lightning_landscape.optim import NGN, AdaGradNormMax, DecSPS, SPSMax
 from tests.helpers.modules import FEATURES, loader
 from tests.helpers.settings import SETTINGS, train
+from tests.helpers.slow import some
 from tests.integration.test_brute_force import record
 
 
@@ -119,7 +120,7 @@ ALONG_THE_GRADIENT = {
 
 
 @pytest.mark.parametrize("reference", ["final", "another"])
-@pytest.mark.parametrize("name", ALONG_THE_GRADIENT)
+@pytest.mark.parametrize("name", some(ALONG_THE_GRADIENT, every=2))
 def test_the_certificate_of_the_trajectory_holds_to_rounding(name, reference, tmp_path):
     optimizer, schedule, settings = ALONG_THE_GRADIENT[name]
     if reference == "another":
@@ -270,7 +271,7 @@ SUMMED = ["plain", "accumulation", "none_micro_batch", "bf16_accumulation", "sca
 SUMMED += ["overflowing", "unfreezing", "partly_unused", "momentum_encoder", "tied"]
 
 
-@pytest.mark.parametrize("name", SUMMED)
+@pytest.mark.parametrize("name", some(SUMMED, every=2))
 def test_exact_sums_are_those_over_every_step(name, tmp_path):
     setting = SETTINGS[name]
     few = LandscapeMonitor(every_n_steps=7, exact_sums=True)

@@ -23,6 +23,7 @@ from lightning_landscape.reporting.folder import RunFolder
 from tests.helpers import distributed, run_script
 from tests.helpers.distributed import InOrder, Net, smoothed_loss, train
 from tests.helpers.modules import Plain, TargetInBuffers, TargetInParameters, loader
+from tests.helpers.slow import some
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:It is recommended to use `self.log"),
@@ -64,7 +65,7 @@ SETTINGS = {
 }
 
 
-@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize("name", some(list(SETTINGS), every=2))
 def test_two_processes_give_the_table_of_one(name, tmp_path):
     trainer, monitor = SETTINGS[name]
     one = monitored(tmp_path / "one", 1, trainer, **monitor)
@@ -124,7 +125,7 @@ def assert_same_ends(a, b):
         assert all(torch.equal(one["module"][name], two["module"][name]) for name in one["module"])
 
 
-@pytest.mark.parametrize("module", [Plain, TargetInBuffers, TargetInParameters])
+@pytest.mark.parametrize("module", some([Plain, TargetInBuffers, TargetInParameters], every=2))
 def test_training_is_the_same_with_and_without_the_monitor(module, tmp_path):
     """Dropout, BatchNorm (each process its own statistics), shuffling; buffers that a loss depends on, and parameters."""
     settings = {"module": module, "data": loader(16), "strategy": "ddp_fork_find_unused_parameters_true"}
@@ -157,7 +158,7 @@ class FailsInOne(Callback):
 
 
 @pytest.mark.filterwarnings("ignore:.*LandscapeMonitor")
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", some([1, 0], every=2))
 @pytest.mark.parametrize("method", ["write", "others_changed", "moments"])
 def test_a_failure_in_one_process_stops_measuring_in_all_and_nothing_else(rank, method, tmp_path):
     train(tmp_path / "without", [])
@@ -191,7 +192,7 @@ class FullInOne(Callback):
 
 
 @pytest.mark.filterwarnings("ignore:.*LandscapeMonitor")
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", some([0, 1], every=2))
 @pytest.mark.parametrize("failures", [1, 2, 100])
 def test_a_full_disk_in_one_process_thins_in_all_once_and_then_ends_the_monitor(rank, failures, tmp_path):
     train(tmp_path / "without", [])

@@ -99,21 +99,32 @@ def test_idx_files_are_read_as_written_and_others_refused(tmp_path):
         fashion_mnist(tmp_path)
 
 
-def test_fashion_mnist_without_a_folder_says_what_to_do(tmp_path):
-    assert "needs --root DIR" in python(ROOT / "demos" / "mlp.py", "--data", "fashion-mnist", folder=tmp_path, status=2)
+def test_fashion_mnist_without_a_folder_says_what_to_do(mlp, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        mlp("--data", "fashion-mnist")
+    assert "needs --root DIR" in capsys.readouterr().err
+
+
+CLI = ROOT / "demos" / "cli.py"
 
 
 @pytest.fixture
-def cli():
+def cli(monkeypatch, tmp_path):
+    """Return a function that runs the command line in this process, in a folder with modules of its own."""
     pytest.importorskip("jsonargparse")
-    return ROOT / "demos" / "cli.py"
+    from demos.cli import main
+
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # of what LightningCLI calls
+    yield lambda *arguments: main([*map(str, arguments)])
+    sys.modules.pop("losses", None)
 
 
 def test_both_protocols_from_yaml(cli, tmp_path):
     configs = ROOT / "demos" / "configs"
     short = ("--trainer.max_epochs", 3, "--trainer.enable_progress_bar", "false", "--trainer.callbacks.figures", "false")
-    python(cli, "fit", "--config", configs / "one_pass.yaml", *short, folder=tmp_path)
-    python(cli, "fit", "--config", configs / "two_passes.yaml", *short, folder=tmp_path)
+    cli("fit", "--config", configs / "one_pass.yaml", *short)
+    cli("fit", "--config", configs / "two_passes.yaml", *short)
     one, two = (load(tmp_path / "runs" / "cli" / name) for name in ("one_pass", "two_passes"))
     assert one.summary["run"]["reference"]["sha256"] == two.summary["run"]["reference"]["sha256"]
     assert two.summary["run"]["reference"]["kind"] == "file"
@@ -128,10 +139,7 @@ def test_from_the_command_line_with_a_loss_by_import_path(cli, tmp_path):
         "from torch.nn.functional import cross_entropy\n\n\ndef smoothed(module, batch):\n"
         "    return cross_entropy(module.net(batch[0]), batch[1], label_smoothing=0.1)\n"
     )
-    python(
-        "-c",
-        "import sys; sys.path[:0] = ['.', sys.argv[1]]; from demos.cli import main; main(sys.argv[2:])",
-        ROOT,
+    cli(
         "fit",
         "--trainer.callbacks+=LandscapeMonitor",
         "--trainer.callbacks.every_n_steps=3",
@@ -141,7 +149,7 @@ def test_from_the_command_line_with_a_loss_by_import_path(cli, tmp_path):
         "--trainer.max_steps=10",
         "--trainer.accelerator=cpu",
         "--trainer.logger=false",
-        folder=tmp_path,
+        "--trainer.enable_progress_bar=false",
     )
     run = load(tmp_path / "out")
     assert [probe.step for probe in run.table] == [0, 3, 6, 9]
@@ -154,10 +162,7 @@ def test_single_samples_from_the_command_line(given, cli, tmp_path):
         "from torch.nn.functional import cross_entropy\n\n\ndef each(module, batch):\n"
         "    return cross_entropy(module.net(batch[0]), batch[1], reduction='none')\n"
     )
-    python(
-        "-c",
-        "import sys; sys.path[:0] = ['.', sys.argv[1]]; from demos.cli import main; main(sys.argv[2:])",
-        ROOT,
+    cli(
         "fit",
         "--trainer.callbacks+=LandscapeMonitor",
         "--trainer.callbacks.every_n_steps=3",
@@ -168,7 +173,7 @@ def test_single_samples_from_the_command_line(given, cli, tmp_path):
         "--trainer.max_steps=4",
         "--trainer.accelerator=cpu",
         "--trainer.logger=false",
-        folder=tmp_path,
+        "--trainer.enable_progress_bar=false",
     )
     run = load(tmp_path / "out")
     assert {row.step for row in run.per_sample} == {0, 3}
@@ -176,37 +181,39 @@ def test_single_samples_from_the_command_line(given, cli, tmp_path):
 
 
 @pytest.mark.slow
-def test_print_config_round_trips(cli, tmp_path):
-    printed = python(cli, "fit", "--config", ROOT / "demos/configs/one_pass.yaml", "--print_config", folder=tmp_path)
+def test_print_config_round_trips(tmp_path):
+    printed = python(CLI, "fit", "--config", ROOT / "demos/configs/one_pass.yaml", "--print_config", folder=tmp_path)
     text = printed[printed.index("seed_everything") :]
     for line in ("class_path: lightning_landscape.LandscapeMonitor", "reference: final", "max_probes: 256", "store_gib: 4.0"):
         assert line in text
     (tmp_path / "printed.yaml").write_text(text)
-    again = python(cli, "fit", "--config", "printed.yaml", "--print_config", folder=tmp_path)
+    again = python(CLI, "fit", "--config", "printed.yaml", "--print_config", folder=tmp_path)
     assert again[again.index("seed_everything") :] == text
 
 
-def test_help_has_a_text_for_every_argument(cli, tmp_path):
+def exits(cli, capsys, status, *arguments):
+    """Let the command line answer and leave; return what it printed."""
+    with pytest.raises(SystemExit) as left:
+        cli(*arguments)
+    assert left.value.code == status
+    return "".join(capsys.readouterr())
+
+
+def test_help_has_a_text_for_every_argument(cli, capsys, monkeypatch):
     import inspect
 
     from lightning_landscape import LandscapeMonitor
 
-    said = python(cli, "fit", "--trainer.callbacks.help", "lightning_landscape.LandscapeMonitor", folder=tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+    said = exits(cli, capsys, 0, "fit", "--trainer.callbacks.help", "lightning_landscape.LandscapeMonitor")
     options = [option for option in said.split("  --trainer.callbacks.")[1:] if not option.startswith("loss.help")]
     assert [option.split()[0] for option in options] == list(inspect.signature(LandscapeMonitor.__init__).parameters)[1:]
     assert all(len(option.split("(type:")[0].split()) > 5 for option in options)
 
 
-def test_a_wrong_choice_is_named(cli, tmp_path):
-    said = python(
-        cli,
-        "fit",
-        "--trainer.callbacks+=lightning_landscape.LandscapeMonitor",
-        "--trainer.callbacks.store_dtype=int4",
-        folder=tmp_path,
-        status=2,
-    )
-    assert "int4" in said
+def test_a_wrong_choice_is_named(cli, capsys):
+    arguments = ("--trainer.callbacks+=lightning_landscape.LandscapeMonitor", "--trainer.callbacks.store_dtype=int4")
+    assert "int4" in exits(cli, capsys, 2, "fit", *arguments)
 
 
 @pytest.mark.slow
@@ -216,8 +223,8 @@ def test_the_benchmark_prints_its_number(tmp_path):
     assert float(said.split("callback: ")[1].split()[0]) > 0
 
 
-def test_the_summary_is_strict_json_with_the_keys_of_the_contract(tmp_path):
-    python(ROOT / "demos" / "mlp.py", "--epochs", 2, "--no-pictures", folder=tmp_path)
+def test_the_summary_is_strict_json_with_the_keys_of_the_contract(mlp, tmp_path):
+    mlp("--epochs", 2)
     text = (load(tmp_path / "runs" / "mlp-digits" / "version_0").path / "summary.json").read_text()
 
     def refuse(constant):

@@ -19,6 +19,7 @@ from tests.helpers import distributed
 from tests.helpers.brute_force import BruteForce
 from tests.helpers.modules import CLASSES, FEATURES, Plain, loader, plain_loss
 from tests.helpers.settings import SETTINGS, train
+from tests.helpers.slow import some
 from tests.integration.test_brute_force import record
 from tests.integration.test_sharded import assert_same_held_out
 
@@ -65,7 +66,7 @@ def assert_equal_brute_force(run, recording, setting, loss=None):
             assert row.grad_sq_norm == pytest.approx(expected["grad_sq_norm"], rel=setting.rtol)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", some(NAMES, every=3))
 def test_each_row_is_a_recomputation_from_scratch(name, tmp_path):
     setting = SETTINGS[name]
     recording = record(setting, tmp_path)
@@ -83,7 +84,7 @@ def test_with_a_loss_of_the_user(tmp_path):
     assert_equal_brute_force(run, recording, setting, loss=plain_loss)
 
 
-@pytest.mark.parametrize("name", ["plain", "accumulation", "momentum_encoder", "scaler"])
+@pytest.mark.parametrize("name", some(["plain", "accumulation", "momentum_encoder", "scaler"], every=2))
 def test_live_against_a_reference_is_the_same(name, tmp_path):
     setting = SETTINGS[name]
     arguments = {"every_n_steps": 1, "held_out": held_out_batches, "fixed_batches": FIXED}

@@ -18,6 +18,7 @@ from torch.utils.data import Dataset
 from lightning_landscape import LandscapeMonitor
 from tests.helpers.brute_force import Recording
 from tests.helpers.modules import OwnOptimizerStep, Plain, Tied, loader, plain_loss
+from tests.helpers.slow import some
 from tests.integration.test_refusals import assert_refused
 
 
@@ -166,7 +167,7 @@ def assert_equal(a, b):
 
 @pytest.mark.filterwarnings("ignore:LandscapeMonitor evaluated a mini-batch loss again", "ignore::DeprecationWarning")
 @pytest.mark.parametrize("loss", [None, plain_loss], ids=["training_step", "loss"])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", some(KINDS, every=2))
 def test_the_run_is_the_same(kind, loss, tmp_path):
     pl.seed_everything(0, verbose=False)
     plain = left_behind(*train(Holder(kind)))

@@ -17,6 +17,7 @@ from tests.helpers import per_sample as modules
 from tests.helpers.brute_force import BruteForce
 from tests.helpers.modules import loader
 from tests.helpers.settings import Setting, bf16, fp16, train
+from tests.helpers.slow import some
 from tests.integration.test_brute_force import record
 
 CASES = {
@@ -467,7 +468,7 @@ def test_thinning_drops_their_rows_too(tmp_path):
 # -------------------------------------------------------------------------------------------------- processes and resuming
 
 
-@pytest.mark.parametrize("mode", ["final", "file"])
+@pytest.mark.parametrize("mode", some(["final", "file"], every=2))
 def test_two_processes_have_the_samples_of_one(mode, tmp_path):
     arguments = {"every_n_steps": 2, "loss": distributed.sample_losses, "per_sample": True}
     if mode == "file":
@@ -562,6 +563,7 @@ def test_resuming_keeps_the_samples_of_before(mode, tmp_path):
     assert again.summary["per_sample"]["training_loss"] == whole.summary["per_sample"]["training_loss"]
 
 
+@pytest.mark.slow
 @pytest.mark.pictures
 def test_the_picture(tmp_path):
     from lightning_landscape.reporting import figures

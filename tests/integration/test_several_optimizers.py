@@ -14,6 +14,7 @@ from lightning.pytorch.plugins import MixedPrecision
 from lightning_landscape import LandscapeMonitor, load
 from tests.helpers.modules import Momentum, Plain, loader
 from tests.helpers.players import LATENT, LOSSES, PLAYERS, Accumulating, Critic, Gan, PlayersRecording, Seldom
+from tests.helpers.slow import some
 from tests.integration.test_bit_identity import assert_same, everything
 from tests.integration.test_refusals import assert_refused
 
@@ -90,7 +91,7 @@ def assert_is_the_obvious_table(monitor, recording, autocast, secants=None, refe
             assert secants[probe.step] == pytest.approx(expected["secant"], rel=10 * rtol, abs=rtol * expected["grad_sq_norm"])
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", some(WAYS, every=2))
 def test_each_player_has_the_obvious_table_and_nobody_is_moved(way, tmp_path):
     _, _, autocast, batches = WAYS[way]
     recordings = [PlayersRecording("discriminator"), PlayersRecording("generator", batches)]

@@ -50,6 +50,7 @@ def test_a_missing_row_is_a_failure():
     assert isolated(USUAL, 60, corrupt)[0] == FAILED
 
 
+@pytest.mark.slow
 def test_a_hang_is_a_failure():
     def corrupt(run):
         while True:

@@ -229,8 +229,10 @@ DDP = ("--processes", "2", "--epochs", "9")
     "options",
     [
         (),
-        ("--accumulate", "3", "--every", "1", "--epochs", "9"),
-        *(pytest.param(options, marks=pytest.mark.slow) for options in (("--max-probes", "16"), DDP)),
+        *(
+            pytest.param(options, marks=pytest.mark.slow)
+            for options in (("--accumulate", "3", "--every", "1", "--epochs", "9"), ("--max-probes", "16"), DDP)
+        ),
     ],
 )
 def test_resume_of_an_ordinary_run_loses_and_doubles_nothing(options, tmp_path):
@@ -256,10 +258,9 @@ INT8 = ("--store-dtype", "int8")
     "options",
     [
         ("--max-probes", "16"),
-        DDP,
         *(
             pytest.param(options, marks=pytest.mark.slow)
-            for options in ((), INT8, (*INT8, "--max-probes", "16"), ("--store-dtype", "bfloat16"), (*DDP, *INT8))
+            for options in ((), DDP, INT8, (*INT8, "--max-probes", "16"), ("--store-dtype", "bfloat16"), (*DDP, *INT8))
         ),
     ],
 )

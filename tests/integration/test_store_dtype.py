@@ -19,6 +19,7 @@ from tests.helpers import distributed
 from tests.helpers.modules import Plain, loader
 from tests.helpers.settings import SETTINGS
 from tests.helpers.settings import train as train_with
+from tests.helpers.slow import some
 from tests.integration.test_bit_identity import assert_same, everything
 from tests.integration.test_refusals import assert_refused
 
@@ -149,7 +150,7 @@ def test_training_is_the_same_to_the_last_bit(codec, tmp_path):
 
 
 @pytest.mark.parametrize("codec", CODED)
-@pytest.mark.parametrize("name", sorted(SETTINGS))
+@pytest.mark.parametrize("name", some(sorted(SETTINGS), every=5))
 def test_every_kind_of_run(name, codec, tmp_path):
     """Whatever the module, the precision and the loss scale are."""
     monitors = {}
@@ -165,7 +166,7 @@ def test_every_kind_of_run(name, codec, tmp_path):
     assert monitors[codec].summary["run"]["fidelity"]["exact"] is monitors["native"].summary["run"]["fidelity"]["exact"]
 
 
-@pytest.mark.parametrize("codec", CODED)
+@pytest.mark.parametrize("codec", some(CODED[::-1], every=2))
 def test_two_processes(codec, tmp_path):
     found = {}
     for dtype in ("native", codec):
@@ -237,6 +238,7 @@ def test_layers_that_are_unfrozen_later(codec, tmp_path):
     assert_within_what_is_said(runs[1], runs[0])
 
 
+@pytest.mark.slow
 def test_workers_that_are_forked_while_probes_are_written(tmp_path):
     """At every epoch, in the middle of writing."""
     tables = []

@@ -23,7 +23,10 @@ missing = [
     }.items()
     if not there
 ]
-pytestmark = pytest.mark.skipif(bool(missing), reason=f"needs {', '.join(missing)}")
+pytestmark = [
+    pytest.mark.skipif(bool(missing), reason=f"needs {', '.join(missing)}"),
+    pytest.mark.xdist_group("browser"),  # one worker makes the run, and starts TensorBoard and the browser
+]
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +109,7 @@ def test_text_has_the_verdict_and_its_tables(shown):
     picture(browser, "text")
 
 
+@pytest.mark.slow
 def test_hparams_have_our_results_beside_hp_metric(shown):
     browser = shown("hparams", width=2100)
     assert_visible(browser, "landscape/alpha_beta/alpha", "landscape/bound/final", "hp_metric", "width", "lr", "optimizer")

@@ -27,6 +27,7 @@ from lightning_landscape import LandscapeMonitor, load
 from tests.helpers.brute_force import Recording, recorded
 from tests.helpers.foreign import Foreign, train
 from tests.helpers.modules import FEATURES, Plain, loader
+from tests.helpers.slow import some
 from tests.integration.test_bit_identity import assert_same, everything
 from tests.integration.test_brute_force import assert_equals_brute_force
 from tests.integration.test_neighbours import WithoutScheduler, trainer_with
@@ -339,7 +340,7 @@ def tuned(way, *callbacks):
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
-@pytest.mark.parametrize("way", ["scale_batch_size", "learning_rate_finder", "batch_size_finder"])
+@pytest.mark.parametrize("way", some(["scale_batch_size", "learning_rate_finder", "batch_size_finder"], every=2))
 def test_tuners(way, tmp_path):
     plain, monitor = tuned(way), LandscapeMonitor(dirpath=tmp_path, every_n_steps=1)
     watched = tuned(way, monitor)

@@ -12,6 +12,7 @@ from tests.optim import ddp_script
 from tests.optim.problems import METHODS
 
 ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.xdist_group("optimisers in two processes")  # one worker starts them for all tests here
 
 
 @pytest.fixture(scope="module")

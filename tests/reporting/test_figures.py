@@ -19,6 +19,7 @@ from lightning_landscape.reporting import figures
 from lightning_landscape.reporting.figures import FIGURES, Drawn, draw_all, overview, save
 from lightning_landscape.reporting.figures._style import SERIES
 from lightning_landscape.reporting.scalars import bound_curves
+from tests.helpers.slow import some
 from tests.reporting.test_summary import informative, steady, summary_of, vacuous
 from tests.test_probes import row
 from tests.test_rooms import FILES, imports
@@ -138,8 +139,7 @@ def test_pictures_are_named_in_the_order_in_which_they_are_shown():
     assert list(draw_all(ProbeTable([row(0)]), summary_of(row(0)))) == NAMES
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("of", CASES)
+@pytest.mark.parametrize(("of", "name"), some([(of, name) for of in CASES for name in NAMES], every=4))
 def test_every_picture_of_every_run_is_drawn_whole_without_a_title_and_without_a_warning(of, name):
     run = case(of)
     before = json.dumps(run.summary)
@@ -194,6 +194,7 @@ def test_series_differ_in_grey_as_well():
     assert len({(line, marker) for _, line, marker in SERIES}) == len(SERIES)
 
 
+@pytest.mark.slow
 def test_files_are_whole_and_the_same_for_the_same_run(tmp_path):
     run = case("usual")
     found = draw_all(run.table, run.summary, run.segments)
