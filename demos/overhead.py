@@ -446,15 +446,18 @@ def report(results: dict[str, dict[str, Any]], microseconds: float, bandwidth: d
                 cells.append("—")
                 continue
             shown = f"{value:,.0f}" if value >= 1000 else f"{value:.3g}" if "slow_down" not in row else f"{value:.3f}"
-            if result.get(f"{row.removesuffix('_with_end')}_how") == "reckoned":
+            trained = row.removesuffix("_with_end")
+            if result.get(f"{trained}_how") == "reckoned":
                 shown = f"~{shown}"
+            if len(result.get(f"{trained}_ratios", [()])[0]) == 1:
+                shown = f"{shown} once"
             cells.append(f"{shown} ≤ {target:g}{'' if value <= target else ' !'}" if target is not None else shown)
         lines.append(f"{title:{width}s}" + "".join(f"  {cell:>22s}" for cell in cells))
     lines.append(f"\nan unprobed step: {microseconds:.1f} µs ≤ 20 µs{'' if microseconds <= 20 else ' !'}")
     lines.append(floors.report(bandwidth))
     lines.append("All but ms, µs and bytes are plain training steps, or ratios to plain training; floors are timed alone, in")
-    lines.append("the middle of a plain training. ~ reckoned from the costs of probes and their number; ! above what was aimed")
-    lines.append("at; — too little memory to be told.")
+    lines.append("the middle of a plain training. ~ reckoned from the costs of probes and their number; once: of one pair of")
+    lines.append("trainings, between which the machine may have changed; ! above what was aimed at; — too little to be told.")
     for name, result in results.items():
         if "cockpit" in result:
             found = result["cockpit"]

@@ -107,9 +107,13 @@ def test_what_is_aimed_at():
 
 def test_the_table_marks_what_was_missed():
     result = dict.fromkeys(overhead.ROWS, 0.01) | {"deferred": 0.3, "slow_down_20000": 1.004, "slow_down_20000_how": "reckoned"}
+    result |= {"slow_down_2000": 0.867, "slow_down_2000_ratios": [[0.867], [0.915]], "slow_down_500_ratios": [[1.0] * 3] * 2}
     said = report({"CNN": result}, 3.0, {"copy, GB/s": 20.0, "inner product and distance": 0.61})
     assert "0.3 ≤ 0.05 !" in said
     assert "~1.004 ≤ 1.01\n" in said
+    assert "0.867 once ≤ 1.03\n" in said
+    assert "0.010 once ≤ 1.08\n" in said
+    assert "once" not in next(line for line in said.splitlines() if "500 steps" in line)  # of three pairs
     assert "3.0 µs ≤ 20 µs\n" in said
     assert "a copy (20 GB/s): inner product and distance 61%; aimed at 60%" in said
     assert said.count(" !") == 1 + 1  # and the legend
