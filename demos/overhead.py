@@ -62,11 +62,13 @@ SLOW = 0.1
 PERIOD, AFTER = 8, 5
 """Steps from one probe to the next where a probe's cost is measured; after so many of them its writing has ended"""
 SLOW_PERIOD, SLOW_AFTER = 3, 2
-"""The same where steps are slow"""
+"""The same where steps are slow: a probe is written within one"""
 TOLD = 2**24
 """Bytes of parameters from which the memory of copies can be told from that of all else"""
 DEFAULTS = {"every_n_steps": 10, "max_probes": 256}
 """The schedule of a monitor that was told nothing"""
+STORE, ROOM = 4 * 2**30, 64.0
+"""Bytes of its store, in which fewer probes of a large network have room; GiB with which all have it that are to be timed"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,14 +254,20 @@ def probe_costs(
     return statistics.median(alone), statistics.median(together)
 
 
-def probes_made(steps: int) -> tuple[int, int]:
+def probes_made(steps: int, most: int = DEFAULTS["max_probes"]) -> tuple[int, int]:
     """Return how many probes the default schedule makes in so many steps, and how many it keeps to the end.
+
+    Args:
+        steps: of the optimiser.
+        most: probes that have room.
 
     Example:
         >>> probes_made(500)
         (50, 50)
+        >>> probes_made(500, most=46)
+        (48, 25)
     """
-    schedule, made = Schedule(DEFAULTS["every_n_steps"], DEFAULTS["max_probes"]), 0
+    schedule, made = Schedule(DEFAULTS["every_n_steps"], most), 0
     for step in range(steps):
         schedule.make_room(step)
         if schedule.due(step):
@@ -268,21 +276,28 @@ def probes_made(steps: int) -> tuple[int, int]:
     return made, len(schedule.kept)
 
 
-def live_evaluations(steps: int) -> int:
-    """Return how many probes are evaluated before the end, after 1, 2, 4, … epochs.
+def live_evaluations(steps: int, most: int = DEFAULTS["max_probes"]) -> int:
+    """Return how many probes are evaluated before the end, after 1, 2, 4, … epochs; arguments as of `probes_made`.
 
     Example:
         >>> live_evaluations(1000)  # after one epoch of 500 steps, and after two
         32
     """
     epochs = [2**power for power in range(32) if 2**power * EPOCH <= steps]
-    return sum(min(PROVISIONAL, probes_made(count * EPOCH)[1]) for count in epochs)
+    return sum(min(PROVISIONAL, probes_made(count * EPOCH, most)[1]) for count in epochs)
 
 
-def reckoned(steps: int, probe: float, finalisation: float) -> tuple[float, float]:
-    """Return the mean slow-down of a training without and with its end, from the costs of a probe in plain steps."""
-    made, kept = probes_made(steps)
-    training = made * probe + live_evaluations(steps) * finalisation
+def reckoned(steps: int, probe: float, finalisation: float, most: int = DEFAULTS["max_probes"]) -> tuple[float, float]:
+    """Return the mean slow-down of a training without and with its end, from the costs of a probe in plain steps.
+
+    Args:
+        steps: of the optimiser.
+        probe: steps that a probe takes while training.
+        finalisation: steps that its evaluation takes.
+        most: probes that have room.
+    """
+    made, kept = probes_made(steps, most)
+    training = made * probe + live_evaluations(steps, most) * finalisation
     return 1 + training / steps, 1 + (training + kept * finalisation) / steps
 
 
@@ -332,7 +347,7 @@ def measure(name: str, quick: bool) -> dict[str, Any]:
     result: dict[str, Any] = {"parameters": count, "batch": list(case.batch()[0].shape)}
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
-        quietly: dict[str, Any] = {"max_probes": probes + 2, "live_epochs": None, "segments": 0}
+        quietly: dict[str, Any] = {"max_probes": probes + 2, "live_epochs": None, "segments": 0, "store_gib": ROOM}
         warm = fit(case, 6, folder / "warm-up", every_n_steps=3, **quietly)
         slow = statistics.median(warm.steps) > SLOW
         period, after = (SLOW_PERIOD, SLOW_AFTER) if slow else (PERIOD, AFTER)
@@ -352,6 +367,8 @@ def measure(name: str, quick: bool) -> dict[str, Any]:
         assert deferred.monitor is not None
         assert deferred.monitor.summary is not None
         evaluated = len(deferred.monitor.table or ())
+        if evaluated != probes + 1:
+            raise SystemExit(f"found {evaluated} probes of {probes + 1}: the disk has too little room to time them all")
         plain = statistics.median(seconds for place, seconds in enumerate(deferred.steps) if place % period >= after)
         result["plain_step_ms"], result["probes"] = 1e3 * plain, probes
         result["finalisation"] = deferred.finalisation / plain / evaluated
@@ -362,14 +379,16 @@ def measure(name: str, quick: bool) -> dict[str, Any]:
         again = 1 if quick or slow else 3
         base = statistics.median(peak_memory(name, "plain", None) for _ in range(again))
         for kind in ("deferred", "live"):
-            most = statistics.median(peak_memory(name, kind, reference) for _ in range(again))
-            result[f"memory_{kind}_mib"] = (most - base) / 2**20
-            result[f"memory_{kind}_copies"] = (most - base) / (4 * count) if 4 * count > TOLD else None
+            above = statistics.median(peak_memory(name, kind, reference) for _ in range(again)) - base
+            result[f"memory_{kind}_mib"] = above / 2**20
+            result[f"memory_{kind}_copies"] = above / (4 * count) if 4 * count > TOLD else None
         cost = max(0.0, result["deferred_with_writing"])
+        most = min(DEFAULTS["max_probes"], int(STORE // result["bytes_per_probe"]))
+        result["probes_at_most"] = most
         for steps in (500, 2000, 20_000):
             key = f"slow_down_{steps}"
             if steps == 20_000 or slow or (quick and steps > 500):
-                result[key], result[f"{key}_with_end"] = reckoned(steps, cost, result["finalisation"])
+                result[key], result[f"{key}_with_end"] = reckoned(steps, cost, result["finalisation"], most)
                 result[f"{key}_how"] = "reckoned"
             else:
                 turns = in_turn(case, steps, rounds if steps * plain < 20 else 1, folder)
@@ -406,7 +425,7 @@ ROWS = {
     "copies": "floor: copies of x and g",
     "forward": "floor: a forward pass",
     "deferred": "a deferred probe, on its step",
-    "deferred_with_writing": "… and on the four after it",
+    "deferred_with_writing": "… and while it is written",
     "deferred_with_tensorboard": "a deferred probe, TensorBoard",
     "live": "a live probe",
     "finalisation": "finalisation, each probe",

@@ -50,6 +50,15 @@ def test_a_long_training_is_reckoned_from_its_probes():
     assert whole == pytest.approx(training + 0.5 * kept / 20_000)
 
 
+def test_a_large_network_has_fewer_probes():
+    made, kept = probes_made(20_000, most=46)
+    assert kept <= 46 < made < probes_made(20_000)[0]
+    training, whole = reckoned(20_000, probe=0.2, finalisation=0.5, most=46)
+    early = 6 * 16  # the table is never below 16 probes after one of the epochs
+    assert training == pytest.approx(1 + (0.2 * made + 0.5 * early) / 20_000)
+    assert whole == pytest.approx(training + 0.5 * kept / 20_000)
+
+
 def test_a_training_is_timed_and_is_the_same_with_and_without(tmp_path):
     case = Case(lambda: mlp(4), images(784))
     timed = fit(case, PERIOD + 1, tmp_path, every_n_steps=PERIOD, live_epochs=None)
