@@ -20,6 +20,8 @@ from lightning_landscape.probing.tensor_files import read_header, read_tensors, 
 
 MOMENTS = "moments.safetensors"
 _PROBE, _COUNT = "probe", "count"
+_NONE = torch.empty(0, dtype=torch.uint8)
+"""In the place of the bytes of a micro-batch that could not be pickled"""
 
 
 def write_moments(folder: Path, moments: Sequence[Frozen], about: Mapping[str, Any]) -> None:
@@ -38,9 +40,6 @@ def write_moments(folder: Path, moments: Sequence[Frozen], about: Mapping[str, A
         tensors[f"{index}"] = torch.frombuffer(bytearray(moment.structure), dtype=torch.uint8) if moment.structure else _NONE
     header = {_PROBE: json.dumps({**about, _COUNT: len(moments)})}
     write_tensors(folder / MOMENTS, tensors, header, private=True)
-
-
-_NONE = torch.empty(0, dtype=torch.uint8)
 
 
 def read_about(folder: Path) -> dict[str, Any]:
