@@ -6,10 +6,11 @@ python demos/overhead.py --show FILE              the table of such numbers agai
 python demos/overhead.py --cockpit PYTHON         beside it Cockpit's economy configuration; PYTHON is that of an environment
                                                   with torch, cockpit-for-pytorch and "setuptools<81"
 
-Times are noisy, and more so where other programs run: every number is a median of ratios of things that were timed side by side
-(a probed step and plain ones a moment later; a training with the monitor and one without, in turn). The 20,000 steps are not
-trained: they are reckoned from the cost of a probe and the number of probes that the schedule makes. Where a step takes more
-than 100 ms the 500 and the 2,000 steps are reckoned like that too. Results go to overhead.json, with what they were run on.
+Times are noisy, and more so where other programs run, so only things are compared that were timed side by side. The cost of a
+probe is a median of ratios, of a probed step to plain ones a moment later. A mean slow-down is a ratio of sums: a training with
+the monitor and one without take turns of 50 steps. The 20,000 steps are not trained: they are reckoned from the cost of a probe
+and the number of probes that the schedule makes. Where a step takes more than 100 ms the 500 and the 2,000 steps are reckoned
+like that too. Results go to overhead.json, with what they were run on.
 """
 
 from __future__ import annotations
@@ -23,9 +24,12 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -63,6 +67,8 @@ PERIOD, AFTER = 8, 5
 """Steps from one probe to the next where a probe's cost is measured; after so many of them its writing has ended"""
 SLOW_PERIOD, SLOW_AFTER = 3, 2
 """The same where steps are slow: a probe is written within one"""
+TURN = 50
+"""Steps that a training with the monitor makes before one without makes as many: five probes"""
 TOLD = 2**24
 """Bytes of parameters from which the memory of copies can be told from that of all else"""
 DEFAULTS = {"every_n_steps": 10, "max_probes": 256}
@@ -79,6 +85,8 @@ class Case:
     batch: Callable[[], tuple[Tensor, Tensor]]
     targets: dict[str, float] = field(default_factory=dict)
     """Largest ratios that are aimed at"""
+    mixes: bool = False
+    """Whether samples of a batch depend on each other: then there are no single ones to be evaluated"""
 
 
 def images(*shape: int) -> Callable[[], tuple[Tensor, Tensor]]:
@@ -110,7 +118,7 @@ CASES = {
     "MLP 784-256-256-10": Case(lambda: mlp(256), images(784), MLP),
     "MLP 784-3000-3000-10": Case(lambda: mlp(3000), images(784), MLP),
     "CNN": Case(cnn, images(1, 28, 28), CNN),
-    "ResNet18, 32 × 32": Case(lambda: resnet(18), images(3, 32, 32)),
+    "ResNet18, 32 × 32": Case(lambda: resnet(18), images(3, 32, 32), mixes=True),
     "transformer, 4 layers": Case(lambda: Decoder(256, 128, 4, 4), tokens),
 }
 TARGETS = {
@@ -121,8 +129,8 @@ TARGETS = {
     "finalisation": 1.0,
 }
 """Aimed at for every network: mean slow-downs at the default schedule, and plain steps for each evaluated probe"""
-COPIES = {"deferred": 2.0, "live": 3.0}
-"""Copies of the parameters above plain training that are aimed at, buffers not counted"""
+COPIES, BUFFERS = {"deferred": 2.0, "live": 3.0}, 2**24
+"""Copies of the parameters above plain training that are aimed at, and bytes beside them: what a small network takes"""
 
 
 class Module(pl.LightningModule):
@@ -140,13 +148,61 @@ class Module(pl.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=1e-3)
 
 
-class Stopwatch(pl.Callback):
-    """Notes when every step starts, and when training and its end are over; to be the first of the callbacks."""
+def sample_losses(module: pl.LightningModule, batch: tuple[Tensor, Tensor]) -> Tensor:
+    """Return the loss of every sample, shape ``(B,)``; of a text it is the mean over its tokens."""
+    outputs = module.net(batch[0])
+    losses = cross_entropy(outputs.flatten(0, -2), batch[1].flatten(), reduction="none")
+    return losses.view(len(batch[0]), -1).mean(1)
 
-    def __init__(self) -> None:
+
+class Turns:
+    """Lets trainings go on one at a time, each in a thread of its own.
+
+    Args:
+        count: of trainings; the first one begins.
+    """
+
+    def __init__(self, count: int) -> None:
+        self._going_on, self._changed = list(range(count)), threading.Condition()
+
+    def wait(self, place: int) -> None:
+        """Wait for the turn of a training."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._going_on[0] == place)
+
+    def let_others(self, place: int) -> None:
+        """Let all others have a turn, and wait for the next one."""
+        with self._changed:
+            self._going_on.append(self._going_on.pop(0))
+            self._changed.notify_all()
+        self.wait(place)
+
+    @contextmanager
+    def taking(self, place: int) -> Iterator[None]:
+        """Wait for the first turn, and leave the others to themselves when the block ends."""
+        self.wait(place)
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._going_on.remove(place)
+                self._changed.notify_all()
+
+
+class Start(pl.Callback):
+    """Notes when every step starts; to be the first of the callbacks. Its clock stands still while others have their turn.
+
+    Args:
+        let_others: called every 50 steps; returns when it is this training's turn again.
+    """
+
+    def __init__(self, let_others: Callable[[], None] | None = None) -> None:
         self.starts: list[float] = []
-        self.trained = 0.0
-        self.peak = 0
+        self._let_others, self._stood = let_others, 0.0
+
+    def now(self) -> float:
+        """Return the time, in seconds."""
+        return time.perf_counter() - self._stood
 
     def on_train_start(self, *unused: Any) -> None:
         """Forget the memory that starting took."""
@@ -155,11 +211,30 @@ class Stopwatch(pl.Callback):
 
     def on_train_batch_start(self, *unused: Any) -> None:
         """Note a step's start."""
-        self.starts.append(time.perf_counter())
+        if self._let_others is not None and self.starts and len(self.starts) % TURN == 0:
+            before = time.perf_counter()
+            self._let_others()
+            self._stood += time.perf_counter() - before
+        self.starts.append(self.now())
 
-    def on_train_end(self, *unused: Any) -> None:
-        """Note the end of training, and the largest memory until then, before the monitor evaluates."""
-        self.trained = time.perf_counter()
+
+class End(pl.Callback):
+    """Notes when training is over, and its largest memory, before the monitor evaluates; to be the last of the callbacks.
+
+    It does so at the end of an epoch: of a callback that does something when training ends the monitor has to think that it
+    may change the parameters, and copies them.
+
+    Args:
+        now: the clock.
+    """
+
+    def __init__(self, now: Callable[[], float]) -> None:
+        self._now, self.trained = now, 0.0
+        self.peak = 0
+
+    def on_train_epoch_end(self, *unused: Any) -> None:
+        """Note both; those of the last epoch stay."""
+        self.trained = self._now()
         self.peak = peak()
 
 
@@ -193,6 +268,7 @@ def fit(
     folder: Path,
     trainer: Mapping[str, Any] | None = None,
     beside: Sequence[pl.Callback] = (),
+    let_others: Callable[[], None] | None = None,
     **monitor: Any,
 ) -> Timed:
     """Train, with a monitor if it is told something.
@@ -203,26 +279,35 @@ def fit(
         folder: for what the monitor writes.
         trainer: further arguments of Lightning's Trainer.
         beside: further callbacks.
+        let_others: called every 50 steps; returns when it is this training's turn again, which is not counted.
         monitor: its arguments; none for no monitor.
     """
     torch.manual_seed(0)
-    watch, batch, module = Stopwatch(), case.batch(), Module(case.net())
+    start, batch, module = Start(let_others), case.batch(), Module(case.net())
+    end = End(start.now)
     measuring = LandscapeMonitor(dirpath=folder, figures=False, **monitor) if monitor else None
     still: dict[str, Any] = dict.fromkeys(
         ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False
     )
-    callbacks = [watch, *([measuring] if measuring else []), *beside]
+    callbacks = [start, *([measuring] if measuring else []), *beside, end]
     training = pl.Trainer(accelerator="cpu", max_steps=steps, callbacks=callbacks, **(still | dict(trainer or {})))
-    with open(os.devnull, "w") as nowhere:  # what is going to be measured is said each time
+    with hushed() if let_others is None else nullcontext():
+        training.fit(module, DataLoader([batch] * min(steps, EPOCH), batch_size=None))
+    ended = start.now()
+    marks = [*start.starts, end.trained]
+    seconds = [after - before for before, after in pairwise(marks)]
+    return Timed(seconds, end.trained - start.starts[0], ended - end.trained, end.peak, measuring)
+
+
+@contextmanager
+def hushed() -> Iterator[None]:
+    """Print nothing inside the block, in any thread: what is going to be measured is said at each training."""
+    with open(os.devnull, "w") as nowhere:
         said, sys.stdout = sys.stdout, nowhere
         try:
-            training.fit(module, DataLoader([batch] * min(steps, EPOCH), batch_size=None))
+            yield
         finally:
             sys.stdout = said
-    ended = time.perf_counter()
-    marks = [*watch.starts, watch.trained]
-    seconds = [after - before for before, after in pairwise(marks)]
-    return Timed(seconds, watch.trained - watch.starts[0], ended - watch.trained, watch.peak, measuring)
 
 
 # ------------------------------------------------------------------------------------------------------------ ratios
@@ -302,33 +387,78 @@ def reckoned(steps: int, probe: float, finalisation: float, most: int = DEFAULTS
 
 
 def in_turn(case: Case, steps: int, rounds: int, folder: Path) -> dict[str, Any]:
-    """Train with the defaults and without the monitor, in turn, and the other way round in the next round.
+    """Train with the defaults and without the monitor, in turns of 50 steps, a number of times.
 
     Returns:
-        The median of the ratios of both times, without and with the end, and all of these ratios.
+        The ratio of both times, without the end and with it; the standard error of the former; and the seconds of every turn.
     """
-    training, whole = [], []
-    for turn in range(rounds):
-        times = {}
-        for measured in (True, False) if turn % 2 == 0 else (False, True):
-            with tempfile.TemporaryDirectory(dir=folder) as own:
-                times[measured] = fit(case, steps, Path(own), **(DEFAULTS if measured else {}))
-        plain = times[False].training
-        training.append(times[True].training / plain)
-        whole.append((times[True].training + times[True].finalisation) / (plain + times[False].finalisation))
-    return {"training": statistics.median(training), "whole": statistics.median(whole), "ratios": [training, whole]}
+    seconds: tuple[list[float], list[float]] = ([], [])
+    ends = [0.0, 0.0]
+    for _ in range(rounds):
+        turns = Turns(2)
+
+        def train(place: int, own: str, turns: Turns = turns) -> Timed:
+            how: dict[str, Any] = {} if place else DEFAULTS
+            with turns.taking(place):
+                return fit(case, steps, Path(own), let_others=lambda: turns.let_others(place), **how)
+
+        with hushed(), tempfile.TemporaryDirectory(dir=folder) as own, ThreadPoolExecutor(2) as threads:
+            both = [threads.submit(train, place, own) for place in range(2)]
+            for place, timed in enumerate(one.result() for one in both):
+                seconds[place].extend(sum(timed.steps[start : start + TURN]) for start in range(0, steps, TURN))
+                ends[place] += timed.finalisation
+    measured, plain = map(sum, seconds)
+    ratio, error = ratio_of_sums(*seconds)
+    whole = (measured + ends[0]) / (plain + ends[1])
+    return {"training": ratio, "error": error, "whole": whole, "seconds": seconds}
+
+
+def ratio_of_sums(above: Sequence[float], below: Sequence[float]) -> tuple[float, float]:
+    """Return the ratio of the sums of pairs, and its standard error.
+
+    Example:
+        >>> ratio_of_sums([3.0, 3.0], [2.0, 2.0])
+        (1.5, 0.0)
+    """
+    ratio = sum(above) / sum(below)
+    apart = [high - ratio * low for high, low in zip(above, below, strict=True)]
+    return ratio, statistics.stdev(apart) * len(apart) ** 0.5 / sum(below)
+
+
+def per_sample(case: Case, probes: int, plain: float, folder: Path) -> float:
+    """Return what single samples add to the evaluation of a probe, in plain steps.
+
+    Args:
+        case: network and batch.
+        probes: to be evaluated.
+        plain: seconds of a plain step.
+        folder: for what the monitor writes.
+    """
+
+    def mean(module: pl.LightningModule, batch: tuple[Tensor, Tensor]) -> Tensor:
+        return sample_losses(module, batch).mean()
+
+    how: dict[str, Any] = {"every_n_steps": 2, "live_epochs": None, "segments": 0, "store_gib": ROOM}
+    beside = fit(case, 2 * probes, folder / "mean", loss=mean, **how)
+    timed = fit(case, 2 * probes, folder / "samples", loss=sample_losses, per_sample=True, **how)
+    return (timed.finalisation - beside.finalisation) / probes / plain
 
 
 def peak_memory(name: str, kind: str, reference: Path | None) -> int:
-    """Return the largest resident memory of a process that trains for a few steps, in bytes; at the end of training."""
+    """Return the largest resident memory of a process that trains for a few steps, in bytes; at the end of training.
+
+    Where the C library is glibc it gives tensors back as soon as they are freed: what it keeps for later is tens of MB, which
+    differ from run to run.
+    """
     command = [sys.executable, __file__, "--memory", name, kind, *([str(reference)] if reference else [])]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    at_once = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(2**17)}
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=at_once)
     return int(done.stdout.splitlines()[-1])
 
 
 def memory_of(name: str, kind: str, reference: str | None) -> None:
     """Train for a few steps, and print this process's largest resident memory, in bytes, before the evaluation at the end."""
-    arguments: dict[str, Any] = {"every_n_steps": 2, "live_epochs": None, "segments": 0, "save_reference": False}
+    arguments: dict[str, Any] = {"every_n_steps": 4, "live_epochs": None, "segments": 0, "save_reference": False}
     if kind == "live":
         arguments["reference"] = reference
     with tempfile.TemporaryDirectory() as folder:
@@ -376,6 +506,7 @@ def measure(name: str, quick: bool) -> dict[str, Any]:
         reference = folder / "deferred" / "landscape" / "reference.safetensors"
         costs("live", reference=str(reference))
         costs("deferred_with_tensorboard", trainer={"logger": TensorBoardLogger(folder)})
+        result["per_sample"] = None if case.mixes else per_sample(case, fewer, plain, folder)
         again = 1 if quick or slow else 3
         base = statistics.median(peak_memory(name, "plain", None) for _ in range(again))
         for kind in ("deferred", "live"):
@@ -393,7 +524,7 @@ def measure(name: str, quick: bool) -> dict[str, Any]:
             else:
                 turns = in_turn(case, steps, rounds if steps * plain < 20 else 1, folder)
                 result[key], result[f"{key}_with_end"] = turns["training"], turns["whole"]
-                result[f"{key}_how"], result[f"{key}_ratios"] = "trained", turns["ratios"]
+                result |= {f"{key}_how": "trained", f"{key}_error": turns["error"], f"{key}_seconds": turns["seconds"]}
     return result
 
 
@@ -429,6 +560,7 @@ ROWS = {
     "deferred_with_tensorboard": "a deferred probe, TensorBoard",
     "live": "a live probe",
     "finalisation": "finalisation, each probe",
+    "per_sample": "… per_sample=True adds",
     "slow_down_500": "mean slow-down, 500 steps",
     "slow_down_2000": "… 2,000",
     "slow_down_20000": "… 20,000",
@@ -465,18 +597,19 @@ def report(results: dict[str, dict[str, Any]], microseconds: float, bandwidth: d
                 cells.append("—")
                 continue
             shown = f"{value:,.0f}" if value >= 1000 else f"{value:.3g}" if "slow_down" not in row else f"{value:.3f}"
-            trained = row.removesuffix("_with_end")
-            if result.get(f"{trained}_how") == "reckoned":
+            if result.get(f"{row.removesuffix('_with_end')}_how") == "reckoned":
                 shown = f"~{shown}"
-            if len(result.get(f"{trained}_ratios", [()])[0]) == 1:
-                shown = f"{shown} once"
-            cells.append(f"{shown} ≤ {target:g}{'' if value <= target else ' !'}" if target is not None else shown)
+            if f"{row}_error" in result:
+                shown = f"{shown} ± {result[f'{row}_error']:.3f}"
+            beside = BUFFERS / (4 * result["parameters"]) if row.startswith("memory") else 0.0
+            missed = target is not None and value > target + beside
+            cells.append(shown if target is None else f"{shown} ≤ {target:g}{' !' if missed else ''}")
         lines.append(f"{title:{width}s}" + "".join(f"  {cell:>22s}" for cell in cells))
     lines.append(f"\nan unprobed step: {microseconds:.1f} µs ≤ 20 µs{'' if microseconds <= 20 else ' !'}")
     lines.append(floors.report(bandwidth))
     lines.append("All but ms, µs and bytes are plain training steps, or ratios to plain training; floors are timed alone, in")
-    lines.append("the middle of a plain training. ~ reckoned from the costs of probes and their number; once: of one pair of")
-    lines.append("trainings, between which the machine may have changed; ! above what was aimed at; — too little to be told.")
+    lines.append("the middle of a plain training. ~ reckoned from the costs of probes and their number; ± standard error over")
+    lines.append("turns of 50 steps; ! above what was aimed at, of memory by more than 16 MiB; — too little to tell, or none.")
     for name, result in results.items():
         if "cockpit" in result:
             found = result["cockpit"]

@@ -182,12 +182,12 @@ class Session:
             return self._finish_probe()
 
     def _finish_probe(self) -> dict[str, float]:
-        unchecked = not self.measurement.fidelity.steps
         probe = self.measurement.finish()
-        if unchecked:
-            self.measurement.fidelity.warn()
         if probe is None:
             return {}
+        replayed = probe.step in self.measurement.fidelity.steps
+        if replayed:
+            self.measurement.fidelity.warn()
         now = time.perf_counter()
         self.folder.append(probe, self.measurement.table)
         if self.folder.beside_is_due:
@@ -196,7 +196,7 @@ class Session:
         self._curves.add(probe, overhead=self.measurement.seconds / self._clock.elapsed, layers=layers)
         self.measurement.seconds += time.perf_counter() - now
         cost = self.measurement.seconds - self._seconds_before
-        self._clock.note_probe(cost, self.measurement.replay_seconds if unchecked else None)
+        self._clock.note_probe(cost, self.measurement.replay_seconds if replayed else None)
         return in_brief(probe)
 
     def evaluate_provisionally(self) -> None:

@@ -56,16 +56,28 @@ def accumulation_factor(trainer: Trainer, backward_passes: int) -> float:
     return trainer.accumulate_grad_batches / backward_passes
 
 
+def present_gradient(parameters: Mapping[str, Tensor], factor: float) -> Gradient:
+    """Return ``p.grad`` of the given parameters, in its own memory where it is strided: training changes it.
+
+    Sparse gradients become dense, of sharded ones there is this process's part.
+
+    Args:
+        parameters: by name.
+        factor: of the gradient.
+    """
+    present = {name: parameter.grad for name, parameter in parameters.items() if parameter.grad is not None}
+    return Gradient({name: _dense(gradient, parameters[name]) for name, gradient in present.items()}, factor)
+
+
 def read_gradient(parameters: Mapping[str, Tensor], factor: float, copy: Copy = copied) -> Gradient:
-    """Copy ``p.grad`` of the given parameters; sparse gradients become dense, of sharded ones each process copies its part.
+    """Copy what `present_gradient` returns.
 
     Args:
         parameters: by name.
         factor: of the gradient.
         copy: copies tensors by name.
     """
-    present = {name: parameter.grad for name, parameter in parameters.items() if parameter.grad is not None}
-    return Gradient(copy({name: _dense(gradient, parameters[name]) for name, gradient in present.items()}), factor)
+    return Gradient(copy(present_gradient(parameters, factor).raw), factor)
 
 
 def _dense(gradient: Tensor, parameter: Tensor) -> Tensor:

@@ -268,6 +268,8 @@ class Measurement:
             self._window.take()
             if self._window.measurable and not self.schedule.kept:
                 self._check_first(self._window)
+                self._check_replay(self._window)
+            self._window.hold_gradient()
 
     def _check_first(self, window: Window) -> None:
         """Refuse, before the first step is made, what the first window shows."""
@@ -310,8 +312,7 @@ class Measurement:
             after = window.after()
             self._left = (list(after), fingerprint(after))
             probe = self._measure(window, after)
-            if probe is not None and not self.schedule.kept:
-                self._check_replay(window)
+            self._raise_noted()
             change = self._change_or_nan(window) if probe is not None and self.rows.secants is not None else math.nan
             if probe is not None and self.reference is not None:
                 probe = self._at_reference(probe, window, self.reference)
@@ -414,17 +415,29 @@ class Measurement:
         self.learning_rates = (math.nan, math.nan) if several else (min(low, lr), max(high, lr))
 
     def _check_replay(self, window: Window) -> None:
-        """Replay the first probe at x_k, at once: its loss, and its gradient."""
+        """Replay the first probe at once: its loss, and its gradient; that it cannot be is told when the step has been made.
+
+        It is before the step, where x_k is, and a gradient taken again stands beside the one in the memory of training: so
+        neither x_{k+1} nor another gradient has to be kept meanwhile.
+        """
+        size = self._products.sq_change(window.gradient.raw, window.gradient.factor, {}, 1.0)
+        if not self._processes.everywhere(is_finite(window.loss, size)):
+            return  # no probe
         others = self._others_of(window)
 
-        def there() -> AbstractContextManager[None]:
-            return self._swap.to(others, window.before)
+        @contextmanager
+        def there() -> Iterator[None]:
+            with self._swap.back_to(window.before), self._swap.to(others):
+                yield
 
-        with self.replayer.silence(put_back={*others, *window.before}):
-            started = time.perf_counter()
-            self._checks.loss(window.step, window.local_loss, window.moments, there)
-            self.replay_seconds = time.perf_counter() - started
-            self._checks.gradient(window.gradient, window.moments, there)
+        try:
+            with self._processes.agreed(), self.replayer.silence(put_back={*others, *window.before}):
+                started = time.perf_counter()
+                self._checks.loss(window.step, window.local_loss, window.moments, there)
+                self.replay_seconds = time.perf_counter() - started
+                self._checks.gradient(window.gradient, window.moments, there)
+        except Exception as error:  # nobody is to be refused for it
+            self.note(error)
 
     def _at_reference(self, probe: Probe, window: Window, reference: Reference) -> Probe | None:
         """Fill the columns that need x_p, while x_k and g_k are at hand."""

@@ -128,6 +128,21 @@ class Swap:
             self._originals = outer
 
     @contextmanager
+    def back_to(self, here: Mapping[str, Tensor]) -> Iterator[None]:
+        """Put parameters back to where they are now, whatever the block does to them.
+
+        Args:
+            here: their values, by name: another copy of them is not made.
+        """
+        outer = self._originals
+        self._originals = {**here, **outer}
+        try:
+            yield
+        finally:
+            assign(named_parameters(self._module), here)
+            self._originals = outer
+
+    @contextmanager
     def one_after_another(self) -> Iterator[None]:
         """Inside the block values are assigned without putting the originals back each time; they are back when it ends.
 

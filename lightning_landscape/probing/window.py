@@ -20,7 +20,7 @@ from lightning_landscape.probing.gradients import (
     accumulation_factor,
     learning_rate,
     loss_scale,
-    read_gradient,
+    present_gradient,
     unscaling_factor,
 )
 from lightning_landscape.probing.kept import Kept, sampled
@@ -78,7 +78,7 @@ class Window:
         self.before: dict[str, Tensor] = {}
         """x_k"""
         self.gradient = Gradient({}, 1.0)
-        """g_k"""
+        """g_k: in the memory of training, until it is held"""
         self.moments: list[Frozen] = []
         self.lr: float | None = None
         """The optimiser's learning rate for this step; None where its groups have several"""
@@ -234,7 +234,7 @@ class Window:
         return copied(others) if self._store.others_changed(others) else {}
 
     def take(self) -> None:
-        """Take loss, x_k and g_k: everything is accumulated and nothing has moved yet.
+        """Take loss and x_k, and look at g_k: everything is accumulated and nothing has moved yet.
 
         Raises:
             Exception: what failed while the window was watched.
@@ -282,10 +282,15 @@ class Window:
             self.local_loss = sum(self._losses) / len(self._losses)
             self.share = 1 / accumulation_factor(self._trainer, len(self._losses))
             factor = unscaling_factor(self._trainer, self._optimizer) * accumulation_factor(self._trainer, len(self._losses))
-            self.gradient = read_gradient(parameters, factor, self._store.memory.copied)
+            self.gradient = present_gradient(parameters, factor)
         self.loss = self._processes.mean(self.local_loss)
         if self.measurable:
             self.before = self._store.memory.copied(local_values(parameters))
+
+    def hold_gradient(self) -> None:
+        """Copy g_k, which training is about to change."""
+        if not self._replayer.of_user:  # that of a user's loss is ours already
+            self.gradient = Gradient(self._store.memory.copied(self.gradient.raw), self.gradient.factor)
 
     def let_go_of_gradient(self) -> None:
         """Give the memory of g_k back, where nobody will ask for it any more."""

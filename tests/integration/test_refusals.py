@@ -1,6 +1,7 @@
 """Bad input: one clear message, before the first optimiser step; afterwards nothing of ours raises."""
 
 import threading
+from typing import ClassVar
 
 import lightning.pytorch as pl
 import pytest
@@ -324,6 +325,30 @@ def test_a_failure_of_ours_leaves_training_alone(hook, monkeypatch):
     assert all(probe.evaluated for probe in broken.table)
     assert broken.summary["run"]["complete"] is False
     assert "broken on purpose" in broken.summary["run"]["stopped_by"]
+
+
+class OnceOnly(Plain):
+    """Refuses to evaluate a batch twice; which it has seen is kept outside, where nothing is put back."""
+
+    SEEN: ClassVar[set] = set()
+
+    def training_step(self, batch, batch_idx):
+        if batch_idx in self.SEEN:
+            raise MisconfigurationException("found a batch twice")
+        self.SEEN.add(batch_idx)
+        return super().training_step(batch, batch_idx)
+
+
+def test_a_loss_that_cannot_be_evaluated_again_refuses_no_run():
+    plain = fit(pl.Callback(), seeded(Plain))
+    monitor = LandscapeMonitor(every_n_steps=1)
+    OnceOnly.SEEN.clear()
+    with pytest.warns(UserWarning, match="stopped measuring at step 1: MisconfigurationException: found a batch twice"):
+        again = fit(monitor, seeded(OnceOnly))
+    assert all(
+        torch.equal(a, b) for a, b in zip(plain.lightning_module.parameters(), again.lightning_module.parameters(), strict=True)
+    )
+    assert len(monitor.table) == 0
 
 
 def seeded(kind):

@@ -127,16 +127,16 @@ def test_a_header_that_does_not_fit_is_refused():
 
 
 def test_a_run_uses_the_same_two_pieces_for_all_of_its_probes(tmp_path, monkeypatch):
-    where, take = [], Window.take
+    where, hold = [], Window.hold_gradient
 
     def noting(window):
-        take(window)
+        hold(window)
         window._store.wait()  # else the writing of the one before may still need its own
         where.append(
             (min(v.data_ptr() for v in window.before.values()), min(v.data_ptr() for v in window.gradient.raw.values()))
         )
 
-    monkeypatch.setattr(Window, "take", noting)
+    monkeypatch.setattr(Window, "hold_gradient", noting)
     monitor = LandscapeMonitor(dirpath=tmp_path, every_n_steps=1)
     trainer = pl.Trainer(
         accelerator="cpu",
