@@ -441,6 +441,10 @@ def per_sample(case: Case, probes: int, plain: float, folder: Path) -> float:
     how: dict[str, Any] = {"every_n_steps": 2, "live_epochs": None, "segments": 0, "store_gib": ROOM}
     beside = fit(case, 2 * probes, folder / "mean", loss=mean, **how)
     timed = fit(case, 2 * probes, folder / "samples", loss=sample_losses, per_sample=True, **how)
+    assert timed.monitor is not None
+    assert timed.monitor.summary is not None
+    if timed.monitor.summary["per_sample"]["stopped_by"] is not None:
+        raise SystemExit("found single samples that could not be evaluated")
     return (timed.finalisation - beside.finalisation) / probes / plain
 
 
@@ -496,9 +500,9 @@ def measure(name: str, quick: bool) -> dict[str, Any]:
         deferred = costs("deferred")
         assert deferred.monitor is not None
         assert deferred.monitor.summary is not None
-        evaluated = len(deferred.monitor.table or ())
+        evaluated = sum(probe.evaluated for probe in deferred.monitor.table or ())
         if evaluated != probes + 1:
-            raise SystemExit(f"found {evaluated} probes of {probes + 1}: the disk has too little room to time them all")
+            raise SystemExit(f"found {evaluated} of {probes + 1} probes evaluated: is there too little room on the disk?")
         plain = statistics.median(seconds for place, seconds in enumerate(deferred.steps) if place % period >= after)
         result["plain_step_ms"], result["probes"] = 1e3 * plain, probes
         result["finalisation"] = deferred.finalisation / plain / evaluated

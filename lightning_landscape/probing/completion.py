@@ -13,8 +13,7 @@ from torch import Tensor
 from lightning_landscape.probes import ProbeTable
 from lightning_landscape.probing.evaluation import Itself, StoredProbes
 from lightning_landscape.probing.failures import NotMeasurable, said, warn_once
-from lightning_landscape.probing.fidelity import FidelityCheck, There
-from lightning_landscape.probing.freezing import Frozen
+from lightning_landscape.probing.fidelity import FidelityCheck
 from lightning_landscape.probing.gradients import is_finite
 from lightning_landscape.probing.held_out import HeldOut
 from lightning_landscape.probing.layers import layer_rows
@@ -129,9 +128,10 @@ class Completion:
             self._rows.lose(step, "unevaluable")
 
     def _check(self, step: int) -> None:
-        moments, gradient, loss, there = self._stored.itself(step, exactly=True)
-        self._checks.loss(step, loss, moments, there)
-        self._checks.gradient(gradient, moments, there)
+        itself = self._stored.itself(step, exactly=True)
+        loss, gradient = self._stored.as_recorded(step)
+        self._checks.loss(step, loss, itself.moments, itself.there)
+        self._checks.gradient(gradient, itself.moments, itself.there)
 
     def _evaluate(self, reference: Reference, following: int | None, step: int) -> None:
         values = self._stored.at_reference(step, reference.parameters, following)
@@ -196,18 +196,18 @@ class Completion:
         if self._held_out is None:
             return
         waiting = [step for step in self._rows.schedule.kept if step not in self._rows.held_out]
-        for step in track([step for step in waiting if self._stored.holds_iterate(step)], "held-out batches"):
-            if not self._hold_out_stored(step, reference):
-                return
+        with self._stored.one_after_another():
+            for step in track([step for step in waiting if self._stored.holds_iterate(step)], "held-out batches"):
+                if not self._hold_out_stored(step, reference):
+                    return
 
     def _hold_out_stored(self, step: int, reference: Reference) -> bool:
         """Evaluate one stored probe's held-out batches; return whether others are worth trying."""
         try:
             with self._processes.agreed():
                 itself = self._stored.itself(step)
-                x = self._stored.iterate(step, reference.parameters) if self._stored.measures else {}
-                held = () if itself.gradient is None else itself.gradient.raw
-                self.hold_out(step, itself.moments[0], itself.there, x, held, reference)
+                x = self._stored.for_names(itself.x, step, reference.parameters) if self._stored.measures else {}
+                self.hold_out(step, itself, x, reference)
         except NotMeasurable:
             return True
         except Exception as error:
@@ -215,13 +215,11 @@ class Completion:
             return False
         return True
 
-    def hold_out(
-        self, step: int, moment: Frozen, there: There, x: Mapping[str, Tensor], held: Iterable[str], reference: Reference
-    ) -> None:
+    def hold_out(self, step: int, itself: Itself, x: Mapping[str, Tensor], reference: Reference) -> None:
         """Add the rows of a probe's held-out batches; see `HeldOut.at`."""
         assert self._held_out is not None, "asked for"
         probe = self._rows.table.at_step(step)
-        new, fixed = self._held_out.at(moment, there, x, held, reference.parameters)
+        new, fixed = self._held_out.at(itself, x, reference.parameters)
         if is_finite(*new):
             self._rows.held_out[step] = replace(probe, **new._asdict(), initial_loss=None)
         rows = [FixedBatchRow(step, probe.logged_step, i, *values) for i, values in enumerate(fixed) if is_finite(*values)]
@@ -233,9 +231,10 @@ class Completion:
         if self._per_sample is None:
             return
         waiting = [step for step in self._rows.schedule.kept if step not in self._rows.per_sample]
-        for step in track([step for step in waiting if self._stored.holds_iterate(step)], "single samples"):
-            if not self._take_stored_samples(step, reference):
-                return
+        with self._stored.one_after_another():
+            for step in track([step for step in waiting if self._stored.holds_iterate(step)], "single samples"):
+                if not self._take_stored_samples(step, reference):
+                    return
 
     def _take_stored_samples(self, step: int, reference: Reference) -> bool:
         """Evaluate one stored probe's samples; return whether others are worth trying."""

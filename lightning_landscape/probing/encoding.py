@@ -21,7 +21,7 @@ from torch import Tensor
 from lightning_landscape.probing.codecs import BLOCK, CODECS, Codec, decoded, encoded, working_dtype
 from lightning_landscape.probing.gradients import Gradient
 from lightning_landscape.probing.memory import Memory
-from lightning_landscape.probing.tensor_files import link, read_tensors, save_tensors, write_tensors
+from lightning_landscape.probing.tensor_files import link, read_header, read_tensors, save_tensors, write_tensors
 
 PARAMETERS, GRADIENT = "parameters", "gradient"
 _NATIVELY, _BASE = "native-", "base-"
@@ -173,6 +173,14 @@ class Encoder:
         """Return g_k; arguments as of `read`."""
         raw, header = cls._read(folder, GRADIENT, memory, natively=natively)
         return Gradient(raw, float(header[_FACTOR]))
+
+    @staticmethod
+    def names(folder: Path, part: str) -> list[str]:
+        """Return the names of the tensors of x_k or g_k, which are not read; arguments as of `read`."""
+        stored, texts = read_header(folder / f"{part}.safetensors")
+        encoded: list[str] = list(json.loads(texts.get(_ENCODED, "{}")))
+        planes = tuple(f"{name}|" for name in encoded)
+        return encoded + [name for name in stored if not name.startswith(planes)]
 
     @classmethod
     def _read(

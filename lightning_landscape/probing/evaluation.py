@@ -40,12 +40,12 @@ class Itself(NamedTuple):
     """A probe as training has recorded it."""
 
     moments: list[Frozen]
-    gradient: Gradient | None
-    """g_k; None where this process has none"""
-    loss: float
-    """This process's"""
-    there: Callable[[], AbstractContextManager[None]]
-    """Puts the module to x_k"""
+    x: Mapping[str, Tensor]
+    """x_k by name, in every process; there may be more parameters, as they were then"""
+    differentiated: list[str] | None
+    """The names of those that g_k has; None where this process has none"""
+    there: Callable[..., AbstractContextManager[None]]
+    """Puts the module to x_k, and some of the parameters elsewhere, if it is given these"""
 
 
 class StoredProbes:
@@ -92,7 +92,7 @@ class StoredProbes:
             NotMeasurable: if something of it is not there.
         """
         stored = {**self._store.others(step), **self._store.iterate(step, exactly=exactly)}
-        return self._for_names(stored, step, there)
+        return self.for_names(stored, step, there)
 
     def gradient(self, step: int, *, exactly: bool = False) -> Gradient:
         """Return g_k on the module's device, from this process's store, as a codec left it."""
@@ -119,12 +119,16 @@ class StoredProbes:
 
         Args:
             step: a stored step.
-            exactly: whether at x_k as it was; the gradient then is None where that was not kept.
+            exactly: whether at x_k as it was.
         """
-        here, gradient = self._here(step, exactly=exactly), None
-        if self.measures and (not exactly or self._store.holds_gradient_exactly(step)):
-            gradient = self.gradient(step, exactly=exactly)
-        return Itself(self._store.moments(step), gradient, self._store.loss(step), lambda: self._swap.to(here))
+        here = self._here(step, exactly=exactly)
+        differentiated = self._store.gradient_names(step) if self.measures else None
+        return Itself(self._store.moments(step), here, differentiated, lambda *values: self._swap.to(here, *values))
+
+    def as_recorded(self, step: int) -> tuple[float, Gradient | None]:
+        """Return what training recorded of a step: this process's loss, and g_k where it is here as it was."""
+        exact = self.measures and self._store.holds_gradient_exactly(step)
+        return self._store.loss(step), self.gradient(step, exactly=True) if exact else None
 
     def at_reference(self, step: int, there: Mapping[str, Tensor], following: int | None = None) -> AtReference:
         """Return what needs x_p.
@@ -175,7 +179,7 @@ class StoredProbes:
 
     def between(self, step: int, there: Mapping[str, Tensor], fractions: Sequence[float]) -> list[float]:
         """Return the losses of a step at x_k + t (x_p − x_k), for each t strictly between 0 and 1."""
-        here = self._for_names(self._here(step), step, there)
+        here = self.for_names(self._here(step), step, there)
         points = ({n: torch.lerp(x, there[n].to(x.dtype), t) for n, x in here.items()} for t in fractions)
         return [self.elsewhere(step, point) for point in points]
 
@@ -205,7 +209,12 @@ class StoredProbes:
         stored = {**others, **x}
         return {name: stored[name] for name in named_parameters(self._module) if name in stored}
 
-    def _for_names(self, stored: Mapping[str, Tensor], step: int, there: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def for_names(self, stored: Mapping[str, Tensor], step: int, there: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the values that are stored of a step, on the module's device, for the names of x_p.
+
+        Raises:
+            NotMeasurable: if one is missing.
+        """
         missing = [name for name in there if name not in stored]
         if missing:
             raise NotMeasurable(f"the values of {missing} at step {step} were not stored")

@@ -18,11 +18,11 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_landscape.probing import lightning_compat
+from lightning_landscape.probing.evaluation import Itself
 from lightning_landscape.probing.failures import NotMeasurable
-from lightning_landscape.probing.fidelity import There
 from lightning_landscape.probing.freezing import Frozen, freeze, thaw
 from lightning_landscape.probing.gradients import loss_scale
-from lightning_landscape.probing.parameters import Swap, optimized_parameters
+from lightning_landscape.probing.parameters import optimized_parameters
 from lightning_landscape.probing.processes import Processes
 from lightning_landscape.probing.products import Products
 from lightning_landscape.probing.replay import Replayer
@@ -139,7 +139,6 @@ class HeldOut:
     ) -> None:
         self._trainer, self._module, self._optimizer, self._replayer = trainer, module, optimizer, replayer
         self._processes, self._products, self._measures = processes, products, measures
-        self._swap = Swap(module)
         self._batches, self._fixed = Batches(trainer, source), fixed
 
     @property
@@ -147,39 +146,32 @@ class HeldOut:
         """How many batches are evaluated at each probe."""
         return 1 + self._fixed
 
-    def at(
-        self, moment: Frozen, there: There, x: Mapping[str, Tensor], held: Iterable[str], reference: Mapping[str, Tensor]
-    ) -> tuple[Values, list[Values]]:
+    def at(self, itself: Itself, x: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -> tuple[Values, list[Values]]:
         """Return the values of a new batch, and those of the fixed ones.
 
         Args:
-            moment: the first micro-batch of the step.
-            there: puts the module to x_k.
-            x: x_k by name, where this process has it.
-            held: names of the parameters that had a gradient at that step.
+            itself: the step, of whose micro-batches they take the place of the first one.
+            x: x_k by the names of x_p, where this process has it.
             reference: x_p by name.
         """
         batches = [self._batches.take(), *self._batches.first(self._fixed)]
-        names = set(held)
-        first, *others = [self._evaluate(replaced(moment, self._placed(b)), there, x, names, reference) for b in batches]
+        first, *others = [self._evaluate(replaced(itself.moments[0], self._placed(b)), itself, x, reference) for b in batches]
         return first, others
 
     def _placed(self, batch: Any) -> Any:
         return lightning_compat.on_device(self._trainer, batch)
 
-    def _evaluate(
-        self, moment: Frozen, there: There, x: Mapping[str, Tensor], names: set[str], reference: Mapping[str, Tensor]
-    ) -> Values:
+    def _evaluate(self, moment: Frozen, itself: Itself, x: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -> Values:
         parameters, scale = optimized_parameters(self._module, self._optimizer), loss_scale(self._trainer)
-        with there():
+        with itself.there():
             loss, gradient = self._replayer.mean_loss_and_gradient([moment], parameters, scale)
         gradient = self._replayer.averaged(gradient, parameters)
         factor = self._replayer.gradient_factor([moment], scale)
-        with there(), self._swap.to(reference):
+        with itself.there(reference):
             reference_loss = self._replayer.mean_loss([moment])
         product = squares = 0.0
         if self._measures:
-            gradient = {name: value for name, value in gradient.items() if name in names}
+            gradient = {name: value for name, value in gradient.items() if name in (itself.differentiated or ())}
             product, _ = self._products.inner_product_and_distance(x, reference, gradient, factor)
             squares = self._products.sq_change(gradient, factor, {}, 1.0)
         product, squares = self._processes.exchange(product, squares)[0]

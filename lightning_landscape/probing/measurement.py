@@ -7,7 +7,7 @@ import functools
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -136,6 +136,7 @@ class Measurement:
                 products=self._products,
                 sharded=self.sharded,
                 mixing=per_sample == MIXING,
+                copy=store.memory.copied,
             )
         self._completion = Completion(
             self.rows,
@@ -461,31 +462,27 @@ class Measurement:
 
     def _hold_out(self, window: Window, reference: Reference) -> None:
         """Evaluate held-out batches while x_k is at hand; where that cannot be, they are given up and nothing else."""
-        others = self._others_of(window)
-
-        def there() -> AbstractContextManager[None]:
-            return self._swap.to(others, window.before)
-
         try:
-            with self._processes.agreed(), self.replayer.silence():
-                self._completion.hold_out(window.step, window.moments[0], there, window.before, window.gradient.raw, reference)
+            with self._processes.agreed(), self._at_itself(window) as itself:
+                self._completion.hold_out(window.step, itself, window.before, reference)
         except Exception as error:
             self._held_out = None
             warn_held_out(error, window.step)
 
     def _take_samples(self, window: Window, reference: Reference) -> None:
         """Evaluate single samples while x_k is at hand; where that cannot be, they are given up and nothing else."""
-        others = self._others_of(window)
-
-        def there() -> AbstractContextManager[None]:
-            return self._swap.to(others, window.before)
-
-        itself = Itself(window.moments, window.gradient, window.local_loss, there)
         try:
-            with self._processes.agreed(), self.replayer.silence():
+            with self._processes.agreed(), self._at_itself(window) as itself:
                 self._completion.take_samples(window.step, itself, reference)
         except Exception as error:
             self._completion.give_samples_up(error, window.step)
+
+    @contextmanager
+    def _at_itself(self, window: Window) -> Iterator[Itself]:
+        """Return a block in which other losses of a step may be evaluated; parameters are put back when it ends."""
+        x = {**self._others_of(window), **window.before}
+        with self.replayer.silence(put_back=x), self._swap.one_after_another():
+            yield Itself(window.moments, x, list(window.gradient.raw), lambda *values: self._swap.to(x, *values))
 
     def _keep(self, probe: Probe, window: Window) -> None:
         self.rows.add(probe)

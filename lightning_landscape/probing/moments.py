@@ -49,7 +49,7 @@ def read_about(folder: Path) -> dict[str, Any]:
         OSError: if it is gone.
         ValueError: if it cannot be read.
     """
-    return _about(read_header(folder / MOMENTS))
+    return _about(read_header(folder / MOMENTS)[1])
 
 
 def read_moments(folder: Path) -> list[Frozen]:

@@ -22,7 +22,7 @@ from lightning_landscape.probing.evaluation import Itself
 from lightning_landscape.probing.failures import FailedElsewhere, NotMeasurable, said
 from lightning_landscape.probing.freezing import Frozen, thaw
 from lightning_landscape.probing.held_out import replaced
-from lightning_landscape.probing.parameters import Swap, copied, named_parameters
+from lightning_landscape.probing.parameters import Copy, Swap, copied, named_parameters
 from lightning_landscape.probing.processes import Processes
 from lightning_landscape.probing.products import Products
 from lightning_landscape.probing.replay import Replayer, batch_of
@@ -50,9 +50,9 @@ class _Line(NamedTuple):
     x: dict[str, Tensor]
     direction: dict[str, Tensor]
     """v = x_k − x_p by name"""
-    length: float
-    """‖v‖"""
-    step: float
+    length: float = 0.0
+    """‖v‖, where differences are taken"""
+    step: float = 0.0
     """h, the width of the central difference along v/‖v‖"""
 
 
@@ -67,6 +67,7 @@ class PerSample:
         products: measures norms.
         sharded: whether each process has its own part of the parameters, through which forward mode does not go.
         mixing: whether samples may depend on each other.
+        copy: copies tensors by name.
     """
 
     def __init__(
@@ -79,9 +80,10 @@ class PerSample:
         products: Products,
         sharded: bool,
         mixing: bool,
+        copy: Copy,
     ) -> None:
         self._module, self._replayer, self._processes, self._products = module, replayer, processes, products
-        self._sharded, self._mixing = sharded, mixing
+        self._sharded, self._mixing, self._copy = sharded, mixing, copy
         self._swap = Swap(module)
         self._counts = lightning_compat.has_batches_of_its_own(trainer)
         self._graph: bool | None = None
@@ -186,10 +188,14 @@ class PerSample:
             NotMeasurable: if the number of losses is not the same at x_k and at x_p.
         """
         line = self._line(itself, reference)
+        if self.about["method"] is None:
+            self._decide(itself.moments[0], itself, line)
+        if self.about["method"] == DIFFERENCES:
+            line = self._with_step(line)
         rows, errors = [], []
         for moment in itself.moments:
             here = self._slopes(moment, itself, line)
-            with itself.there(), self._swap.to(reference):
+            with itself.there(reference):
                 there = self._replayer.sample_losses(moment)
             if len(there) != len(here.losses):
                 raise NotMeasurable(f"{len(here.losses)} samples at x_k and {len(there)} at x_p")
@@ -200,21 +206,22 @@ class PerSample:
         return torch.cat(self._processes.of_each(mine))
 
     def _line(self, itself: Itself, reference: Mapping[str, Tensor]) -> _Line:
-        own = None if itself.gradient is None else sorted(itself.gradient.raw)
+        own = None if itself.differentiated is None else sorted(itself.differentiated)
         names = (own if self._sharded else self._processes.of_first(lambda: own)) or []
-        with itself.there():
-            parameters = named_parameters(self._module)
-            x = copied({name: parameters[name] for name in names})
+        x = {name: itself.x[name].to(self._module.device) for name in names}
         working = {name: value.double() if value.dtype == torch.float64 else value.float() for name, value in x.items()}
-        direction = {name: value - reference[name].to(value) for name, value in working.items()}
-        length, size = (self._products.sq_change(vector, 1.0, {}, 1.0) ** 0.5 for vector in (direction, x))
-        rounding = self.about["rounding"] = self._replayer.rounding(x.values()) if x else 1.0
+        direction = self._copy(working)
+        for name, value in direction.items():
+            value.sub_(reference[name].to(value))
+        self.about["rounding"] = self._replayer.rounding(x.values()) if x else 1.0
+        return _Line(x, direction)
+
+    def _with_step(self, line: _Line) -> _Line:
+        length, size = (self._products.sq_change(vector, 1.0, {}, 1.0) ** 0.5 for vector in (line.direction, line.x))
         # truncation falls with h² and rounding grows with 1/h: they meet at the cube root of the rounding error, beside ‖x‖
-        return _Line(x, direction, length, rounding ** (1 / 3) * max(size, length))
+        return line._replace(length=length, step=self.about["rounding"] ** (1 / 3) * max(size, length))
 
     def _slopes(self, moment: Frozen, itself: Itself, line: _Line) -> _Slopes:
-        if self.about["method"] is None:
-            self._decide(moment, itself, line)
         if self.about["method"] == DIFFERENCES:
             return self._by_differences(moment, itself, line)
         return self._by_forward_mode(moment, itself, line, bool(self._graph))
@@ -273,7 +280,7 @@ class PerSample:
     def _at(self, moment: Frozen, itself: Itself, line: _Line, share: float) -> Tensor:
         """Return the losses at x_k + share · v."""
         point = {name: x + (share * line.direction[name]).to(x) for name, x in line.x.items()}
-        with itself.there(), self._swap.to(point):
+        with itself.there(point):
             return self._replayer.sample_losses(moment)
 
     def _note(self, probe: Probe, rows: list[Tensor], error: Tensor, line: _Line) -> None:

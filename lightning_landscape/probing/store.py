@@ -318,6 +318,14 @@ class ProbeStore:
         """Return g_k, as it was or, where a codec changed it and no more is asked for, as that left it."""
         return self._read(step, GRADIENT, exactly, self.encoder.read_gradient)
 
+    def gradient_names(self, step: int) -> list[str]:
+        """Return the names of the parameters that have a gradient at a step, without reading it."""
+        self.wait()
+        try:
+            return self.encoder.names(self._of(step), GRADIENT)
+        except (OSError, LookupError, ValueError) as error:
+            raise NotMeasurable(f"the stored {GRADIENT} of step {step} is gone: {error}") from error
+
     def error(self, step: int) -> CodecError:
         """Return what a codec did to the stored x_k and g_k.
 

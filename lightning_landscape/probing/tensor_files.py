@@ -155,8 +155,8 @@ def read_tensors(path: Path, memory: Memory) -> tuple[dict[str, Tensor], dict[st
         raise ValueError(f"found no file of tensors in {path}: {error}") from error
 
 
-def read_header(path: Path) -> dict[str, str]:
-    """Return the texts of the header of a file of tensors, without reading these.
+def read_header(path: Path) -> tuple[list[str], dict[str, str]]:
+    """Return the names of the tensors in a file and the texts of its header, without reading tensors.
 
     Raises:
         OSError: if it cannot be read.
@@ -164,8 +164,8 @@ def read_header(path: Path) -> dict[str, str]:
     """
     with path.open("rb", buffering=0) as file:
         size = int.from_bytes(file.read(8), "little")
-        _, texts = _parsed(file.read(size) if size < os.fstat(file.fileno()).st_size else b"", path)
-    return texts
+        header, texts = _parsed(file.read(size) if size < os.fstat(file.fileno()).st_size else b"", path)
+    return list(header), texts
 
 
 def _parsed(text: bytes, path: Path) -> tuple[dict[str, Any], dict[str, str]]:

@@ -7,6 +7,7 @@ import shutil
 import pytest
 import torch
 
+from lightning_landscape.probing.failures import NotMeasurable
 from lightning_landscape.probing.freezing import freeze
 from lightning_landscape.probing.gradients import Gradient
 from lightning_landscape.probing.kept import Kept
@@ -191,6 +192,17 @@ def test_what_a_codec_cannot_hold_is_stored_as_it_is(codec, tmp_path):
             assert torch.allclose(found[name], probe.parameters[name], rtol=0, atol=tolerance, equal_nan=True), name
         assert torch.equal(g["huge"], probe.gradient.raw["huge"])
         assert torch.equal(g["zero"], probe.gradient.raw["zero"])
+
+
+@pytest.mark.parametrize("codec", ["native", *LOSSY])
+def test_who_has_a_gradient_is_known_without_reading_it(codec, tmp_path):
+    store = store_of(tmp_path, codec)
+    names = store.gradient_names(3)
+    assert len(names) == len(set(names))
+    assert set(names) == set(kept(3).gradient.raw)
+    next((tmp_path / "store").glob("*03/gradient.safetensors")).unlink()
+    with pytest.raises(NotMeasurable, match="gradient of step 3 is gone"):
+        store.gradient_names(3)
 
 
 @pytest.mark.parametrize("codec", LOSSY)
