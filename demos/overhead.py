@@ -596,7 +596,7 @@ def report(results: dict[str, dict[str, Any]], microseconds: float, bandwidth: d
     for row, title in ROWS.items():
         cells = []
         for name, result in results.items():
-            value, target = result[row], target_of(name, row)
+            value, target = result.get(row), target_of(name, row)
             if value is None:
                 cells.append("—")
                 continue

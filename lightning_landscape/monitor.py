@@ -364,7 +364,8 @@ class LandscapeMonitor(Callback):
             # not even where there are losses and gradients: SWA makes such a step after its pass for BatchNorm, on averages and
             # with the gradients of the step before
             measurement.forget_batches()
-        measurement.read_gradient()
+        with interrupts.put_off():  # the first probe is replayed there
+            measurement.read_gradient()
 
     def _finish_probe(self) -> None:
         session = self._require_session()

@@ -37,7 +37,7 @@ class AtReference(NamedTuple):
 
 
 class Itself(NamedTuple):
-    """A probe as training has recorded it."""
+    """What other losses of a step need at its own x_k."""
 
     moments: list[Frozen]
     x: Mapping[str, Tensor]

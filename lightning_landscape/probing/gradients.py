@@ -10,7 +10,7 @@ from lightning.pytorch import Trainer
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_landscape.probing.parameters import Copy, copied
+from lightning_landscape.probing.parameters import copied
 from lightning_landscape.probing.part import whole_of
 from lightning_landscape.probing.sharding import is_sharded, local_gradient
 
@@ -69,15 +69,9 @@ def present_gradient(parameters: Mapping[str, Tensor], factor: float) -> Gradien
     return Gradient({name: _dense(gradient, parameters[name]) for name, gradient in present.items()}, factor)
 
 
-def read_gradient(parameters: Mapping[str, Tensor], factor: float, copy: Copy = copied) -> Gradient:
-    """Copy what `present_gradient` returns.
-
-    Args:
-        parameters: by name.
-        factor: of the gradient.
-        copy: copies tensors by name.
-    """
-    return Gradient(copy(present_gradient(parameters, factor).raw), factor)
+def read_gradient(parameters: Mapping[str, Tensor], factor: float) -> Gradient:
+    """Return a copy of the `present_gradient`."""
+    return Gradient(copied(present_gradient(parameters, factor).raw), factor)
 
 
 def _dense(gradient: Tensor, parameter: Tensor) -> Tensor:

@@ -171,7 +171,8 @@ class HeldOut:
             reference_loss = self._replayer.mean_loss([moment])
         product = squares = 0.0
         if self._measures:
-            gradient = {name: value for name, value in gradient.items() if name in (itself.differentiated or ())}
+            names = set(itself.differentiated or ())
+            gradient = {name: value for name, value in gradient.items() if name in names}
             product, _ = self._products.inner_product_and_distance(x, reference, gradient, factor)
             squares = self._products.sq_change(gradient, factor, {}, 1.0)
         product, squares = self._processes.exchange(product, squares)[0]

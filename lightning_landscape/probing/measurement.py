@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import functools
 import math
+import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -22,7 +24,7 @@ from lightning_landscape.probes import Probe, ProbeTable
 from lightning_landscape.probing.completion import INITIAL_LOSSES, Completion, Track, warn_held_out
 from lightning_landscape.probing.evaluation import Itself, StoredProbes
 from lightning_landscape.probing.failures import said, warn_once
-from lightning_landscape.probing.fidelity import Fidelity, FidelityCheck
+from lightning_landscape.probing.fidelity import Fidelity, FidelityCheck, There
 from lightning_landscape.probing.gradients import is_finite, loss_scale
 from lightning_landscape.probing.held_out import HeldOut, Source
 from lightning_landscape.probing.kept import Kept
@@ -136,7 +138,6 @@ class Measurement:
                 products=self._products,
                 sharded=self.sharded,
                 mixing=per_sample == MIXING,
-                copy=store.memory.copied,
             )
         self._completion = Completion(
             self.rows,
@@ -150,7 +151,7 @@ class Measurement:
         )
         self._window: Window | None = None
         self._problem: Exception | None = None
-        """What failed in this process alone, between probes: it is told at the next one"""
+        """What failed in this process alone, between probes, or in the first probe's replay: told where all come together"""
         self._left: tuple[list[str], Tensor] | None = None
         """The parameters as the newest probe's step left them: their names, and elements of them"""
         self.moved_between = 0
@@ -252,7 +253,7 @@ class Measurement:
         self._swap.recover()
 
     def note(self, problem: Exception) -> None:
-        """Remember what failed in this process while the others go on: all stop together at the next probe."""
+        """Remember what failed while the others, or training, go on: all stop together where a probe is taken or finished."""
         self._problem = self._problem or problem
 
     def _raise_noted(self) -> None:
@@ -269,8 +270,10 @@ class Measurement:
             self._window.take()
             if self._window.measurable and not self.schedule.kept:
                 self._check_first(self._window)
-                self._check_replay(self._window)
-            self._window.hold_gradient()
+                if self._replays_before_steps:
+                    self._check_replay(self._window, self._there_before(self._window))
+            if self._problem is None:
+                self._window.hold_gradient()
 
     def _check_first(self, window: Window) -> None:
         """Refuse, before the first step is made, what the first window shows."""
@@ -307,13 +310,16 @@ class Measurement:
             return None
         window.look_away()
         with self._timed():
+            self._raise_noted()
             if not window.measurable:
                 self.rows.miss(window.step, "no_loss")
                 return None
             after = window.after()
             self._left = (list(after), fingerprint(after))
             probe = self._measure(window, after)
-            self._raise_noted()
+            if probe is not None and not self.schedule.kept and not self._replays_before_steps:
+                self._check_replay(window, self._there_after(window))
+                self._raise_noted()
             change = self._change_or_nan(window) if probe is not None and self.rows.secants is not None else math.nan
             if probe is not None and self.reference is not None:
                 probe = self._at_reference(probe, window, self.reference)
@@ -415,15 +421,16 @@ class Measurement:
         several = math.isnan(low + lr)
         self.learning_rates = (math.nan, math.nan) if several else (min(low, lr), max(high, lr))
 
-    def _check_replay(self, window: Window) -> None:
-        """Replay the first probe at once: its loss, and its gradient; that it cannot be is told when the step has been made.
+    @property
+    def _replays_before_steps(self) -> bool:
+        """Whether the first probe is replayed before its step: neither x_{k+1} nor another gradient has to be kept meanwhile.
 
-        It is before the step, where x_k is, and a gradient taken again stands beside the one in the memory of training: so
-        neither x_{k+1} nor another gradient has to be kept meanwhile.
+        Not where graphs of CUDA may have been captured: they leave gradients in memory that another forward pass takes.
         """
-        size = self._products.sq_change(window.gradient.raw, window.gradient.factor, {}, 1.0)
-        if not self._processes.everywhere(is_finite(window.loss, size)):
-            return  # no probe
+        return not (self._module.device.type == "cuda" and "torch._inductor.cudagraph_trees" in sys.modules)
+
+    def _there_before(self, window: Window) -> There:
+        """Return what puts the module to x_k before the step, where it is: no copy is made."""
         others = self._others_of(window)
 
         @contextmanager
@@ -431,14 +438,33 @@ class Measurement:
             with self._swap.back_to(window.before), self._swap.to(others):
                 yield
 
+        return there
+
+    def _there_after(self, window: Window) -> There:
+        """Return what puts the module to x_k after the step."""
+        others = self._others_of(window)
+        return lambda: self._swap.to(others, window.before)
+
+    def _check_replay(self, window: Window, there: There) -> None:
+        """Replay the first probe at x_k: its loss, and its gradient; a failure is noted, and told when the step has been made.
+
+        Args:
+            window: the probe's.
+            there: puts the module to x_k.
+        """
+        size = self._products.sq_change(window.gradient.raw, window.gradient.factor, {}, 1.0)
+        if not self._processes.everywhere(is_finite(window.loss, size)):
+            return  # no probe
         try:
-            with self._processes.agreed(), self.replayer.silence(put_back={*others, *window.before}):
+            with self._processes.agreed(), self.replayer.silence(put_back={*self._others_of(window), *window.before}):
                 started = time.perf_counter()
                 self._checks.loss(window.step, window.local_loss, window.moments, there)
                 self.replay_seconds = time.perf_counter() - started
                 self._checks.gradient(window.gradient, window.moments, there)
         except Exception as error:  # nobody is to be refused for it
-            self.note(error)
+            self._swap.recover()
+            traceback.clear_frames(error.__traceback__)  # else what the replay has made stays there while the step is made
+            self.note(error.with_traceback(None))
 
     def _at_reference(self, probe: Probe, window: Window, reference: Reference) -> Probe | None:
         """Fill the columns that need x_p, while x_k and g_k are at hand."""

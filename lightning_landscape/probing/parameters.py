@@ -160,7 +160,8 @@ class Swap:
     @contextmanager
     def _without_return(self, wanted: Mapping[str, Tensor], before: dict[str, Tensor]) -> Iterator[None]:
         parameters = named_parameters(self._module)
-        before.update(self._copy(local_values({name: parameters[name] for name in wanted if name not in before})))
+        if missing := [name for name in wanted if name not in before]:
+            before.update(self._copy(local_values({name: parameters[name] for name in missing})))
         self._originals = {**before, **self._originals}
         self._before = None  # blocks inside of this one put back what they found
         try:

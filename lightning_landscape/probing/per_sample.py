@@ -22,7 +22,7 @@ from lightning_landscape.probing.evaluation import Itself
 from lightning_landscape.probing.failures import FailedElsewhere, NotMeasurable, said
 from lightning_landscape.probing.freezing import Frozen, thaw
 from lightning_landscape.probing.held_out import replaced
-from lightning_landscape.probing.parameters import Copy, Swap, copied, named_parameters
+from lightning_landscape.probing.parameters import Swap, copied, named_parameters
 from lightning_landscape.probing.processes import Processes
 from lightning_landscape.probing.products import Products
 from lightning_landscape.probing.replay import Replayer, batch_of
@@ -67,7 +67,6 @@ class PerSample:
         products: measures norms.
         sharded: whether each process has its own part of the parameters, through which forward mode does not go.
         mixing: whether samples may depend on each other.
-        copy: copies tensors by name.
     """
 
     def __init__(
@@ -80,10 +79,9 @@ class PerSample:
         products: Products,
         sharded: bool,
         mixing: bool,
-        copy: Copy,
     ) -> None:
         self._module, self._replayer, self._processes, self._products = module, replayer, processes, products
-        self._sharded, self._mixing, self._copy = sharded, mixing, copy
+        self._sharded, self._mixing = sharded, mixing
         self._swap = Swap(module)
         self._counts = lightning_compat.has_batches_of_its_own(trainer)
         self._graph: bool | None = None
@@ -210,9 +208,7 @@ class PerSample:
         names = (own if self._sharded else self._processes.of_first(lambda: own)) or []
         x = {name: itself.x[name].to(self._module.device) for name in names}
         working = {name: value.double() if value.dtype == torch.float64 else value.float() for name, value in x.items()}
-        direction = self._copy(working)
-        for name, value in direction.items():
-            value.sub_(reference[name].to(value))
+        direction = {name: value - reference[name].to(value) for name, value in working.items()}
         self.about["rounding"] = self._replayer.rounding(x.values()) if x else 1.0
         return _Line(x, direction)
 

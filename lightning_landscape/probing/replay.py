@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from lightning_landscape.probing.directional import along
 from lightning_landscape.probing.failures import FailedElsewhere, NotMeasurable
 from lightning_landscape.probing.freezing import Frozen, freeze, thaw
-from lightning_landscape.probing.gradients import read_gradient
+from lightning_landscape.probing.gradients import present_gradient
 from lightning_landscape.probing.parameters import Swap
 from lightning_landscape.probing.processes import Processes
 from lightning_landscape.probing.sample_losses import vector_loss
@@ -258,7 +258,7 @@ class Replayer:
         """Take the gradient where FSDP2 leaves it: no other way goes through its gathered parameters."""
         loss.backward()  # type: ignore[no-untyped-call]
         reshard(self._module.modules())
-        found = dict(read_gradient(parameters, 1.0).raw)
+        found = dict(present_gradient(parameters, 1.0).raw)  # nobody else has it: it is of this pass alone
         for parameter in self._module.parameters():
             parameter.grad = None
         return found

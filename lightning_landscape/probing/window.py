@@ -289,7 +289,7 @@ class Window:
 
     def hold_gradient(self) -> None:
         """Copy g_k, which training is about to change."""
-        if not self._replayer.of_user:  # that of a user's loss is ours already
+        if self.measurable and not self._replayer.of_user:  # that of a user's loss is ours already
             self.gradient = Gradient(self._store.memory.copied(self.gradient.raw), self.gradient.factor)
 
     def let_go_of_gradient(self) -> None:

@@ -1,15 +1,20 @@
 """Every column of the table against a recomputation from a full recording of an unmonitored run."""
 
 import math
+import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from lightning_landscape import LandscapeMonitor, load
+from lightning_landscape.probing.measurement import Measurement
 from tests.helpers.brute_force import BruteForce, Recording, recorded
 from tests.helpers.modules import plain_loss
 from tests.helpers.settings import SETTINGS, train
 from tests.helpers.slow import some
+
+TREES = "torch._inductor.cudagraph_trees"
 
 
 def record(setting, folder):
@@ -101,6 +106,28 @@ def test_strides_and_thinning_keep_the_right_rows(tmp_path):
     assert [probe.step for probe in monitor.table] == [0, 8, 16]
     assert_equals_brute_force(monitor.table, recording, setting, every=8)
     assert not (load(tmp_path / "run" / "lightning_logs" / "version_0").path / "store").exists()
+
+
+@pytest.mark.parametrize("name", some(["momentum_encoder", "plain", "scaler", "accumulation", "bf16_mixed"], every=3))
+def test_the_first_replay_may_be_before_or_after_its_step(name, tmp_path, monkeypatch):
+    setting, found = SETTINGS[name], []
+    for before in (True, False):
+        monkeypatch.setattr(Measurement, "_replays_before_steps", before)
+        monitor = LandscapeMonitor(every_n_steps=1)
+        train(setting, tmp_path / str(before), [monitor])
+        found.append((list(monitor.table), monitor.summary["run"]["fidelity"]))
+    assert found[0] == found[1]
+    assert found[0][1]["exact"]
+
+
+def test_where_graphs_of_cuda_may_be_there_the_first_replay_is_after_its_step(monkeypatch):
+    measurement = object.__new__(Measurement)
+    for kind, trees, before in (("cpu", True, True), ("cuda", False, True), ("cuda", True, False)):
+        measurement._module = SimpleNamespace(device=torch.device(kind))
+        monkeypatch.delitem(sys.modules, TREES, raising=False)
+        if trees:
+            monkeypatch.setitem(sys.modules, TREES, torch)
+        assert measurement._replays_before_steps is before
 
 
 @pytest.mark.parametrize("name", ["momentum_encoder", "target_moves_in_a_window", "teacher_and_unfreezing"])

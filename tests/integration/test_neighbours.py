@@ -14,7 +14,7 @@ from lightning.pytorch.tuner import Tuner
 from safetensors.torch import load_file
 
 from lightning_landscape import LandscapeMonitor, load
-from lightning_landscape.probing import reference
+from lightning_landscape.probing import reference, untouched
 from lightning_landscape.probing.evaluation import StoredProbes
 from lightning_landscape.probing.measurement import Measurement
 from lightning_landscape.probing.store import ProbeStore
@@ -201,6 +201,28 @@ def test_ctrl_c_while_evaluating_keeps_the_store_and_is_no_complete_run(tmp_path
     assert monitor.summary["run"]["complete"] is False
     assert "Ctrl-C" in monitor.summary["run"]["stopped_by"]
     assert (tmp_path / "landscape" / "store").is_dir()
+
+
+def test_ctrl_c_in_the_first_replay_leaves_nothing_of_it_behind(tmp_path, monkeypatch):
+    restore, handler = untouched._Belongings.restore, signal.getsignal(signal.SIGINT)
+
+    def interrupted(belongings):
+        monkeypatch.setattr(untouched._Belongings, "restore", restore)
+        os.kill(os.getpid(), signal.SIGINT)
+        belongings.restore()
+
+    monkeypatch.setattr(untouched._Belongings, "restore", interrupted)
+    module = Plain()
+    before = [p.detach().clone() for p in module.parameters()]
+    monitor = LandscapeMonitor(dirpath=tmp_path, every_n_steps=1)
+    try:
+        with pytest.raises((SystemExit, KeyboardInterrupt)):
+            trainer_with(monitor, max_epochs=1).fit(module, loader())
+    finally:
+        signal.signal(signal.SIGINT, handler)  # Lightning ignores it from then on
+    assert monitor.summary["run"]["stopped_by"] == "KeyboardInterrupt"
+    assert all(map(torch.equal, before, module.parameters()))  # no step was made
+    assert all(p.grad is not None and p.requires_grad for p in module.parameters())
 
 
 @pytest.mark.parametrize("failing", ["save_tensors", "write_atomically"])

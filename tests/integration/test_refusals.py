@@ -11,6 +11,7 @@ from lightning.pytorch.demos.boring_classes import BoringModel
 from torch.utils.data import DataLoader
 
 from lightning_landscape import LandscapeMonitor
+from lightning_landscape.probing.measurement import Measurement
 from lightning_landscape.probing.store import ProbeStore
 from tests.helpers.modules import Plain, loader, plain_loss
 
@@ -300,8 +301,6 @@ class Unpickled:
 def test_a_failure_of_ours_leaves_training_alone(hook, monkeypatch):
     monitor = LandscapeMonitor(every_n_steps=1)
     trained = fit(monitor, seeded(Plain))
-    from lightning_landscape.probing.measurement import Measurement
-
     original, calls = getattr(Measurement, hook), []
 
     def failing(self, *args, **kwargs):
@@ -339,7 +338,9 @@ class OnceOnly(Plain):
         return super().training_step(batch, batch_idx)
 
 
-def test_a_loss_that_cannot_be_evaluated_again_refuses_no_run():
+@pytest.mark.parametrize("before", [True, False])
+def test_a_loss_that_cannot_be_evaluated_again_refuses_no_run(before, monkeypatch):
+    monkeypatch.setattr(Measurement, "_replays_before_steps", before)
     plain = fit(pl.Callback(), seeded(Plain))
     monitor = LandscapeMonitor(every_n_steps=1)
     OnceOnly.SEEN.clear()
