@@ -17,7 +17,7 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
-from lightning_landscape.probing.products import Products
+from lightning_landscape.vectors.products import Products
 
 SHAPES = {"large": (3000, 3000), "wide": (3000, 784), "bias": (3000,)}
 """Of parameters of 11 million elements: an MLP 784-3000-3000-10 without its last layer"""

@@ -43,8 +43,8 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
 
 from lightning_landscape import LandscapeMonitor
-from lightning_landscape.probing.completion import PROVISIONAL
-from lightning_landscape.probing.schedule import Schedule
+from lightning_landscape.evaluation.completion import PROVISIONAL
+from lightning_landscape.recording.schedule import Schedule
 
 if __package__:
     from demos import floors, unprobed_step

@@ -17,16 +17,10 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_landscape import interrupts
+from lightning_landscape.evaluation.reference import FINAL, Reference, last_iterate, last_sharded_iterate
 from lightning_landscape.probes import ProbeTable
-from lightning_landscape.probing import lightning_compat
-from lightning_landscape.probing.clock import overhead
-from lightning_landscape.probing.description import describe_measurement, describe_run
-from lightning_landscape.probing.failures import Interrupted, said, warn_once
-from lightning_landscape.probing.measurement import Measurement
-from lightning_landscape.probing.parameters import named_parameters
-from lightning_landscape.probing.processes import Processes
-from lightning_landscape.probing.reference import FINAL, Reference, last_iterate, last_sharded_iterate
+from lightning_landscape.recording.clock import overhead
+from lightning_landscape.recording.measurement import Measurement
 from lightning_landscape.reporting import pictures, tensorboard
 from lightning_landscape.reporting.curves import RunCurves
 from lightning_landscape.reporting.folder import RunFolder, remove_empty
@@ -35,6 +29,11 @@ from lightning_landscape.reporting.progress import tracker
 from lightning_landscape.reporting.summary import summarise
 from lightning_landscape.reporting.text import report
 from lightning_landscape.settings import Settings
+from lightning_landscape.training import interrupts, lightning_compat
+from lightning_landscape.training.description import describe_measurement, describe_run
+from lightning_landscape.training.failures import Interrupted, said, warn_once
+from lightning_landscape.training.processes import Processes
+from lightning_landscape.vectors.parameters import named_parameters
 
 T = TypeVar("T")
 

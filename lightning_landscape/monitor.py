@@ -14,18 +14,18 @@ from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from torch.optim import Optimizer
 from typing_extensions import override
 
-from lightning_landscape import interrupts
+from lightning_landscape.evaluation.reference import FINAL, Reference, check_reference_file, load_reference
 from lightning_landscape.probes import ProbeTable
-from lightning_landscape.probing import checks
-from lightning_landscape.probing.failures import said, warn_once
-from lightning_landscape.probing.parameters import named_parameters, optimized_parameters
-from lightning_landscape.probing.part import part_of, trained_elsewhere
-from lightning_landscape.probing.processes import Processes
-from lightning_landscape.probing.reference import FINAL, Reference, check_reference_file, load_reference
-from lightning_landscape.probing.sums import StepSums
+from lightning_landscape.recording.every_step import StepSums
 from lightning_landscape.reporting.folder import parent_folder
 from lightning_landscape.session import Session, declare_results
 from lightning_landscape.settings import Settings
+from lightning_landscape.training import interrupts
+from lightning_landscape.training import refusals as checks
+from lightning_landscape.training.failures import said, warn_once
+from lightning_landscape.training.part import part_of, trained_elsewhere
+from lightning_landscape.training.processes import Processes
+from lightning_landscape.vectors.parameters import named_parameters, optimized_parameters
 
 _NEVER = 2**62
 

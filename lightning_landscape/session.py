@@ -17,29 +17,29 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_landscape import interrupts
 from lightning_landscape.ending import Ending, Outcome
+from lightning_landscape.evaluation.reference import FINAL, Reference
 from lightning_landscape.files import STORE, store_of
 from lightning_landscape.loading import load
 from lightning_landscape.probes import SCHEMA, Probe, ProbeTable
-from lightning_landscape.probing import checks, lightning_compat
-from lightning_landscape.probing.clock import Clock
-from lightning_landscape.probing.codecs import NATIVE
-from lightning_landscape.probing.description import describe_run, planned_steps
-from lightning_landscape.probing.failures import said, warn_once
-from lightning_landscape.probing.measurement import Measurement
-from lightning_landscape.probing.parameters import local_values, named_parameters, optimized_parameters
-from lightning_landscape.probing.part import part_of, trained_elsewhere
-from lightning_landscape.probing.processes import Processes
-from lightning_landscape.probing.reference import FINAL, Reference
-from lightning_landscape.probing.schedule import Schedule
-from lightning_landscape.probing.sharding import is_sharded
-from lightning_landscape.probing.store import ProbeStore
+from lightning_landscape.recording.clock import Clock
+from lightning_landscape.recording.measurement import Measurement
+from lightning_landscape.recording.schedule import Schedule
 from lightning_landscape.reporting import tensorboard
 from lightning_landscape.reporting.curves import RunCurves
 from lightning_landscape.reporting.folder import RunFolder, free_folder, parent_folder
 from lightning_landscape.reporting.preflight import Plan, expected_probes, preflight
 from lightning_landscape.settings import Settings
+from lightning_landscape.store.codecs import NATIVE
+from lightning_landscape.store.store import ProbeStore
+from lightning_landscape.training import interrupts, lightning_compat
+from lightning_landscape.training import refusals as checks
+from lightning_landscape.training.description import describe_run, planned_steps
+from lightning_landscape.training.failures import said, warn_once
+from lightning_landscape.training.part import part_of, trained_elsewhere
+from lightning_landscape.training.processes import Processes
+from lightning_landscape.vectors.parameters import local_values, named_parameters, optimized_parameters
+from lightning_landscape.vectors.sharding import is_sharded
 
 
 class Session:

@@ -32,23 +32,31 @@ def rooms_imported(path):
     return {parts[1] for parts in ours}
 
 
+WAIST = {"probes", "records"}
 ALLOWED = {
     "__init__": {"bounds", "conditions", "functional", "loading", "monitor", "optim", "probes"},
-    "interrupts": set(),
     "settings": set(),
-    "monitor": {"session", "settings", "interrupts", "probing", "reporting", "probes"},
-    "ending": {"settings", "interrupts", "probing", "reporting", "probes"},
-    "session": {"ending", "settings", "interrupts", "probing", "reporting", "probes", "records", "files", "loading"},
-    "probing": {"probing", "probes", "records"},
+    "monitor": {"session", "settings", "evaluation", "recording", "training", "vectors", "reporting", "probes"},
+    "ending": {"settings", "evaluation", "recording", "training", "vectors", "reporting", "probes"},
+    "session": {
+        *("ending", "settings", "evaluation", "recording", "store", "training", "vectors", "reporting"),
+        *("files", "loading", "probes", "records"),
+    },
+    "training": {"evaluation", "recording", "store", "training", "vectors"},
+    "vectors": {"training", "vectors"},
+    "recording": {"evaluation", "extras", "recording", "store", "training", "vectors", *WAIST},
+    "store": {"recording", "store", "training", "vectors", *WAIST},
+    "evaluation": {"evaluation", "extras", "recording", "store", "training", "vectors", *WAIST},
+    "extras": {"evaluation", "extras", "recording", "training", "vectors", *WAIST},
     "probes": set(),
     "records": {"probes"},
     "functional": {"functional"},
     "conditions": {"conditions", "functional"},
     "bounds": {"bounds", "functional", "probes"},
     "optim": {"optim"},
-    "reporting": {"reporting", "bounds", "conditions", "functional", "probes", "records", "files", "loading"},
+    "reporting": {"reporting", "bounds", "conditions", "functional", "files", "loading", *WAIST},
     "files": {"records"},
-    "loading": {"files", "probes", "records"},
+    "loading": {"files", *WAIST},
     "cli": {"command_line", "files", "loading", "reporting"},
     "command_line": set(),
 }

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lightning_landscape import LandscapeMonitor, load
-from lightning_landscape.probing.measurement import Measurement
+from lightning_landscape.recording.measurement import Measurement
 from tests.helpers.brute_force import BruteForce, Recording, recorded
 from tests.helpers.modules import plain_loss
 from tests.helpers.settings import SETTINGS, train

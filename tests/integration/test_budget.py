@@ -8,10 +8,10 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightning_landscape import LandscapeMonitor, ending, load, session
-from lightning_landscape.probing import clock as run_clock
-from lightning_landscape.probing import measurement
-from lightning_landscape.probing.replay import Replayer
-from lightning_landscape.probing.store import ProbeStore
+from lightning_landscape.evaluation.replay import Replayer
+from lightning_landscape.recording import clock as run_clock
+from lightning_landscape.recording import measurement
+from lightning_landscape.store.store import ProbeStore
 from tests.helpers.modules import Plain, loader
 from tests.helpers.settings import SETTINGS, train
 from tests.integration.test_brute_force import assert_equals_brute_force, record

@@ -127,7 +127,7 @@ def test_secants_and_exact_sums(tmp_path):
 @pytest.mark.parametrize("codec", ["native", "bfloat16", "int8"])
 def test_what_is_queued_is_on_the_host_and_training_is_not_moved(codec, tmp_path, monkeypatch):
     """The copy off the device is made before the optimiser goes on: what is written is x_k, and memory there is free again."""
-    from lightning_landscape.probing.store import ProbeStore
+    from lightning_landscape.store.store import ProbeStore
 
     original, devices = ProbeStore._write, set()
 

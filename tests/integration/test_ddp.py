@@ -16,10 +16,10 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from lightning_landscape import LandscapeMonitor, load
-from lightning_landscape.probing.evaluation import StoredProbes
-from lightning_landscape.probing.measurement import Measurement
-from lightning_landscape.probing.store import ProbeStore
+from lightning_landscape.evaluation.stored_probes import StoredProbes
+from lightning_landscape.recording.measurement import Measurement
 from lightning_landscape.reporting.folder import RunFolder
+from lightning_landscape.store.store import ProbeStore
 from tests.helpers import distributed, run_script
 from tests.helpers.distributed import InOrder, Net, smoothed_loss, train
 from tests.helpers.modules import Plain, TargetInBuffers, TargetInParameters, loader

@@ -14,11 +14,11 @@ from lightning.pytorch.tuner import Tuner
 from safetensors.torch import load_file
 
 from lightning_landscape import LandscapeMonitor, load
-from lightning_landscape.probing import reference, untouched
-from lightning_landscape.probing.evaluation import StoredProbes
-from lightning_landscape.probing.measurement import Measurement
-from lightning_landscape.probing.store import ProbeStore
+from lightning_landscape.evaluation import reference, untouched
+from lightning_landscape.evaluation.stored_probes import StoredProbes
+from lightning_landscape.recording.measurement import Measurement
 from lightning_landscape.reporting import folder
+from lightning_landscape.store.store import ProbeStore
 from tests.helpers.modules import CLASSES, FEATURES, Plain, loader
 
 

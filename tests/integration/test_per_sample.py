@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy
 
 from lightning_landscape import LandscapeMonitor, load
 from lightning_landscape import functional as F
-from lightning_landscape.probing.per_sample import PerSample
+from lightning_landscape.extras.per_sample import PerSample
 from tests.helpers import distributed
 from tests.helpers import per_sample as modules
 from tests.helpers.brute_force import BruteForce
@@ -398,7 +398,7 @@ def test_what_fails_costs_the_samples_alone(tmp_path, monkeypatch):
     def failing(self, *given, **named):
         raise ValueError("on purpose")
 
-    monkeypatch.setattr("lightning_landscape.probing.per_sample.PerSample.at", failing)
+    monkeypatch.setattr("lightning_landscape.extras.per_sample.PerSample.at", failing)
     with pytest.warns(UserWarning, match="could not evaluate the samples of step 0, ValueError: on purpose"):
         run = fit(tmp_path)
     assert run.summary["run"]["complete"] is True

@@ -11,8 +11,8 @@ from lightning.pytorch.demos.boring_classes import BoringModel
 from torch.utils.data import DataLoader
 
 from lightning_landscape import LandscapeMonitor
-from lightning_landscape.probing.measurement import Measurement
-from lightning_landscape.probing.store import ProbeStore
+from lightning_landscape.recording.measurement import Measurement
+from lightning_landscape.store.store import ProbeStore
 from tests.helpers.modules import Plain, loader, plain_loss
 
 
@@ -62,7 +62,7 @@ def test_unwritable_folder(tmp_path):
 
 def refused_strategy(kind, world_size=1, **attributes):
     """Return what is said to a trainer with a strategy whose class is derived from one of that name."""
-    from lightning_landscape.probing.checks import check_strategy
+    from lightning_landscape.training.refusals import check_strategy
 
     class Trainer:
         strategy = type("MyOwn", (type(kind, (), {}),), attributes)()
@@ -87,7 +87,7 @@ def test_several_processes_of_a_strategy_that_is_not_known():
 def test_model_averaging_in_a_real_strategy():
     from lightning.pytorch.strategies import DDPStrategy
 
-    from lightning_landscape.probing.checks import check_strategy
+    from lightning_landscape.training.refusals import check_strategy
 
     strategy = DDPStrategy(model_averaging_period=4)
     trainer = pl.Trainer(accelerator="cpu", devices=2, strategy=strategy, logger=False)

@@ -190,7 +190,7 @@ def test_a_failure_before_x_p_is_known_costs_nothing_else(tmp_path, monkeypatch)
     def failing(self):
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr("lightning_landscape.probing.measurement.Measurement.provisional", failing)
+    monkeypatch.setattr("lightning_landscape.recording.measurement.Measurement.provisional", failing)
     with pytest.warns(UserWarning, match="could not evaluate at the present iterate: RuntimeError: out of memory"):
         _, monitor = fit(tmp_path)
     assert len(monitor.table) == 20
@@ -198,7 +198,7 @@ def test_a_failure_before_x_p_is_known_costs_nothing_else(tmp_path, monkeypatch)
 
 
 def test_a_failure_on_a_line_costs_nothing_else(tmp_path, monkeypatch):
-    from lightning_landscape.probing.evaluation import StoredProbes
+    from lightning_landscape.evaluation.stored_probes import StoredProbes
 
     def failing(self, step, there, fractions):
         raise RuntimeError("a point that was never there")

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from lightning_landscape import LandscapeMonitor, load
-from lightning_landscape.probing.encoding import PARAMETERS, Encoder
+from lightning_landscape.store.encoding import PARAMETERS, Encoder
 from tests.helpers import distributed
 from tests.helpers.sharded_script import Sharded
 from tests.integration.test_ddp import assert_same_tables
@@ -24,10 +24,10 @@ EVERYTHING = {"secant": True, "exact_sums": True, "per_layer": True, "held_out":
 SAMPLES = {"monitor": {"per_sample": True}}
 KEPT = {"monitor": {"keep_store": True}, "trainer": {"max_steps": 12}}
 ERRORS = {
-    "read_in_one": {"function": "probing.store.ProbeStore.moments", "rank": 1, "call": 3, "error": "RuntimeError"},
-    "thaw_in_one": {"function": "probing.freezing.thaw", "rank": 1, "call": 12, "error": "KeyError"},
-    "thaw_in_the_first": {"function": "probing.freezing.thaw", "rank": 0, "call": 30, "error": "OSError"},
-    "write_in_one": {"function": "probing.store.ProbeStore.write", "rank": 1, "call": 4, "error": "KeyError"},
+    "read_in_one": {"function": "store.store.ProbeStore.moments", "rank": 1, "call": 3, "error": "RuntimeError"},
+    "thaw_in_one": {"function": "recording.freezing.thaw", "rank": 1, "call": 12, "error": "KeyError"},
+    "thaw_in_the_first": {"function": "recording.freezing.thaw", "rank": 0, "call": 30, "error": "OSError"},
+    "write_in_one": {"function": "store.store.ProbeStore.write", "rank": 1, "call": 4, "error": "KeyError"},
 }
 CODED = ("bfloat16", "int8")
 MESHES = {"fsdp2": (2, 1), "tensor_parallel": (1, 2), "both": (2, 2)}

@@ -240,7 +240,7 @@ def test_what_is_foreseen_to_be_impossible_is_not_certified(grid):
 
 @pytest.mark.parametrize(("steps", "every", "most"), [(1, 1, 2), (7, 3, 2), (1000, 10, 256), (2560, 10, 256), (2561, 10, 256)])
 def test_the_number_of_probes_is_the_schedules(steps, every, most):
-    from lightning_landscape.probing.schedule import Schedule
+    from lightning_landscape.recording.schedule import Schedule
 
     schedule = Schedule(every, most)
     for step in range(steps):

@@ -31,7 +31,7 @@ from lightning.pytorch.callbacks import Callback
 
 import lightning_landscape
 from lightning_landscape import LandscapeMonitor, load
-from lightning_landscape.probing.failures import NotMeasurable
+from lightning_landscape.training.failures import NotMeasurable
 from tests.helpers.distributed import train
 from tests.integration.test_bit_identity import assert_same
 from tests.soak.processes import isolated
@@ -44,8 +44,8 @@ ARGUMENTS = {"every_n_steps": 1, "max_probes": 8, "secant": True, "per_layer": T
 
 # what the processes talk with, and what puts the user's things back: an error there is no error of measuring
 _NOT_IN = (
-    *("monitor", "interrupts", "settings", "cli", "command_line", "loading", "optim"),
-    *("probing.processes", "probing.failures"),
+    *("monitor", "training.interrupts", "settings", "cli", "command_line", "loading", "optim"),
+    *("training.processes", "training.failures"),
 )
 _NOT = {
     "abandon", "look_away", "leave", "close", "recover", "restore", "assign", "reshard", "put_back", "discard", "note",

@@ -1,0 +1,1 @@
+"""Recorded steps again, each in its own state, at other parameters."""

@@ -1,0 +1,226 @@
+"""Whatever a replay does to module and trainer is undone, down to the identity of every list and tensor."""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import copy
+import itertools
+import sys
+import types
+from collections.abc import Collection, Iterator
+from collections.abc import Set as AbstractSet
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.loggers import Logger
+from torch import Tensor, nn
+from torch.quasirandom import SobolEngine
+
+from lightning_landscape.recording.state import (
+    SCALARS,
+    attributes_of,
+    is_array,
+    is_random,
+    is_script,
+    kept_cuda_generator,
+    read_random_state,
+    write_random_state,
+)
+from lightning_landscape.training import lightning_compat
+from lightning_landscape.vectors.parameters import named_parameters
+from lightning_landscape.vectors.sharding import local, reshard
+
+
+@contextmanager
+def untouched(trainer: Trainer, module: LightningModule, put_back: Collection[str] = ()) -> Iterator[None]:
+    """Whatever the block does is undone.
+
+    That is: to parameters, buffers, gradients, flags, hooks and attributes of the module, to learning rates, random numbers and
+    the trainer's counters.
+
+    Inside the block the module works on copies of its containers, tensors and generators; afterwards it has the originals
+    again, so that whoever else holds them (a callback, a closure) finds them unchanged.
+
+    Args:
+        trainer: the trainer.
+        module: the module.
+        put_back: names of parameters whose values are put back by the block itself: no copy is needed here.
+    """
+    elsewhere_put_back = {id(p) for name, p in named_parameters(module).items() if name in put_back} if put_back else set()
+    belongings = _Belongings(module, elsewhere_put_back)
+    with ExitStack() as undo:  # each by itself: one that fails does not keep the others from being undone
+        elsewhere = torch.device("cpu") if module.device.type == "cuda" else module.device
+        undo.callback(write_random_state, read_random_state(elsewhere), elsewhere)
+        undo.enter_context(kept_cuda_generator(module.device))
+        undo.callback(setattr, trainer, "should_stop", trainer.should_stop)
+        undo.callback(lightning_compat.write_counters, trainer, lightning_compat.read_counters(trainer))
+        for group in (group for optimizer in trainer.optimizers for group in optimizer.param_groups):
+            undo.callback(group.update, {name: value for name, value in group.items() if name != "params"})
+        undo.callback(belongings.restore)
+        undo.callback(reshard, list(module.modules()))  # else what FSDP2 gathered would be left in the place of its parameters
+        belongings.copy()
+        yield
+
+
+@dataclass(slots=True)
+class _Belongings:
+    """What a module holds: taken apart into originals, which are set aside, and copies, which are there meanwhile."""
+
+    module: nn.Module
+    put_back: AbstractSet[int] = frozenset()
+    """Parameters, by id, whose values somebody else puts back"""
+    _namespaces: list[tuple[dict[str, Any], dict[str, Any]]] = field(default_factory=list)
+    """Attributes, registries of parameters, buffers, submodules and hooks; each with what was in it"""
+    _slots: list[tuple[Any, dict[str, Any]]] = field(default_factory=list)
+    _values: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    """Parameters and buffers, each with a copy of its value; of sharded ones, of this process's part"""
+    _flags: list[tuple[Tensor, bool, Tensor | None]] = field(default_factory=list)
+    """Parameters, with requires_grad and gradient"""
+    _memo: dict[int, Any] = field(default_factory=dict)
+    _depth: int = 0
+
+    def copy(self) -> None:
+        modules = list(self.module.modules())
+        reshard(modules)
+        self._memo.update({id(module): module for module in modules})
+        for module in modules:
+            self._register(module)
+        for module in modules:
+            self._replace_in(module.__dict__, attributes_of(module))
+
+    def _register(self, module: nn.Module) -> None:
+        """Note values, flags and registries of a module; a tensor that several modules share is noted once."""
+        for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
+            if id(tensor) not in self._memo:
+                self._memo[id(tensor)] = tensor
+                if id(tensor) not in self.put_back:
+                    self._values.append((tensor, local(tensor).clone()))
+                if isinstance(tensor, nn.Parameter):
+                    self._flags.append((tensor, tensor.requires_grad, tensor.grad))
+                    tensor.grad = None
+        if not is_script(module):
+            attributes = attributes_of(module)
+            registries = [value for name, value in vars(module).items() if name not in attributes]
+            self._namespaces += [(value, dict(value)) for value in registries if isinstance(value, dict)]
+
+    def _replace_in(self, namespace: dict[str, Any], attributes: dict[str, Any]) -> None:
+        self._namespaces.append((namespace, dict(namespace)))
+        for name, value in attributes.items():
+            namespace[name] = self._copied(value)
+
+    def restore(self) -> None:
+        for namespace, originals in self._namespaces:
+            for name in [name for name in namespace if name not in originals]:
+                del namespace[name]
+            namespace.update(originals)
+        for holder, values in self._slots:
+            for name, value in values.items():
+                object.__setattr__(holder, name, value)
+        with torch.no_grad():
+            for tensor, value in self._values:
+                if not torch.equal(local(tensor), value):
+                    local(tensor).data.copy_(value)  # for autograd nothing has happened, and so it is
+        for parameter, requires_grad, gradient in self._flags:
+            parameter.requires_grad_(requires_grad)
+            parameter.grad = gradient
+
+    def _copied(self, value: Any) -> Any:
+        """Return a copy of containers, tensors, arrays and generators, to any depth; everything else is itself."""
+        if isinstance(value, SCALARS):
+            return value
+        if id(value) not in self._memo and self._depth < 200:  # a chain of objects longer than that is left alone
+            self._memo[id(value)] = value  # a container that holds itself finds itself
+            self._depth += 1
+            self._memo[id(value)] = self._copy_of(value)
+            self._depth -= 1
+        return self._memo.get(id(value), value)
+
+    def _copy_of(self, value: Any) -> Any:
+        if type(value) is Tensor:
+            return value.detach().clone().requires_grad_(value.requires_grad)
+        if isinstance(value, torch.Generator):
+            return _same_generator(value)
+        if is_array(value) or is_random(value) or isinstance(value, itertools.count):
+            return copy.deepcopy(value)
+        if isinstance(value, nn.Module):
+            return self._hidden_module(value)
+        if isinstance(value, (list, dict, set, collections.deque, tuple, frozenset)):
+            return self._container(value)
+        if _is_of_user(value):
+            self._set_aside_slots(value)
+            if isinstance(getattr(value, "__dict__", None), dict):
+                self._replace_in(value.__dict__, dict(value.__dict__))
+        return value
+
+    def _hidden_module(self, value: nn.Module) -> nn.Module:
+        """Set aside what belongs to a module that is kept in a list or an object, where torch does not see it."""
+        hidden = [module for module in value.modules() if module is value or id(module) not in self._memo]
+        self._memo.update({id(module): module for module in hidden})
+        for module in hidden:
+            self._register(module)
+            self._replace_in(module.__dict__, attributes_of(module))
+        return value
+
+    def _set_aside_slots(self, value: Any) -> None:
+        names = {name for kind in type(value).__mro__ for name in _slots_of(kind)}
+        values = {name: getattr(value, name) for name in names if hasattr(value, name)}
+        if values:
+            self._slots.append((value, values))
+            for name, item in values.items():
+                object.__setattr__(value, name, self._copied(item))
+
+    def _container(self, value: Any) -> Any:
+        try:
+            twin = copy.copy(value) if not isinstance(value, tuple) else value
+        except Exception:
+            return value  # a container of a kind that cannot be copied is left alone, as other objects are
+        self._memo[id(value)] = twin
+        if isinstance(twin, dict):
+            for key, item in list(dict.items(twin)):
+                dict.__setitem__(twin, key, self._copied(item))
+        elif isinstance(twin, (list, collections.deque)):
+            for index, item in enumerate(list(twin)):
+                twin[index] = self._copied(item)
+        elif isinstance(twin, tuple):
+            items = [self._copied(item) for item in twin]
+            if any(new is not old for new, old in zip(items, twin, strict=True)):
+                return type(twin)(*items) if hasattr(twin, "_fields") else type(twin)(items)
+        return twin
+
+
+def _same_generator(generator: torch.Generator) -> torch.Generator:
+    twin = torch.Generator(generator.device)
+    twin.set_state(generator.get_state())
+    return twin
+
+
+def _slots_of(kind: type) -> tuple[str, ...]:
+    slots = vars(kind).get("__slots__", ())
+    names = (slots,) if isinstance(slots, str) else tuple(slots)
+    return tuple(name for name in names if name not in ("__dict__", "__weakref__"))
+
+
+# objects of these hold the run itself, not a state of the loss: copying what they hold would disturb it
+_OF_THE_RUN = (Trainer, Callback, Logger, LightningDataModule, torch.optim.Optimizer)
+_LIBRARIES = frozenset(
+    {"torch", "lightning", "pytorch_lightning", "lightning_fabric", "torchmetrics", "numpy", "lightning_landscape"}
+)
+_PLAIN_OBJECTS = (argparse.Namespace, types.SimpleNamespace, collections.UserDict, collections.UserList, SobolEngine)
+
+
+def _is_of_user(value: Any) -> bool:
+    """Return whether a value is an object of the user's own (an average meter, a replay buffer), or a plain namespace.
+
+    Objects of libraries are left alone.
+    """
+    if isinstance(value, _PLAIN_OBJECTS):
+        return True
+    if isinstance(value, (type, types.ModuleType, types.FunctionType, types.MethodType, Enum, *_OF_THE_RUN)):
+        return False
+    package = type(value).__module__.partition(".")[0]
+    return package == "__main__" or (package not in _LIBRARIES and package not in sys.stdlib_module_names)

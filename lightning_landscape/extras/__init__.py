@@ -1,0 +1,1 @@
+"""Optional measurements of a record, one a file."""

@@ -1,0 +1,1 @@
+"""Parameters as one vector: names, inner products, sharding."""
