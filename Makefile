@@ -48,7 +48,7 @@ format: $(VENV)/.dev
 	$(VENV)/bin/ruff format .
 
 bench: $(VENV)/.demo
-	$(VENV)/bin/python demos/unprobed_step.py
+	$(VENV)/bin/python -m benchmarks.unprobed_step
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \

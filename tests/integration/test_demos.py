@@ -218,7 +218,7 @@ def test_a_wrong_choice_is_named(cli, capsys):
 
 @pytest.mark.slow
 def test_the_benchmark_prints_its_number(tmp_path):
-    said = python(ROOT / "demos" / "unprobed_step.py", folder=tmp_path)
+    said = python(ROOT / "benchmarks" / "unprobed_step.py", folder=tmp_path)
     assert "an unprobed step in the callback" in said
     assert float(said.split("callback: ")[1].split()[0]) > 0
 

@@ -1,6 +1,6 @@
 """What a step that is not probed costs in the callback: the four hooks, timed alone.
 
-python demos/unprobed_step.py
+python -m benchmarks.unprobed_step
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What measuring costs at least on this machine: memory bandwidth, a forward pass, copies of the parameters.
 
-python demos/floors.py            the share of this machine's memory bandwidth at which inner products are taken
+python -m benchmarks.floors            the share of this machine's memory bandwidth at which inner products are taken
 
 `overhead.py` sets the rest beside its costs: what no implementation can do without, timed in the middle of the same training.
 """

@@ -1,6 +1,6 @@
 """What Cockpit's economy configuration costs per tracked step, for `overhead.py --cockpit`; needs an environment of its own.
 
-PYTHON demos/overhead_cockpit.py "CNN"
+PYTHON -m benchmarks.overhead_cockpit "CNN"
 
 Cockpit (Schneider, Dangel, Hennig 2021, "Cockpit: a practical debugging tool for the training of deep neural networks") needs
 ``pkg_resources``, which setuptools no longer has from version 81 on: ``pip install torch "setuptools<81" cockpit-for-pytorch``.

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from demos import floors, growth, overhead
-from demos.overhead import CASES, PERIOD, Case, fit, images, mlp, probe_costs, probes_made, reckoned, report, target_of
+from benchmarks import floors, growth, overhead
+from benchmarks.overhead import CASES, PERIOD, Case, fit, images, mlp, probe_costs, probes_made, reckoned, report, target_of
 
 
 def steps(probed, after, plain=2.0):

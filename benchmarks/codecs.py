@@ -1,7 +1,7 @@
 """What a codec of the store costs in accuracy: the same run stored as it is and through each codec, number by number.
 
-python demos/codecs.py                          scikit-learn's digits, a few seconds
-python demos/codecs.py --width 256 --epochs 20  a larger network, for longer
+python -m benchmarks.codecs                          scikit-learn's digits, a few seconds
+python -m benchmarks.codecs --width 256 --epochs 20  a larger network, for longer
 
 Training is the same to the last bit whatever the store does, so the run that stored everything as it is has the true p_k and
 D_k. Errors are relative to ‖g‖‖x − x_p‖ for p and to ‖x − x_p‖ for D. Each codec's run states a bound of both, and between
@@ -20,17 +20,11 @@ from typing import Any
 
 import lightning.pytorch as pl
 
+from demos.data import Images
+from demos.mlp import MLP
+from demos.sweep import quiet
 from lightning_landscape import LandscapeMonitor, ProbeTable, load
 from lightning_landscape.loading import Run
-
-if __package__:
-    from demos.data import Images
-    from demos.mlp import MLP
-    from demos.sweep import quiet
-else:
-    from data import Images
-    from mlp import MLP
-    from sweep import quiet
 
 CODECS = ("bfloat16", "int8")
 ROUNDING = 1e-5

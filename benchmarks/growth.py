@@ -1,7 +1,7 @@
 """How the cost of measuring grows: with parameters, with steps, with probes, with processes. One picture, one table.
 
-python demos/growth.py                 1e4 to 1e8 parameters, which want some GB of disk and of memory
-python demos/growth.py --largest 1e6   stop there
+python -m benchmarks.growth                 1e4 to 1e8 parameters, which want some GB of disk and of memory
+python -m benchmarks.growth --largest 1e6   stop there
 
 Parameters: MLPs 784-w-w-10 on batches of 128, the cost of a probe and of its evaluation in plain steps and in seconds. Steps:
 how many probes the default schedule makes in all and keeps, counted. Probes: seconds from a table of that length to the best
@@ -27,15 +27,10 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from benchmarks.overhead import AFTER, PERIOD, Case, environment, fit, images, mlp, probe_costs, probes_made
+from demos.sweep import quiet
 from lightning_landscape.conditions import AlphaBeta
 from lightning_landscape.functional.alpha_beta import feasible_set
-
-if __package__:
-    from demos.overhead import AFTER, PERIOD, Case, environment, fit, images, mlp, probe_costs, probes_made
-    from demos.sweep import quiet
-else:
-    from overhead import AFTER, PERIOD, Case, environment, fit, images, mlp, probe_costs, probes_made
-    from sweep import quiet
 
 QUIETLY: dict[str, Any] = {"every_n_steps": PERIOD, "live_epochs": None, "segments": 0}
 PARAMETERS = (1e4, 1e5, 1e6, 1e7, 1e8)

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from demos import codecs
+from benchmarks import codecs
 from lightning_landscape.probes import Probe, ProbeTable
 
 PROBE = Probe(
@@ -54,7 +54,7 @@ def test_a_true_number_is_inside_or_is_not(said, true, inside):
 
 
 def test_the_demo_finds_what_codecs_say_to_be_true(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(sys, "argv", ["demos/codecs.py", "--epochs", "3", "--out", str(tmp_path)])
+    monkeypatch.setattr(sys, "argv", ["benchmarks/codecs.py", "--epochs", "3", "--out", str(tmp_path)])
     codecs.main()
     said = capsys.readouterr().out
     content = json.loads((tmp_path / "codecs.json").read_text())

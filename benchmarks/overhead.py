@@ -1,9 +1,9 @@
 """What measuring costs, in plain training steps: networks with and without the monitor, in turn, in one process.
 
-python demos/overhead.py                          all networks; the larger ones take long, start with --only
-python demos/overhead.py --only "CNN" --quick     one of them, with less repetition
-python demos/overhead.py --show FILE              the table of such numbers again
-python demos/overhead.py --cockpit PYTHON         beside it Cockpit's economy configuration; PYTHON is that of an environment
+python -m benchmarks.overhead                          all networks; the larger ones take long, start with --only
+python -m benchmarks.overhead --only "CNN" --quick     one of them, with less repetition
+python -m benchmarks.overhead --show FILE              the table of such numbers again
+python -m benchmarks.overhead --cockpit PYTHON         beside it Cockpit's economy configuration; PYTHON is of an environment
                                                   with torch, cockpit-for-pytorch and "setuptools<81"
 
 Times are noisy, and more so where other programs run, so only things are compared that were timed side by side. The cost of a
@@ -42,21 +42,13 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
 
+from benchmarks import floors, unprobed_step
+from demos.resnet import resnet
+from demos.sweep import quiet
+from demos.transformer_language_model import Decoder
 from lightning_landscape import LandscapeMonitor
 from lightning_landscape.evaluation.completion import PROVISIONAL
 from lightning_landscape.recording.schedule import Schedule
-
-if __package__:
-    from demos import floors, unprobed_step
-    from demos.resnet import resnet
-    from demos.sweep import quiet
-    from demos.transformer_language_model import Decoder
-else:
-    import floors
-    import unprobed_step
-    from resnet import resnet
-    from sweep import quiet
-    from transformer_language_model import Decoder
 
 BATCH = 128
 EPOCH = 500

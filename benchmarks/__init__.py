@@ -1,0 +1,1 @@
+"""What measuring costs, measured: scripts, and their results on one machine."""
