@@ -46,12 +46,17 @@ class Floor(pl.Callback):
         """Seconds of both copies, into memory that has been used before"""
 
     @torch.no_grad()
-    def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, index: int) -> None:
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, index: int
+    ) -> None:
         """Time them, if it is time for that."""
         if (trainer.global_step - 1) % self._period:
             return
         parameters = list(module.parameters())
-        copied = [*parameters, *(parameter if parameter.grad is None else parameter.grad for parameter in parameters)]
+        copied = [
+            *parameters,
+            *(parameter if parameter.grad is None else parameter.grad for parameter in parameters),
+        ]
         if not self._place:
             self._place = [tensor.clone() for tensor in copied]
         self.forward.append(seconds(lambda: module.training_step(batch, index)))
@@ -82,7 +87,10 @@ def bandwidth(rounds: int = 15) -> dict[str, float]:
     norm of a change reads two tensors, ⟨g, x − x_p⟩ with ‖x − x_p‖² three, and so does G² with η and the residual.
     """
     generator = torch.Generator().manual_seed(0)
-    x, g = ({name: torch.randn(shape, generator=generator) for name, shape in SHAPES.items()} for _ in range(2))
+    x, g = (
+        {name: torch.randn(shape, generator=generator) for name, shape in SHAPES.items()}
+        for _ in range(2)
+    )
     y = {name: value - 1e-3 * g[name] for name, value in x.items()}
     place = {name: torch.empty_like(value) for name, value in x.items()}
     size, products = sum(value.nbytes for value in x.values()), Products()
@@ -93,7 +101,10 @@ def bandwidth(rounds: int = 15) -> dict[str, float]:
 
     calls: dict[str, tuple[int, Callable[[], Any]]] = {
         "squared norm of a change": (2, lambda: products.sq_change(g, 1.0, x, 1.0)),
-        "inner product and distance": (3, lambda: products.inner_product_and_distance(x, y, g, 1.0)),
+        "inner product and distance": (
+            3,
+            lambda: products.inner_product_and_distance(x, y, g, 1.0),
+        ),
         "a step's G², η and residual": (3, lambda: products.step(x, y, g, 1.0, expected=1e-3)),
     }
     shares: dict[str, list[float]] = {name: [] for name in calls}
@@ -109,12 +120,16 @@ def bandwidth(rounds: int = 15) -> dict[str, float]:
 def report(found: dict[str, float]) -> str:
     """Return the shares as text."""
     speed = found["copy, GB/s"]
-    shares = ", ".join(f"{name} {share:.0%}" for name, share in found.items() if name != "copy, GB/s")
+    shares = ", ".join(
+        f"{name} {share:.0%}" for name, share in found.items() if name != "copy, GB/s"
+    )
     return f"sums over parameters, of the bandwidth of a copy ({speed:.0f} GB/s): {shares}; aimed at 60%"
 
 
 def main() -> None:
-    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
     print(report(bandwidth()))
 
 

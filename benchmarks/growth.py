@@ -27,7 +27,17 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from benchmarks.overhead import AFTER, PERIOD, Case, environment, fit, images, mlp, probe_costs, probes_made
+from benchmarks.overhead import (
+    AFTER,
+    PERIOD,
+    Case,
+    environment,
+    fit,
+    images,
+    mlp,
+    probe_costs,
+    probes_made,
+)
 from demos.sweep import quiet
 from lightning_landscape.conditions import AlphaBeta
 from lightning_landscape.functional.alpha_beta import feasible_set
@@ -53,7 +63,9 @@ def with_parameters(parameters: float) -> dict[str, Any]:
         timed = fit(case, PERIOD * (probes + 1), Path(folder), **QUIETLY)
         assert timed.monitor is not None
         assert timed.monitor.summary is not None
-        plain = statistics.median(s for place, s in enumerate(timed.steps) if place % PERIOD >= AFTER)
+        plain = statistics.median(
+            s for place, s in enumerate(timed.steps) if place % PERIOD >= AFTER
+        )
         alone, together = probe_costs(timed.steps)
         evaluated = len(timed.monitor.table or ())
         return {
@@ -73,9 +85,18 @@ def table(probes: int) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(probes)
     scatter = torch.rand(probes, generator=generator, dtype=torch.float64)
     reference = 0.05 + 0.1 * torch.rand(probes, generator=generator, dtype=torch.float64)
-    loss = reference + 2 * torch.exp(-3 * torch.linspace(0, 1, probes, dtype=torch.float64)) * (0.5 + scatter)
-    product = (loss - reference) * (0.2 + scatter) - 0.02 * torch.rand(probes, generator=generator, dtype=torch.float64)
-    return {"loss": loss, "reference_loss": reference, "inner_product": product, "loss_infimum": torch.zeros(probes)}
+    loss = reference + 2 * torch.exp(-3 * torch.linspace(0, 1, probes, dtype=torch.float64)) * (
+        0.5 + scatter
+    )
+    product = (loss - reference) * (0.2 + scatter) - 0.02 * torch.rand(
+        probes, generator=generator, dtype=torch.float64
+    )
+    return {
+        "loss": loss,
+        "reference_loss": reference,
+        "inner_product": product,
+        "loss_infimum": torch.zeros(probes),
+    }
 
 
 def with_probes(probes: int) -> dict[str, float]:
@@ -89,14 +110,20 @@ def with_probes(probes: int) -> dict[str, float]:
     start = time.perf_counter()
     metric.update(**columns)
     metric.compute()
-    return {"probes": probes, "best_pair_s": statistics.median(seconds), "metric_s": time.perf_counter() - start}
+    return {
+        "probes": probes,
+        "best_pair_s": statistics.median(seconds),
+        "metric_s": time.perf_counter() - start,
+    }
 
 
 def with_processes(processes: int) -> dict[str, Any]:
     """Return what a probe costs in plain steps of so many processes, started as Lightning starts them."""
     command = [sys.executable, __file__, "--processes", str(processes)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    result: dict[str, Any] = json.loads(next(line for line in done.stdout.splitlines() if line.startswith('{"processes"')))
+    result: dict[str, Any] = json.loads(
+        next(line for line in done.stdout.splitlines() if line.startswith('{"processes"'))
+    )
     return result
 
 
@@ -108,10 +135,17 @@ def train_in(processes: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         timed = fit(case, PERIOD * 21, Path(folder), trainer=trainer, **QUIETLY)
         alone, together = probe_costs(timed.steps)
-        plain = statistics.median(s for place, s in enumerate(timed.steps) if place % PERIOD >= AFTER)
+        plain = statistics.median(
+            s for place, s in enumerate(timed.steps) if place % PERIOD >= AFTER
+        )
         evaluated = len(timed.monitor.table or ()) if timed.monitor else 0
     if evaluated:  # the first process alone has the table
-        result = {"processes": processes, "plain_step_s": plain, "probe_steps": alone, "probe_with_writing_steps": together}
+        result = {
+            "processes": processes,
+            "plain_step_s": plain,
+            "probe_steps": alone,
+            "probe_with_writing_steps": together,
+        }
         print(json.dumps({**result, "finalisation_steps": timed.finalisation / plain / evaluated}))
 
 
@@ -121,23 +155,88 @@ def draw(path: Path, found: dict[str, Sequence[dict[str, Any]]]) -> None:
     parameters, steps, probes, processes = figure.subplots(1, 4)
     blue, orange, green = "#0072B2", "#D55E00", "#009E73"
 
-    def line(axes: Any, rows: Sequence[dict[str, Any]], x: str, y: str, colour: str, marker: str, label: str) -> None:
-        axes.plot([row[x] for row in rows], [row[y] for row in rows], color=colour, marker=marker, label=label)
+    def line(
+        axes: Any,
+        rows: Sequence[dict[str, Any]],
+        x: str,
+        y: str,
+        colour: str,
+        marker: str,
+        label: str,
+    ) -> None:
+        axes.plot(
+            [row[x] for row in rows],
+            [row[y] for row in rows],
+            color=colour,
+            marker=marker,
+            label=label,
+        )
 
-    line(parameters, found["parameters"], "parameters", "probe_steps", blue, "o", "a probe, on its step")
-    line(parameters, found["parameters"], "parameters", "probe_with_writing_steps", green, "^", "with the four after it")
-    line(parameters, found["parameters"], "parameters", "finalisation_steps", orange, "s", "its evaluation at the end")
-    parameters.set(title="Parameters of an MLP", xlabel="parameters", ylabel="plain steps of batch 128", xscale="log")
+    line(
+        parameters,
+        found["parameters"],
+        "parameters",
+        "probe_steps",
+        blue,
+        "o",
+        "a probe, on its step",
+    )
+    line(
+        parameters,
+        found["parameters"],
+        "parameters",
+        "probe_with_writing_steps",
+        green,
+        "^",
+        "with the four after it",
+    )
+    line(
+        parameters,
+        found["parameters"],
+        "parameters",
+        "finalisation_steps",
+        orange,
+        "s",
+        "its evaluation at the end",
+    )
+    parameters.set(
+        title="Parameters of an MLP",
+        xlabel="parameters",
+        ylabel="plain steps of batch 128",
+        xscale="log",
+    )
     parameters.set(ylim=(0, None))
     line(steps, found["steps"], "steps", "made", blue, "o", "made in all")
     line(steps, found["steps"], "steps", "kept", orange, "s", "kept to the end")
-    steps.set(title="Steps of training", xlabel="steps", ylabel="probes (default schedule)", xscale="log", ylim=(0, None))
+    steps.set(
+        title="Steps of training",
+        xlabel="steps",
+        ylabel="probes (default schedule)",
+        xscale="log",
+        ylim=(0, None),
+    )
     line(probes, found["probes"], "probes", "best_pair_s", blue, "o", "exact best pair")
     line(probes, found["probes"], "probes", "metric_s", orange, "s", "all of the metric")
-    probes.set(title="Probes in the table", xlabel="probes", ylabel="seconds", xscale="log", yscale="log")
-    line(processes, found["processes"], "processes", "probe_steps", blue, "o", "a probe, on its step")
-    line(processes, found["processes"], "processes", "finalisation_steps", orange, "s", "its evaluation at the end")
-    processes.set(title="Processes (DDP, one machine)", xlabel="processes", ylabel="plain steps of as many processes")
+    probes.set(
+        title="Probes in the table", xlabel="probes", ylabel="seconds", xscale="log", yscale="log"
+    )
+    line(
+        processes, found["processes"], "processes", "probe_steps", blue, "o", "a probe, on its step"
+    )
+    line(
+        processes,
+        found["processes"],
+        "processes",
+        "finalisation_steps",
+        orange,
+        "s",
+        "its evaluation at the end",
+    )
+    processes.set(
+        title="Processes (DDP, one machine)",
+        xlabel="processes",
+        ylabel="plain steps of as many processes",
+    )
     processes.set(ylim=(0, None), xticks=[row["processes"] for row in found["processes"]])
     for axes in (parameters, steps, probes, processes):
         axes.legend(fontsize="small")
@@ -146,9 +245,21 @@ def draw(path: Path, found: dict[str, Sequence[dict[str, Any]]]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--largest", type=float, default=1e8, help="parameters of the largest network (default: 1e8)")
-    parser.add_argument("--out", type=Path, default=Path("runs/growth"), help="folder of the numbers and the picture")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--largest",
+        type=float,
+        default=1e8,
+        help="parameters of the largest network (default: 1e8)",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("runs/growth"),
+        help="folder of the numbers and the picture",
+    )
     parser.add_argument("--processes", type=int, help=argparse.SUPPRESS)
     given = parser.parse_args()
     warnings.filterwarnings("ignore")
@@ -157,7 +268,9 @@ def main() -> None:
         train_in(given.processes)
         return
     found: dict[str, Sequence[dict[str, Any]]] = {
-        "steps": [dict(zip(("steps", "made", "kept"), (n, *probes_made(n)), strict=True)) for n in STEPS],
+        "steps": [
+            dict(zip(("steps", "made", "kept"), (n, *probes_made(n)), strict=True)) for n in STEPS
+        ],
         "probes": [with_probes(n) for n in PROBES],
         "processes": [with_processes(n) for n in PROCESSES],
         "parameters": [with_parameters(n) for n in PARAMETERS if n <= given.largest],

@@ -94,7 +94,13 @@ def tokens() -> tuple[Tensor, Tensor]:
 
 def mlp(width: int) -> nn.Module:
     """Return an MLP 784-w-w-10."""
-    sizes = (nn.Linear(784, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 10))
+    sizes = (
+        nn.Linear(784, width),
+        nn.ReLU(),
+        nn.Linear(width, width),
+        nn.ReLU(),
+        nn.Linear(width, 10),
+    )
     return nn.Sequential(*sizes)
 
 
@@ -102,7 +108,9 @@ def cnn() -> nn.Module:
     """Return two 5 × 5 convolutions and two linear layers, for images of 28 × 28."""
     first = (nn.Conv2d(1, 32, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2))
     second = (nn.Conv2d(32, 64, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2))
-    return nn.Sequential(*first, *second, nn.Flatten(), nn.Linear(64 * 7 * 7, 128), nn.ReLU(), nn.Linear(128, 10))
+    return nn.Sequential(
+        *first, *second, nn.Flatten(), nn.Linear(64 * 7 * 7, 128), nn.ReLU(), nn.Linear(128, 10)
+    )
 
 
 MLP, CNN = {"deferred": 0.25, "live": 0.9}, {"deferred": 0.05, "live": 0.5}
@@ -236,7 +244,9 @@ def peak() -> int:
     if status.exists():
         lines = [line for line in status.read_text().splitlines() if line.startswith("VmHWM:")]
         return 1024 * int(lines[0].split()[1])
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
+        1 if sys.platform == "darwin" else 1024
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,7 +292,9 @@ def fit(
         ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False
     )
     callbacks = [start, *([measuring] if measuring else []), *beside, end]
-    training = pl.Trainer(accelerator="cpu", max_steps=steps, callbacks=callbacks, **(still | dict(trainer or {})))
+    training = pl.Trainer(
+        accelerator="cpu", max_steps=steps, callbacks=callbacks, **(still | dict(trainer or {}))
+    )
     with hushed() if let_others is None else nullcontext():
         training.fit(module, DataLoader([batch] * min(steps, EPOCH), batch_size=None))
     ended = start.now()
@@ -364,7 +376,9 @@ def live_evaluations(steps: int, most: int = DEFAULTS["max_probes"]) -> int:
     return sum(min(PROVISIONAL, probes_made(count * EPOCH, most)[1]) for count in epochs)
 
 
-def reckoned(steps: int, probe: float, finalisation: float, most: int = DEFAULTS["max_probes"]) -> tuple[float, float]:
+def reckoned(
+    steps: int, probe: float, finalisation: float, most: int = DEFAULTS["max_probes"]
+) -> tuple[float, float]:
     """Return the mean slow-down of a training without and with its end, from the costs of a probe in plain steps.
 
     Args:
@@ -392,12 +406,20 @@ def in_turn(case: Case, steps: int, rounds: int, folder: Path) -> dict[str, Any]
         def train(place: int, own: str, turns: Turns = turns) -> Timed:
             how: dict[str, Any] = {} if place else DEFAULTS
             with turns.taking(place):
-                return fit(case, steps, Path(own), let_others=lambda: turns.let_others(place), **how)
+                return fit(
+                    case, steps, Path(own), let_others=lambda: turns.let_others(place), **how
+                )
 
-        with hushed(), tempfile.TemporaryDirectory(dir=folder) as own, ThreadPoolExecutor(2) as threads:
+        with (
+            hushed(),
+            tempfile.TemporaryDirectory(dir=folder) as own,
+            ThreadPoolExecutor(2) as threads,
+        ):
             both = [threads.submit(train, place, own) for place in range(2)]
             for place, timed in enumerate(one.result() for one in both):
-                seconds[place].extend(sum(timed.steps[start : start + TURN]) for start in range(0, steps, TURN))
+                seconds[place].extend(
+                    sum(timed.steps[start : start + TURN]) for start in range(0, steps, TURN)
+                )
                 ends[place] += timed.finalisation
     measured, plain = map(sum, seconds)
     ratio, error = ratio_of_sums(*seconds)
@@ -430,7 +452,12 @@ def per_sample(case: Case, probes: int, plain: float, folder: Path) -> float:
     def mean(module: pl.LightningModule, batch: tuple[Tensor, Tensor]) -> Tensor:
         return sample_losses(module, batch).mean()
 
-    how: dict[str, Any] = {"every_n_steps": 2, "live_epochs": None, "segments": 0, "store_gib": ROOM}
+    how: dict[str, Any] = {
+        "every_n_steps": 2,
+        "live_epochs": None,
+        "segments": 0,
+        "store_gib": ROOM,
+    }
     beside = fit(case, 2 * probes, folder / "mean", loss=mean, **how)
     timed = fit(case, 2 * probes, folder / "samples", loss=sample_losses, per_sample=True, **how)
     assert timed.monitor is not None
@@ -446,7 +473,14 @@ def peak_memory(name: str, kind: str, reference: Path | None) -> int:
     Where the C library is glibc it gives tensors back as soon as they are freed: what it keeps for later is tens of MB, which
     differ from run to run.
     """
-    command = [sys.executable, __file__, "--memory", name, kind, *([str(reference)] if reference else [])]
+    command = [
+        sys.executable,
+        __file__,
+        "--memory",
+        name,
+        kind,
+        *([str(reference)] if reference else []),
+    ]
     at_once = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(2**17)}
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=at_once)
     return int(done.stdout.splitlines()[-1])
@@ -454,7 +488,12 @@ def peak_memory(name: str, kind: str, reference: Path | None) -> int:
 
 def memory_of(name: str, kind: str, reference: str | None) -> None:
     """Train for a few steps, and print this process's largest resident memory, in bytes, before the evaluation at the end."""
-    arguments: dict[str, Any] = {"every_n_steps": 4, "live_epochs": None, "segments": 0, "save_reference": False}
+    arguments: dict[str, Any] = {
+        "every_n_steps": 4,
+        "live_epochs": None,
+        "segments": 0,
+        "save_reference": False,
+    }
     if kind == "live":
         arguments["reference"] = reference
     with tempfile.TemporaryDirectory() as folder:
@@ -473,12 +512,19 @@ def measure(name: str, quick: bool) -> dict[str, Any]:
     result: dict[str, Any] = {"parameters": count, "batch": list(case.batch()[0].shape)}
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
-        quietly: dict[str, Any] = {"max_probes": probes + 2, "live_epochs": None, "segments": 0, "store_gib": ROOM}
+        quietly: dict[str, Any] = {
+            "max_probes": probes + 2,
+            "live_epochs": None,
+            "segments": 0,
+            "store_gib": ROOM,
+        }
         warm = fit(case, 6, folder / "warm-up", every_n_steps=3, **quietly)
         slow = statistics.median(warm.steps) > SLOW
         period, after = (SLOW_PERIOD, SLOW_AFTER) if slow else (PERIOD, AFTER)
         quietly["every_n_steps"] = period
-        fewer = max(12, probes // 3) if slow else probes  # of all but the deferred probes, from which slow-downs are reckoned
+        fewer = (
+            max(12, probes // 3) if slow else probes
+        )  # of all but the deferred probes, from which slow-downs are reckoned
         floor = floors.Floor(period)
         bare = fit(case, period * (fewer + 1), folder / "floor", beside=[floor])
         result["forward"], result["copies"] = floor.ratios(bare.steps, after)
@@ -486,7 +532,9 @@ def measure(name: str, quick: bool) -> dict[str, Any]:
         def costs(kind: str, **how: Any) -> Timed:
             many = probes if kind == "deferred" else fewer
             timed = fit(case, period * (many + 1), folder / kind, **quietly, **how)
-            result[kind], result[f"{kind}_with_writing"] = probe_costs(timed.steps, period=period, after=after)
+            result[kind], result[f"{kind}_with_writing"] = probe_costs(
+                timed.steps, period=period, after=after
+            )
             return timed
 
         deferred = costs("deferred")
@@ -494,8 +542,12 @@ def measure(name: str, quick: bool) -> dict[str, Any]:
         assert deferred.monitor.summary is not None
         evaluated = sum(probe.evaluated for probe in deferred.monitor.table or ())
         if evaluated != probes + 1:
-            raise SystemExit(f"found {evaluated} of {probes + 1} probes evaluated: is there too little room on the disk?")
-        plain = statistics.median(seconds for place, seconds in enumerate(deferred.steps) if place % period >= after)
+            raise SystemExit(
+                f"found {evaluated} of {probes + 1} probes evaluated: is there too little room on the disk?"
+            )
+        plain = statistics.median(
+            seconds for place, seconds in enumerate(deferred.steps) if place % period >= after
+        )
         result["plain_step_ms"], result["probes"] = 1e3 * plain, probes
         result["finalisation"] = deferred.finalisation / plain / evaluated
         result["bytes_per_probe"] = deferred.monitor.summary["run"]["store"]["bytes"] / evaluated
@@ -506,7 +558,9 @@ def measure(name: str, quick: bool) -> dict[str, Any]:
         again = 1 if quick or slow else 3
         base = statistics.median(peak_memory(name, "plain", None) for _ in range(again))
         for kind in ("deferred", "live"):
-            above = statistics.median(peak_memory(name, kind, reference) for _ in range(again)) - base
+            above = (
+                statistics.median(peak_memory(name, kind, reference) for _ in range(again)) - base
+            )
             result[f"memory_{kind}_mib"] = above / 2**20
             result[f"memory_{kind}_copies"] = above / (4 * count) if 4 * count > TOLD else None
         cost = max(0.0, result["deferred_with_writing"])
@@ -515,12 +569,18 @@ def measure(name: str, quick: bool) -> dict[str, Any]:
         for steps in (500, 2000, 20_000):
             key = f"slow_down_{steps}"
             if steps == 20_000 or slow or (quick and steps > 500):
-                result[key], result[f"{key}_with_end"] = reckoned(steps, cost, result["finalisation"], most)
+                result[key], result[f"{key}_with_end"] = reckoned(
+                    steps, cost, result["finalisation"], most
+                )
                 result[f"{key}_how"] = "reckoned"
             else:
                 turns = in_turn(case, steps, rounds if steps * plain < 20 else 1, folder)
                 result[key], result[f"{key}_with_end"] = turns["training"], turns["whole"]
-                result |= {f"{key}_how": "trained", f"{key}_error": turns["error"], f"{key}_seconds": turns["seconds"]}
+                result |= {
+                    f"{key}_how": "trained",
+                    f"{key}_error": turns["error"],
+                    f"{key}_seconds": turns["seconds"],
+                }
     return result
 
 
@@ -529,7 +589,11 @@ def cockpit(python: str, name: str) -> dict[str, Any]:
     script = Path(__file__).with_name("overhead_cockpit.py")
     done = subprocess.run([python, str(script), name], capture_output=True, text=True)
     if done.returncode:
-        return {"failed": done.stderr.strip().splitlines()[-1] if done.stderr.strip() else f"status {done.returncode}"}
+        return {
+            "failed": done.stderr.strip().splitlines()[-1]
+            if done.stderr.strip()
+            else f"status {done.returncode}"
+        }
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return result
 
@@ -541,10 +605,24 @@ def environment() -> dict[str, Any]:
     """Return what the numbers depend on."""
     cpu = platform.processor() or platform.machine()
     if Path("/proc/cpuinfo").is_file():
-        models = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+        models = [
+            line
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if line.startswith("model name")
+        ]
         cpu = models[0].split(":", 1)[1].strip() if models else cpu
-    versions = {"python": platform.python_version(), "torch": torch.__version__, "lightning": pl.__version__}
-    return {"cpu": cpu, "cores": os.cpu_count(), "threads": torch.get_num_threads(), "system": platform.system(), **versions}
+    versions = {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "lightning": pl.__version__,
+    }
+    return {
+        "cpu": cpu,
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "system": platform.system(),
+        **versions,
+    }
 
 
 ROWS = {
@@ -572,10 +650,14 @@ ROWS = {
 def target_of(name: str, row: str) -> float | None:
     """Return what is aimed at."""
     kind = row.removeprefix("memory_").removesuffix("_copies")
-    return CASES[name].targets.get(row, TARGETS.get(row, COPIES.get(kind) if row.startswith("memory") else None))
+    return CASES[name].targets.get(
+        row, TARGETS.get(row, COPIES.get(kind) if row.startswith("memory") else None)
+    )
 
 
-def report(results: dict[str, dict[str, Any]], microseconds: float, bandwidth: dict[str, float]) -> str:
+def report(
+    results: dict[str, dict[str, Any]], microseconds: float, bandwidth: dict[str, float]
+) -> str:
     """Return the table: rows are quantities, columns networks; what is aimed at stands behind a ≤.
 
     Args:
@@ -592,35 +674,68 @@ def report(results: dict[str, dict[str, Any]], microseconds: float, bandwidth: d
             if value is None:
                 cells.append("—")
                 continue
-            shown = f"{value:,.0f}" if value >= 1000 else f"{value:.3g}" if "slow_down" not in row else f"{value:.3f}"
+            shown = (
+                f"{value:,.0f}"
+                if value >= 1000
+                else f"{value:.3g}"
+                if "slow_down" not in row
+                else f"{value:.3f}"
+            )
             if result.get(f"{row.removesuffix('_with_end')}_how") == "reckoned":
                 shown = f"~{shown}"
             if f"{row}_error" in result:
                 shown = f"{shown} ± {result[f'{row}_error']:.3f}"
             beside = BUFFERS / (4 * result["parameters"]) if row.startswith("memory") else 0.0
             missed = target is not None and value > target + beside
-            cells.append(shown if target is None else f"{shown} ≤ {target:g}{' !' if missed else ''}")
+            cells.append(
+                shown if target is None else f"{shown} ≤ {target:g}{' !' if missed else ''}"
+            )
         lines.append(f"{title:{width}s}" + "".join(f"  {cell:>22s}" for cell in cells))
-    lines.append(f"\nan unprobed step: {microseconds:.1f} µs ≤ 20 µs{'' if microseconds <= 20 else ' !'}")
+    lines.append(
+        f"\nan unprobed step: {microseconds:.1f} µs ≤ 20 µs{'' if microseconds <= 20 else ' !'}"
+    )
     lines.append(floors.report(bandwidth))
-    lines.append("All but ms, µs and bytes are plain training steps, or ratios to plain training; floors are timed alone, in")
-    lines.append("the middle of a plain training. ~ reckoned from the costs of probes and their number; ± standard error over")
-    lines.append("turns of 50 steps; ! above what was aimed at, of memory by more than 16 MiB; — too little to tell, or none.")
+    lines.append(
+        "All but ms, µs and bytes are plain training steps, or ratios to plain training; floors are timed alone, in"
+    )
+    lines.append(
+        "the middle of a plain training. ~ reckoned from the costs of probes and their number; ± standard error over"
+    )
+    lines.append(
+        "turns of 50 steps; ! above what was aimed at, of memory by more than 16 MiB; — too little to tell, or none."
+    )
     for name, result in results.items():
         if "cockpit" in result:
             found = result["cockpit"]
-            cost = f"{found['tracked']:.3g} plain steps a tracked step" if "tracked" in found else found["failed"]
+            cost = (
+                f"{found['tracked']:.3g} plain steps a tracked step"
+                if "tracked" in found
+                else found["failed"]
+            )
             lines.append(f"Cockpit, economy, {name}: {cost}")
     return "\n".join(lines)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", choices=CASES, default=list(CASES), metavar="NAME", help=", ".join(CASES))
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        choices=CASES,
+        default=list(CASES),
+        metavar="NAME",
+        help=", ".join(CASES),
+    )
     parser.add_argument("--quick", action="store_true", help="less repetition")
     parser.add_argument("--out", type=Path, default=Path("runs/overhead/overhead.json"))
-    parser.add_argument("--cockpit", metavar="PYTHON", help="Python of an environment with cockpit-for-pytorch")
-    parser.add_argument("--show", type=Path, metavar="FILE", help="print the table of such numbers, measure nothing")
+    parser.add_argument(
+        "--cockpit", metavar="PYTHON", help="Python of an environment with cockpit-for-pytorch"
+    )
+    parser.add_argument(
+        "--show", type=Path, metavar="FILE", help="print the table of such numbers, measure nothing"
+    )
     parser.add_argument("--memory", nargs="+", help=argparse.SUPPRESS)
     given = parser.parse_args()
     warnings.filterwarnings("ignore")
@@ -629,7 +744,9 @@ def main() -> None:
         print(report(found["networks"], found["unprobed_step_us"], found["bandwidth"]))
         return
     if given.memory:
-        memory_of(given.memory[0], given.memory[1], given.memory[2] if len(given.memory) > 2 else None)
+        memory_of(
+            given.memory[0], given.memory[1], given.memory[2] if len(given.memory) > 2 else None
+        )
         return
     quiet()
     microseconds, bandwidth = unprobed_step.measure(), floors.bandwidth()

@@ -25,13 +25,17 @@ PERIOD, TRACKED, BATCH = 8, 20, 128
 
 
 def mlp(width: int) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(784, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 10))
+    return nn.Sequential(
+        nn.Linear(784, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 10)
+    )
 
 
 def cnn() -> nn.Sequential:
     first = (nn.Conv2d(1, 32, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2))
     second = (nn.Conv2d(32, 64, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2))
-    return nn.Sequential(*first, *second, nn.Flatten(), nn.Linear(64 * 7 * 7, 128), nn.ReLU(), nn.Linear(128, 10))
+    return nn.Sequential(
+        *first, *second, nn.Flatten(), nn.Linear(64 * 7 * 7, 128), nn.ReLU(), nn.Linear(128, 10)
+    )
 
 
 NETWORKS = {
@@ -52,7 +56,10 @@ def main() -> None:
     each = nn.CrossEntropyLoss(reduction="none")
     optimizer = torch.optim.SGD(net.parameters(), lr=1e-3)
     inputs, classes = torch.randn(BATCH, *shape), torch.randint(10, (BATCH,))
-    cockpit = Cockpit(net.parameters(), quantities=configuration("economy", track_schedule=schedules.linear(PERIOD)))
+    cockpit = Cockpit(
+        net.parameters(),
+        quantities=configuration("economy", track_schedule=schedules.linear(PERIOD)),
+    )
     seconds = []
     for step in range(PERIOD * (TRACKED + 1)):
         start = time.perf_counter()
@@ -62,7 +69,12 @@ def main() -> None:
         else:
             outputs = net(inputs)
             loss = criterion(outputs, classes)
-            told = {"batch_size": BATCH, "individual_losses": each(outputs, classes), "loss": loss, "optimizer": optimizer}
+            told = {
+                "batch_size": BATCH,
+                "individual_losses": each(outputs, classes),
+                "loss": loss,
+                "optimizer": optimizer,
+            }
             with cockpit(step, info=told):
                 loss.backward(create_graph=cockpit.create_graph(step))
         optimizer.step()

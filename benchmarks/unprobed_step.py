@@ -31,8 +31,12 @@ class Timed(LandscapeMonitor):
             for _ in range(self.repeats):
                 LandscapeMonitor.on_train_batch_start(self, trainer, pl_module, batch, batch_idx)
                 LandscapeMonitor.on_after_backward(self, trainer, pl_module)
-                LandscapeMonitor.on_before_optimizer_step(self, trainer, pl_module, trainer.optimizers[0])
-                LandscapeMonitor.on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx)
+                LandscapeMonitor.on_before_optimizer_step(
+                    self, trainer, pl_module, trainer.optimizers[0]
+                )
+                LandscapeMonitor.on_train_batch_end(
+                    self, trainer, pl_module, outputs, batch, batch_idx
+                )
                 self._step = step
             times.append((time.perf_counter() - start) / self.repeats)
         self.microseconds = [1e6 * value for value in times]

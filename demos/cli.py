@@ -21,7 +21,9 @@ else:
 
 def main(args: ArgsType = None) -> LightningCLI:
     """Run LightningCLI over the demo's module and data."""
-    return LightningCLI(MLP, Images, seed_everything_default=0, save_config_kwargs={"overwrite": True}, args=args)
+    return LightningCLI(
+        MLP, Images, seed_everything_default=0, save_config_kwargs={"overwrite": True}, args=args
+    )
 
 
 if __name__ == "__main__":

@@ -77,7 +77,9 @@ class Example:
         rows = []
         for f, low in zip(self.losses, self.infima, strict=True):
             product = (vmap(grad(f))(points) * (points - reference)).sum(1)
-            rows.append((vmap(f)(points), vmap(f)(reference), product, torch.full_like(product, low)))
+            rows.append(
+                (vmap(f)(points), vmap(f)(reference), product, torch.full_like(product, low))
+            )
         names = ("loss", "reference_loss", "inner_product", "loss_infimum")
         return dict(zip(names, map(torch.cat, zip(*rows, strict=True)), strict=True))
 
@@ -161,7 +163,9 @@ def smallest_beta(example: Example, rates: Tensor, points: Tensor) -> Tensor:
     columns = example.table(points)
     excess = columns["reference_loss"] - columns["loss_infimum"]
     rise = columns["loss"] - columns["reference_loss"]
-    return torch.stack([((rate * rise - columns["inner_product"]) / excess).max().clamp(min=0) for rate in rates])
+    return torch.stack(
+        [((rate * rise - columns["inner_product"]) / excess).max().clamp(min=0) for rate in rates]
+    )
 
 
 def simulate(example: Example, step_size: float, steps: int, seeds: int = 400) -> Tensor:
@@ -185,7 +189,14 @@ def draw_landscape(axes: Axes, example: Example) -> None:
     if example.starts[0] < 0:
         axes.axline((-0.25, -0.25), slope=-1, color="white", linewidth=1.5, label="minimisers")
     else:
-        axes.plot(*example.minimisers.T, "*", color="white", markeredgecolor="black", markersize=11, label="minimisers")
+        axes.plot(
+            *example.minimisers.T,
+            "*",
+            color="white",
+            markeredgecolor="black",
+            markersize=11,
+            label="minimisers",
+        )
     axes.plot(*example.start, "o", color=ORANGE, label="start of SGD")
     axes.set(title=example.title, xlim=example.square, ylim=example.square, aspect="equal")
     axes.legend(fontsize="x-small", loc="upper left")
@@ -206,7 +217,10 @@ def draw_pairs(axes: Axes, example: Example) -> None:
 
 def draw_run(axes: Axes, example: Example, steps: int) -> None:
     """Draw the best iterate of SGD and its bound."""
-    step_size, start = 0.1 * example.rate / example.smoothness, torch.tensor([example.start], dtype=D)
+    step_size, start = (
+        0.1 * example.rate / example.smoothness,
+        torch.tensor([example.start], dtype=D),
+    )
     gaps, counts = simulate(example, step_size, steps), torch.arange(1, steps + 1)
     known = {
         "step_size": step_size,
@@ -217,10 +231,14 @@ def draw_run(axes: Axes, example: Example, steps: int) -> None:
         "interpolation_error": example.interpolation_error(),
     }
     bounds = [float(sgd_sharp(steps=int(k), **known)) for k in counts]
-    axes.plot(counts, gaps.cummin(0).values, color=BLUE, label="SGD, best iterate, mean of 400 runs")
+    axes.plot(
+        counts, gaps.cummin(0).values, color=BLUE, label="SGD, best iterate, mean of 400 runs"
+    )
     axes.plot(counts, bounds, color=ORANGE, label="its bound")
     axes.axhline(example.neighbourhood(), color=GREY, linestyle=":", label="β σ²/δ")
-    axes.axhline(float(gaps[0]), color=GREY, linewidth=0.8, label="the start: above it a bound is vacuous")
+    axes.axhline(
+        float(gaps[0]), color=GREY, linewidth=0.8, label="the start: above it a bound is vacuous"
+    )
     axes.set(xscale="log", yscale="log", xlabel="steps K", ylabel="f − f*", ylim=(1e-4, None))
 
 
@@ -232,7 +250,9 @@ def draw(path: Path, steps: int = 300) -> None:
         draw_landscape(top, example)
         draw_pairs(middle, example)
         draw_run(bottom, example, steps)
-    figure.legend(*bottom.get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize="small")
+    figure.legend(
+        *bottom.get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize="small"
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=100)
 
@@ -241,14 +261,22 @@ def tell(example: Example) -> None:
     """Print what is known of an example."""
     points = square(example.square, 401)
     margin = alpha_beta_margin(example.rate + example.beta, example.beta, **example.table(points))
-    start = float(example.f(torch.tensor(example.start, dtype=D)) - example.f(example.minimisers[0]))
+    start = float(
+        example.f(torch.tensor(example.start, dtype=D)) - example.f(example.minimisers[0])
+    )
     print(f"Example {example.title}")
-    print(f"  δ = {example.rate:g} holds with β = {example.beta:g}, with a margin of {float(margin.min()):.3g} or more")
-    print(f"  σ² = {example.interpolation_error():.4g}, β σ²/δ = {example.neighbourhood():.4g}, start {start:.4g} above f*")
+    print(
+        f"  δ = {example.rate:g} holds with β = {example.beta:g}, with a margin of {float(margin.min()):.3g} or more"
+    )
+    print(
+        f"  σ² = {example.interpolation_error():.4g}, β σ²/δ = {example.neighbourhood():.4g}, start {start:.4g} above f*"
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, default=Path("runs/closed_forms.png"))
     path = parser.parse_args().out
     for example in EXAMPLES.values():

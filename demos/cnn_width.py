@@ -22,11 +22,33 @@ from torch.nn.functional import cross_entropy
 if __package__:
     from demos.data import Images
     from demos.experiment import conclude, measured, options
-    from demos.sweep import MONITOR, NAMES, add_epochs, course, draw, epochs, quiet, settled, sweep, turning
+    from demos.sweep import (
+        MONITOR,
+        NAMES,
+        add_epochs,
+        course,
+        draw,
+        epochs,
+        quiet,
+        settled,
+        sweep,
+        turning,
+    )
 else:
     from data import Images
     from experiment import conclude, measured, options
-    from sweep import MONITOR, NAMES, add_epochs, course, draw, epochs, quiet, settled, sweep, turning
+    from sweep import (
+        MONITOR,
+        NAMES,
+        add_epochs,
+        course,
+        draw,
+        epochs,
+        quiet,
+        settled,
+        sweep,
+        turning,
+    )
 
 SMALL, FULL = (8, 16, 32, 64, 128, 256), (32, 64, 128, 256, 512, 1024, 2048)
 """Channels of the second convolution"""
@@ -46,7 +68,12 @@ class CNN(pl.LightningModule):
     """
 
     def __init__(
-        self, shape: Sequence[int] = (1, 8, 8), channels: int = 32, first: int = 32, classes: int = 10, lr: float = 0.01
+        self,
+        shape: Sequence[int] = (1, 8, 8),
+        channels: int = 32,
+        first: int = 32,
+        classes: int = 10,
+        lr: float = 0.01,
     ) -> None:
         super().__init__()
         self.save_hyperparameters()

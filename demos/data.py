@@ -34,8 +34,12 @@ def read_idx(path: Path) -> Tensor:
     with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
         content = file.read()
     if content[:3] != b"\x00\x00\x08":
-        raise ValueError(f"found no IDX file of unsigned bytes in {path}; supported are the files of MNIST and Fashion-MNIST")
-    sizes = [int.from_bytes(content[4 + 4 * axis : 8 + 4 * axis], "big") for axis in range(content[3])]
+        raise ValueError(
+            f"found no IDX file of unsigned bytes in {path}; supported are the files of MNIST and Fashion-MNIST"
+        )
+    sizes = [
+        int.from_bytes(content[4 + 4 * axis : 8 + 4 * axis], "big") for axis in range(content[3])
+    ]
     values = _bytes(content[4 + 4 * len(sizes) :])
     if len(values) != math.prod(sizes):
         raise ValueError(
@@ -52,7 +56,11 @@ def find_idx(root: Path, stem: str) -> Path:
         FileNotFoundError: if it is not there.
         ValueError: if there are several, as of EMNIST.
     """
-    names = [name for end in ("", ".gz") for name in (f"{stem}{end}", f"{stem.replace('-idx', '.idx')}{end}")]
+    names = [
+        name
+        for end in ("", ".gz")
+        for name in (f"{stem}{end}", f"{stem.replace('-idx', '.idx')}{end}")
+    ]
     for name in names:
         if (root / name).is_file():
             return root / name
@@ -101,7 +109,9 @@ _CIFAR_FOLDERS = {
 """As their archives name them"""
 
 
-def cifar(root: str | Path, classes: Literal[10, 100], split: Literal["train", "test"] = "train") -> TensorDataset:
+def cifar(
+    root: str | Path, classes: Literal[10, 100], split: Literal["train", "test"] = "train"
+) -> TensorDataset:
     """Return CIFAR-10 or CIFAR-100 from its binary or its Python version.
 
     Args:
@@ -116,8 +126,13 @@ def cifar(root: str | Path, classes: Literal[10, 100], split: Literal["train", "
         FileNotFoundError: if a file is not there.
         ValueError: if a file is none of CIFAR's.
     """
-    images, labels = zip(*(_read_cifar(path, classes) for path in _find_cifar(Path(root), classes, split)), strict=True)
-    return TensorDataset(torch.cat(images).reshape(-1, 3, 32, 32).float() / 255, torch.cat(labels).long())
+    images, labels = zip(
+        *(_read_cifar(path, classes) for path in _find_cifar(Path(root), classes, split)),
+        strict=True,
+    )
+    return TensorDataset(
+        torch.cat(images).reshape(-1, 3, 32, 32).float() / 255, torch.cat(labels).long()
+    )
 
 
 def _find_cifar(root: Path, classes: Literal[10, 100], split: str) -> list[Path]:
@@ -131,9 +146,15 @@ def _find_cifar(root: Path, classes: Literal[10, 100], split: str) -> list[Path]
                 return paths
             if there:
                 missing = ", ".join(path.name for path in paths if path not in there)
-                raise FileNotFoundError(f"found {len(there)} of {len(paths)} files in {root / folder}; add {missing}")
+                raise FileNotFoundError(
+                    f"found {len(there)} of {len(paths)} files in {root / folder}; add {missing}"
+                )
     there = sorted(path.name for path in root.glob("*"))
-    found = ", ".join([*there[:8], *(["…"] if there[8:] else [])]) or "nothing" if root.is_dir() else "no folder"
+    found = (
+        ", ".join([*there[:8], *(["…"] if there[8:] else [])]) or "nothing"
+        if root.is_dir()
+        else "no folder"
+    )
     raise FileNotFoundError(
         f"found {found} in {root}; supported are {', '.join(stems)} of CIFAR-{classes}, with .bin (binary version) or without "
         f"(Python version): unpack cifar-{classes}-binary.tar.gz or cifar-{classes}-python.tar.gz, name its folder with --root"
@@ -141,7 +162,9 @@ def _find_cifar(root: Path, classes: Literal[10, 100], split: str) -> list[Path]
 
 
 def _read_cifar(path: Path, classes: Literal[10, 100]) -> tuple[Tensor, Tensor]:
-    images, labels = _read_binary(path, classes) if path.suffix == ".bin" else _read_python(path, classes)
+    images, labels = (
+        _read_binary(path, classes) if path.suffix == ".bin" else _read_python(path, classes)
+    )
     if not len(labels) or labels.max() >= classes:
         raise ValueError(
             f"found {f'class {labels.max()}' if len(labels) else 'no image'} in {path}; supported are images of {classes} "
@@ -208,7 +231,10 @@ class _CifarUnpickler(pickle.Unpickler):
     """Reads dictionaries, lists, numbers, text and arrays; imports nothing, so that a file can run no code."""
 
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) in {("numpy.core.multiarray", "_reconstruct"), ("numpy._core.multiarray", "_reconstruct")}:
+        if (module, name) in {
+            ("numpy.core.multiarray", "_reconstruct"),
+            ("numpy._core.multiarray", "_reconstruct"),
+        }:
             return _Array
         if (module, name) == ("numpy", "ndarray"):
             return None  # an argument of _reconstruct
@@ -230,7 +256,9 @@ def digit_images() -> TensorDataset:
     from sklearn.datasets import load_digits
 
     found = load_digits()
-    return TensorDataset(torch.from_numpy(found.images)[:, None].float() / 16, torch.from_numpy(found.target).long())
+    return TensorDataset(
+        torch.from_numpy(found.images)[:, None].float() / 16, torch.from_numpy(found.target).long()
+    )
 
 
 # ------------------------------------------------------------------------------------------------------------------ loaders
@@ -238,7 +266,11 @@ def digit_images() -> TensorDataset:
 
 def _bytes(content: bytes) -> Tensor:
     """Return bytes as a tensor that owns them; torch refuses to view none."""
-    return torch.frombuffer(bytearray(content), dtype=torch.uint8) if content else torch.empty(0, dtype=torch.uint8)
+    return (
+        torch.frombuffer(bytearray(content), dtype=torch.uint8)
+        if content
+        else torch.empty(0, dtype=torch.uint8)
+    )
 
 
 def flat(data: TensorDataset) -> TensorDataset:
@@ -264,11 +296,19 @@ class Images(pl.LightningDataModule):
     """
 
     def __init__(
-        self, data: Name = "digits", root: str | Path | None = None, batch_size: int = 64, vectors: bool = True
+        self,
+        data: Name = "digits",
+        root: str | Path | None = None,
+        batch_size: int = 64,
+        vectors: bool = True,
     ) -> None:
         super().__init__()
         if data != "digits" and root is None:
-            what = "the folder of its files" if data.startswith("cifar") else "the folder with its four IDX files"
+            what = (
+                "the folder of its files"
+                if data.startswith("cifar")
+                else "the folder with its four IDX files"
+            )
             raise ValueError(f"data={data!r} needs root=, {what}")
         self.data, self.root, self.batch_size, self.vectors = data, root, batch_size, vectors
         self.images: TensorDataset | None = None

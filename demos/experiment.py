@@ -47,7 +47,13 @@ class Options:
 
     def pick(self, small: Any, full: Any, larger: Any = None) -> Any:
         """Return the value of the setting; the larger one has the small one's where there is no other."""
-        return full if self.full else larger if self.setting == "larger" and larger is not None else small
+        return (
+            full
+            if self.full
+            else larger
+            if self.setting == "larger" and larger is not None
+            else small
+        )
 
 
 def options(
@@ -71,18 +77,28 @@ def options(
         full: what the full setting has, for ``--help``.
         add: adds arguments that this experiment alone has.
     """
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     setting = parser.add_mutually_exclusive_group()
     setting.add_argument("--full", action="store_const", dest="setting", const="full", help=full)
     seeds = {"small": small_seeds, "larger": larger_seeds, "full": full_seeds}
     if larger_seeds is not None:
         text = "longer and larger than the small setting, for two cores and half an hour"
-        setting.add_argument("--larger", action="store_const", dest="setting", const="larger", help=text)
+        setting.add_argument(
+            "--larger", action="store_const", dest="setting", const="larger", help=text
+        )
     parser.set_defaults(setting="small")
-    parser.add_argument("--out", type=Path, default=Path("runs"), help="folder of the runs (default: runs)")
-    counts = ", ".join(f"{count} in the {name} setting" for name, count in seeds.items() if count is not None)
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs"), help="folder of the runs (default: runs)"
+    )
+    counts = ", ".join(
+        f"{count} in the {name} setting" for name, count in seeds.items() if count is not None
+    )
     parser.add_argument("--seeds", type=int, help=f"number of seeds (default: {counts})")
-    parser.add_argument("--root", type=Path, help="folder with the files of a data set, see demos/README.md")
+    parser.add_argument(
+        "--root", type=Path, help="folder with the files of a data set, see demos/README.md"
+    )
     if add is not None:
         add(parser)
     given = parser.parse_args()
@@ -90,7 +106,9 @@ def options(
     warnings.filterwarnings("ignore", message=".*does not have many workers")
     warnings.filterwarnings("ignore", message=".*`isinstance.treespec, LeafSpec.`")
     chosen = range(given.seeds or seeds[given.setting])
-    return Options(given.setting, given.out / name / given.setting, tuple(chosen), given.root, given)
+    return Options(
+        given.setting, given.out / name / given.setting, tuple(chosen), given.root, given
+    )
 
 
 def measured(
@@ -157,7 +175,9 @@ def seen(holds: bool | None) -> Literal["seen", "not seen", "needs --full"]:
     return "needs --full" if holds is None else "seen" if holds else "not seen"
 
 
-def conclude(name: str, chosen: Options, rows: Sequence[Mapping[str, Any]], findings: Sequence[Finding]) -> None:
+def conclude(
+    name: str, chosen: Options, rows: Sequence[Mapping[str, Any]], findings: Sequence[Finding]
+) -> None:
     """Write the table of an experiment, and its findings; print the latter.
 
     Args:
@@ -169,7 +189,10 @@ def conclude(name: str, chosen: Options, rows: Sequence[Mapping[str, Any]], find
     chosen.out.mkdir(parents=True, exist_ok=True)
     table = chosen.out / f"{name}.csv"
     _write(table, rows)
-    _write(chosen.out / "findings.csv", [{"finding": f.finding, "verdict": f.verdict, "numbers": f.numbers} for f in findings])
+    _write(
+        chosen.out / "findings.csv",
+        [{"finding": f.finding, "verdict": f.verdict, "numbers": f.numbers} for f in findings],
+    )
     print(f"\nFindings ({name}, {chosen.setting} setting)")
     for found in findings:
         print(f"  {found.verdict:13s} {found.finding}\n                {found.numbers}")

@@ -123,7 +123,10 @@ def train(folder: Path, start: str, seed: int, steps: int, every: int) -> Run:
 def _fixed(run: Run) -> dict[str, Tensor]:
     rows = run.fixed_batches or []
     names = ("loss", "reference_loss", "inner_product", "grad_sq_norm")
-    return {n: torch.tensor([getattr(r, n) for r in rows], dtype=torch.float64).reshape(-1, SAMPLES + 1) for n in names}
+    return {
+        n: torch.tensor([getattr(r, n) for r in rows], dtype=torch.float64).reshape(-1, SAMPLES + 1)
+        for n in names
+    }
 
 
 def everywhere(run: Run) -> dict[str, Tensor]:
@@ -145,7 +148,10 @@ def row_of(group: Group, runs: Sequence[Run]) -> dict[str, Any]:
     gap = whole["loss"] - whole["reference_loss"]
     high = bool((whole["loss"] > LARGE_LOSS).any())
     flat = (every["loss"] > LARGE_LOSS) & (every["grad_sq_norm"].sqrt() < SMALL_GRADIENT)
-    own = {name: torch.cat([run.table.evaluated.column(name) for run in runs]) for name in ("loss", "inner_product")}
+    own = {
+        name: torch.cat([run.table.evaluated.column(name) for run in runs])
+        for name in ("loss", "inner_product")
+    }
     own["grad_sq_norm"] = torch.cat([run.table.evaluated.column("grad_sq_norm") for run in runs])
     region = feasible_set(
         loss=every["loss"],
@@ -160,7 +166,11 @@ def row_of(group: Group, runs: Sequence[Run]) -> dict[str, Any]:
         "probes": group.probes,
         "flat_share": float(flat.double().mean()),
         "flat_loss": float(every["loss"][flat].max()) if bool(flat.any()) else None,
-        "grad_norm_f_where_large": float(whole["grad_sq_norm"].sqrt()[whole["loss"] > LARGE_LOSS].min()) if high else None,
+        "grad_norm_f_where_large": float(
+            whole["grad_sq_norm"].sqrt()[whole["loss"] > LARGE_LOSS].min()
+        )
+        if high
+        else None,
         "aiming_theta": float((own["inner_product"] / own["loss"]).min()),
         "aiming_violations": float((own["inner_product"] < 0).double().mean()),
         "aiming_theta_f": float((whole["inner_product"] / whole["loss"]).min()),
@@ -171,14 +181,18 @@ def row_of(group: Group, runs: Sequence[Run]) -> dict[str, Any]:
         "beta": group.beta,
         "rate": group.rate,
         # approached as δ → ∞ where no pair attains it
-        "beta_over_rate": None if group.neighbourhood is None else group.neighbourhood / (group.interpolation_error or 1.0),
+        "beta_over_rate": None
+        if group.neighbourhood is None
+        else group.neighbourhood / (group.interpolation_error or 1.0),
         "beta_min_tenth": group.beta_min[0],
         "beta_min_one": group.beta_min[1],
         "interpolation_error": group.interpolation_error,
         "drop": group.drop,
         "informativeness": group.informativeness,
         "beta_over_rate_all_samples": float(best[1] / best[0]) if best else None,
-        "informativeness_all_samples": float(best[1] / best[0]) * float(every["reference_loss"].mean()) / group.drop
+        "informativeness_all_samples": float(best[1] / best[0])
+        * float(every["reference_loss"].mean())
+        / group.drop
         if best and group.drop
         else None,
         "beta_min_tenth_all_samples": float(region.beta_min(Fraction(0.1)) or 0),
@@ -209,7 +223,9 @@ def findings(near: Mapping[str, Any], far: Mapping[str, Any]) -> list[Finding]:
         Finding(
             "the gradient is about 0 while the loss is large",
             seen(far["flat_loss"] is not None),
-            each(f"{{flat_share:.1%}} of all f_i at probes are above {LARGE_LOSS} with ‖∇f_i‖ < {SMALL_GRADIENT}"),
+            each(
+                f"{{flat_share:.1%}} of all f_i at probes are above {LARGE_LOSS} with ‖∇f_i‖ < {SMALL_GRADIENT}"
+            ),
         ),
         Finding(
             "Aiming fails on mini-batches",
@@ -219,7 +235,9 @@ def findings(near: Mapping[str, Any], far: Mapping[str, Any]) -> list[Finding]:
         Finding(
             "Aiming fails for f itself",
             seen(far["aiming_theta_f"] < 0),
-            each("θ = {aiming_theta_f:.3g}, ⟨∇f, x − x_p⟩ < 0 at {aiming_violations_f:.0%} of probes"),
+            each(
+                "θ = {aiming_theta_f:.3g}, ⟨∇f, x − x_p⟩ < 0 at {aiming_violations_f:.0%} of probes"
+            ),
         ),
         Finding(
             "the Polyak-Łojasiewicz inequality fails on mini-batches (needs μ below 1e-6)",
@@ -231,8 +249,16 @@ def findings(near: Mapping[str, Any], far: Mapping[str, Any]) -> list[Finding]:
             seen(far["pl_mu_f"] < 1e-6),
             each("μ = {pl_mu_f:.2g}"),
         ),
-        Finding("far from 0, α-β holds with huge constants only, which say nothing", seen(huge(far)), pair.format_map(far)),
-        Finding("ours: near 0 the constants of the same function are small", seen(small(near)), pair.format_map(near)),
+        Finding(
+            "far from 0, α-β holds with huge constants only, which say nothing",
+            seen(huge(far)),
+            pair.format_map(far),
+        ),
+        Finding(
+            "ours: near 0 the constants of the same function are small",
+            seen(small(near)),
+            pair.format_map(near),
+        ),
     ]
 
 
@@ -247,12 +273,24 @@ def draw(path: Path, runs: Mapping[str, Sequence[Run]], rows: Sequence[Mapping[s
         loss.plot(steps, columns["loss"].mean(1), color=colour, linewidth=1.8, label=length)
         points = (columns["loss"].flatten(), columns["grad_sq_norm"].sqrt().flatten())
         flat.plot(*points, marker, color=colour, markersize=2.5, alpha=0.35, markeredgewidth=0)
-        cosine = table.column("inner_product") / (table.column("grad_sq_norm") * table.column("sq_distance")).sqrt()
-        angle.plot(steps, cosine, marker, color=colour, markersize=2.5, alpha=0.6, markeredgewidth=0)
+        cosine = (
+            table.column("inner_product")
+            / (table.column("grad_sq_norm") * table.column("sq_distance")).sqrt()
+        )
+        angle.plot(
+            steps, cosine, marker, color=colour, markersize=2.5, alpha=0.6, markeredgewidth=0
+        )
         _draw_pairs(pairs, members, colour, {"near": "-", "middle": "--", "far": "-"}[kind])
-    loss.set(title="f along the run", xlabel="optimiser step k", ylabel=r"$f(x_k)$, mean of all 20 samples", ylim=(0, None))
+    loss.set(
+        title="f along the run",
+        xlabel="optimiser step k",
+        ylabel=r"$f(x_k)$, mean of all 20 samples",
+        ylim=(0, None),
+    )
     loss.legend(fontsize="small")
-    flat.axvspan(LARGE_LOSS, 1, ymax=_height(flat, SMALL_GRADIENT), color="#666666", alpha=0.15, linewidth=0)
+    flat.axvspan(
+        LARGE_LOSS, 1, ymax=_height(flat, SMALL_GRADIENT), color="#666666", alpha=0.15, linewidth=0
+    )
     flat.set(
         title="Flat while wrong: in the grey box\nloss is large, gradient about 0",
         xlabel=r"$f_i(x_k)$",
@@ -260,13 +298,21 @@ def draw(path: Path, runs: Mapping[str, Sequence[Run]], rows: Sequence[Mapping[s
         yscale="log",
     )
     angle.axhline(0, color="black", linewidth=0.8)
-    angle.set(title="Aiming fails: below 0 the step\nleads away from the end", xlabel="optimiser step k", ylim=(-1, 1))
+    angle.set(
+        title="Aiming fails: below 0 the step\nleads away from the end",
+        xlabel="optimiser step k",
+        ylim=(-1, 1),
+    )
     angle.set_ylabel(r"cosine of $\nabla f_i(x_k)$ and $x_k - x_p$")
     for line, row in zip(pairs.lines, rows, strict=True):
         ratio = row["beta_over_rate"]
         line.set_label(f"{row['start']}: {'none' if ratio is None else format(ratio, '.3g')}")
     pairs.legend(title="smallest β/δ", fontsize="small", loc="upper left")
-    pairs.set(title="α-β holds above each line:\nfrom afar only with large β/δ", xlabel="δ = α − β", ylabel="smallest β")
+    pairs.set(
+        title="α-β holds above each line:\nfrom afar only with large β/δ",
+        xlabel="δ = α − β",
+        ylabel="smallest β",
+    )
     pairs.set(xscale="log")
     pairs.set_yscale("symlog", linthresh=0.01)
     figure.savefig(path, dpi=95)
@@ -283,8 +329,13 @@ def _draw_pairs(axes: Axes, runs: Sequence[Run], colour: str, line: str) -> None
     tables = [run.table.evaluated.columns(*names) for run in runs]
     columns = {name: torch.cat([table[name] for table in tables]) for name in names}
     rates = torch.logspace(-4, 1, 200, dtype=torch.float64)
-    rise, excess = columns["loss"] - columns["reference_loss"], columns["reference_loss"] - columns["loss_infimum"]
-    betas = ((rates[:, None] * rise - columns["inner_product"]) / excess).max(1).values.clamp(min=0)  # floats: a picture
+    rise, excess = (
+        columns["loss"] - columns["reference_loss"],
+        columns["reference_loss"] - columns["loss_infimum"],
+    )
+    betas = (
+        ((rates[:, None] * rise - columns["inner_product"]) / excess).max(1).values.clamp(min=0)
+    )  # floats: a picture
     axes.plot(rates, betas, line, color=colour, linewidth=1.8)
     axes.set(xlim=(1e-4, 10), ylim=(0, 1e6))
 
@@ -297,7 +348,10 @@ def main() -> None:
 def experiment(chosen: Options, steps: int, every: int) -> None:
     """Train every kind of start with every seed, and write what was found."""
     runs = {
-        start: [train(chosen.out / start / f"seed-{seed}", start, seed, steps, every) for seed in chosen.seeds]
+        start: [
+            train(chosen.out / start / f"seed-{seed}", start, seed, steps, every)
+            for seed in chosen.seeds
+        ]
         for start in STARTS
     }
     groups = compare([run for members in runs.values() for run in members], "start").groups

@@ -51,7 +51,9 @@ class NormalisedSGD(torch.optim.Optimizer):
         weight_decay: λ; g stands for g + λx.
     """
 
-    def __init__(self, params: Any, lr: float, momentum: float = 0.9, weight_decay: float = 0.0) -> None:
+    def __init__(
+        self, params: Any, lr: float, momentum: float = 0.9, weight_decay: float = 0.0
+    ) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()
@@ -247,13 +249,19 @@ def findings_of(rows: Sequence[dict[str, Any]], groups: Sequence[Group]) -> list
         ]
     for group in groups:
         kind = "regularised" if group.key in (True, "True") else "plain"
-        tell = f"no finite pair ({group.reason})" if group.alpha is None else f"α = {group.alpha:.3g}, β = {group.beta:.3g}"
+        tell = (
+            f"no finite pair ({group.reason})"
+            if group.alpha is None
+            else f"α = {group.alpha:.3g}, β = {group.beta:.3g}"
+        )
         worth = group.informativeness
         found.append(
             Finding(
                 f"{kind} training: one pair of the α-β-condition holds at all probes of all seeds, and says something",
                 seen(worth is not None and worth < 1),
-                f"{tell}; neighbourhood {group.neighbourhood:.3g} of a drop of {group.drop:.3g}" if worth is not None else tell,
+                f"{tell}; neighbourhood {group.neighbourhood:.3g} of a drop of {group.drop:.3g}"
+                if worth is not None
+                else tell,
             )
         )
     return found
@@ -266,12 +274,21 @@ def draw(path: Path, runs: dict[tuple[str, int], Run]) -> None:
     for (kind, seed), run in runs.items():
         curves = Curves.of(run)
         label = f"{kind} training" if seed == min(seed for _, seed in runs) else None
-        style: dict[str, Any] = {"color": COLOURS[kind], "label": label, "linewidth": 1.0, "alpha": 0.8}
+        style: dict[str, Any] = {
+            "color": COLOURS[kind],
+            "label": label,
+            "linewidth": 1.0,
+            "alpha": 0.8,
+        }
         style["linestyle"] = "-" if kind == "plain" else "--"
         left.plot(curves.progress, curves.cosine, **style)
         middle.plot(curves.progress, curves.aiming, **style)
         right.plot(curves.progress, curves.mu, **style)
-    _name(left, "cosine of ∇f_i(x) and x − x_p", "Angle: below 0 the gradient points\naway from where training ends")
+    _name(
+        left,
+        "cosine of ∇f_i(x) and x − x_p",
+        "Angle: below 0 the gradient points\naway from where training ends",
+    )
     _name(middle, "θ = ⟨∇f_i(x), x − x_p⟩ / f_i(x)", "Aiming: below 0 it is violated")
     _name(right, "μ = ‖∇f_i(x)‖² / 2 f_i(x)", "PL: the smallest value is its constant")
     for axes in (left, middle):
@@ -289,7 +306,11 @@ def _name(axes: Axes, what: str, title: str) -> None:
 
 SMALL: dict[str, Any] = {
     "text": {"size": 500, "length": 24, "batch_size": 16, "limit": 40_000},
-    "model": {"embedding": 32, "hidden": 64, "lr": 1.0},  # of 0.2, 0.5, 1 and 2 the one with the smallest validation loss
+    "model": {
+        "embedding": 32,
+        "hidden": 64,
+        "lr": 1.0,
+    },  # of 0.2, 0.5, 1 and 2 the one with the smallest validation loss
     "epochs": 6,
     "monitor": {"every_n_steps": 4, "max_probes": 256},
 }
@@ -316,7 +337,9 @@ def run(chosen: Options, setting: dict[str, Any]) -> list[Finding]:
         for seed in chosen.seeds:
             runs[kind, seed] = measured(
                 chosen.out / kind / f"seed-{seed}",
-                lambda kind=kind: LSTMLanguageModel(text.size, **setting["model"], regularised=kind == "regularised"),
+                lambda kind=kind: LSTMLanguageModel(
+                    text.size, **setting["model"], regularised=kind == "regularised"
+                ),
                 lambda: text,
                 seed=seed,
                 monitor={"loss": plain, **setting["monitor"]},
@@ -331,7 +354,9 @@ def run(chosen: Options, setting: dict[str, Any]) -> list[Finding]:
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--data", choices=("python-docs", "python-sources", *FILES), default="python-docs")
+    parser.add_argument(
+        "--data", choices=("python-docs", "python-sources", *FILES), default="python-docs"
+    )
 
 
 def main() -> None:

@@ -48,11 +48,17 @@ class MLP(pl.LightningModule):
         optimizer: Name of the optimizer, of torch or of this package.
     """
 
-    def __init__(self, features: int = 64, width: int = 64, lr: float = 0.1, optimizer: str = "SGD") -> None:
+    def __init__(
+        self, features: int = 64, width: int = 64, lr: float = 0.1, optimizer: str = "SGD"
+    ) -> None:
         super().__init__()
         self.save_hyperparameters()
         self.net = nn.Sequential(
-            nn.Linear(features, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 10)
+            nn.Linear(features, width),
+            nn.ReLU(),
+            nn.Linear(width, width),
+            nn.ReLU(),
+            nn.Linear(width, 10),
         )
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
@@ -71,13 +77,18 @@ def show(table: TextTable) -> None:
     widths = [max(map(len, cells)) for cells in zip(table.headers, *table.rows, strict=True)]
     print(f"\n  {table.title}\n")
     for row in (table.headers, *table.rows):
-        print("  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+        print(
+            "  "
+            + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        )
     for note in table.notes:
         print(f"  {note}")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", choices=tuple(FEATURES), default="digits")
     parser.add_argument("--root", help="folder with the four IDX files of Fashion-MNIST")
     parser.add_argument("--epochs", type=int, default=40)
@@ -85,12 +96,23 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=0.1)
     parser.add_argument("--optimizer", choices=tuple(OPTIMIZERS), default="SGD")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--reference", default="final", help="'final', or the reference.safetensors of an earlier run")
+    parser.add_argument(
+        "--reference",
+        default="final",
+        help="'final', or the reference.safetensors of an earlier run",
+    )
     parser.add_argument("--out", default="runs", help="folder of the runs")
-    parser.add_argument("--pictures", action=argparse.BooleanOptionalAction, default=True, help="draw pictures at the end")
+    parser.add_argument(
+        "--pictures",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="draw pictures at the end",
+    )
     options = parser.parse_args()
     if options.data == "fashion-mnist" and options.root is None:
-        parser.error("--data fashion-mnist needs --root DIR, a folder with its four IDX files (see demos/README.md)")
+        parser.error(
+            "--data fashion-mnist needs --root DIR, a folder with its four IDX files (see demos/README.md)"
+        )
     warnings.filterwarnings("ignore", message="The 'train_dataloader' does not have many workers")
 
     pl.seed_everything(options.seed)
@@ -102,7 +124,10 @@ def main() -> None:
         log_every_n_steps=10,
         callbacks=[monitor],
     )
-    trainer.fit(MLP(FEATURES[options.data], options.width, options.lr, options.optimizer), Images(options.data, options.root))
+    trainer.fit(
+        MLP(FEATURES[options.data], options.width, options.lr, options.optimizer),
+        Images(options.data, options.root),
+    )
     if monitor.table is None or monitor.summary is None:
         raise SystemExit("the run was not measured, see the messages above")
 
@@ -114,10 +139,14 @@ def main() -> None:
     print(f"  table and summary  {folder}/probes.csv, summary.json")
     if options.pictures:
         picture = draw(monitor.table, monitor.summary, folder)
-        print(f"  picture            {picture or 'install matplotlib for one: pip install lightning-landscape[plots]'}")
+        print(
+            f"  picture            {picture or 'install matplotlib for one: pip install lightning-landscape[plots]'}"
+        )
     if (folder / "figures").exists():
         print(f"  pictures           {folder}/figures/*.png, and *.pdf for a paper")
-    print(f"  TensorBoard        tensorboard --logdir {options.out}    (curves, custom scalars, images, text, hparams)")
+    print(
+        f"  TensorBoard        tensorboard --logdir {options.out}    (curves, custom scalars, images, text, hparams)"
+    )
     print(
         f"  a harder test      {sys.executable} {sys.argv[0]} --data {options.data} --seed {options.seed + 1} "
         f"{f'--root {options.root} ' if options.root else ''}"

@@ -17,14 +17,44 @@ if __package__:
     from demos.data import Images
     from demos.experiment import Finding, conclude, measured, options, seen
     from demos.mlp import MLP
-    from demos.sweep import MONITOR, NAMES, add_epochs, course, draw, epochs, listed, quiet, settled, sweep, turning, turns
+    from demos.sweep import (
+        MONITOR,
+        NAMES,
+        add_epochs,
+        course,
+        draw,
+        epochs,
+        listed,
+        quiet,
+        settled,
+        sweep,
+        turning,
+        turns,
+    )
 else:
     from data import Images
     from experiment import Finding, conclude, measured, options, seen
     from mlp import MLP
-    from sweep import MONITOR, NAMES, add_epochs, course, draw, epochs, listed, quiet, settled, sweep, turning, turns
+    from sweep import (
+        MONITOR,
+        NAMES,
+        add_epochs,
+        course,
+        draw,
+        epochs,
+        listed,
+        quiet,
+        settled,
+        sweep,
+        turning,
+        turns,
+    )
 
-SMALL, LARGER, FULL = (16, 32, 64, 128, 256, 512, 1024), (32, 128, 512, 1024, 2048), (32, 128, 512, 1024, 2048, 4096)
+SMALL, LARGER, FULL = (
+    (16, 32, 64, 128, 256, 512, 1024),
+    (32, 128, 512, 1024, 2048),
+    (32, 128, 512, 1024, 2048, 4096),
+)
 """Widths"""
 SMALL_STEPS, LARGER_STEPS, FULL_EPOCHS = 600, 4700, 1500
 LR, BATCH = 0.09, 64
@@ -33,12 +63,16 @@ STORE = 64.0
 
 
 def main() -> None:
-    given = options("mlp_width", __doc__, small_seeds=2, larger_seeds=2, full_seeds=4, add=add_epochs)
+    given = options(
+        "mlp_width", __doc__, small_seeds=2, larger_seeds=2, full_seeds=4, add=add_epochs
+    )
     chosen = settled(given, "the four IDX files of Fashion-MNIST")
     quiet()
     images = Images("idx" if chosen.root else "digits", chosen.root, BATCH)
     features = math.prod(images.shape)
-    length = epochs(chosen, images.steps, chosen.pick(SMALL_STEPS, SMALL_STEPS, LARGER_STEPS), FULL_EPOCHS)
+    length = epochs(
+        chosen, images.steps, chosen.pick(SMALL_STEPS, SMALL_STEPS, LARGER_STEPS), FULL_EPOCHS
+    )
     runs = []
     for width in chosen.pick(SMALL, FULL, LARGER):
         print(f"  width {width}, {len(chosen.seeds)} seeds, {length} epochs", flush=True)

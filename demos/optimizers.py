@@ -46,11 +46,20 @@ METHODS: dict[str, tuple[str, Make, bool]] = {
     "DecSPS": ("dec_sps", lambda p: DecSPS(p, lr=2.0, c_init=1.0), False),
     "NGN": ("ngn", lambda p: NGN(p, lr=0.1), False),
     "NGN, 1/√k": ("ngn_decreasing", lambda p: NGN(p, lr=0.5), True),
-    "AdaGrad-norm-max": ("adagrad_norm_max", lambda p: AdaGradNormMax(p, lr=2.0, b_init=10.0), False),
+    "AdaGrad-norm-max": (
+        "adagrad_norm_max",
+        lambda p: AdaGradNormMax(p, lr=2.0, b_init=10.0),
+        False,
+    ),
     "Adam (control)": ("sgd", lambda p: torch.optim.Adam(p, lr=1e-3), False),
 }
 """By name: the key of its theorem, the optimiser, and whether its step falls as 1/√(k + 1)"""
-SHARPER = {"sgd": "sgd_sharp", "sps_max": "sps_max_sharp", "dec_sps": "dec_sps_sharp", "ngn": "ngn_sharp"}
+SHARPER = {
+    "sgd": "sgd_sharp",
+    "sps_max": "sps_max_sharp",
+    "dec_sps": "dec_sps_sharp",
+    "ngn": "ngn_sharp",
+}
 """The sharper bound, where there is one"""
 MODELS = {"logistic regression": 0, "MLP": 32}
 """Width of the hidden layer; 0 for none"""
@@ -70,7 +79,11 @@ class Classifier(pl.LightningModule):
         super().__init__()
         self.save_hyperparameters()
         width = MODELS[model]
-        self.net = nn.Sequential(nn.Linear(64, width), nn.ReLU(), nn.Linear(width, 10)) if width else nn.Linear(64, 10)
+        self.net = (
+            nn.Sequential(nn.Linear(64, width), nn.ReLU(), nn.Linear(width, 10))
+            if width
+            else nn.Linear(64, 10)
+        )
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         return cross_entropy(self.net(batch[0]), batch[1])
@@ -152,7 +165,9 @@ def row_of(method: str, model: str, seed: int, run: Run, key: str) -> dict[str, 
 def findings(rows: Sequence[Mapping[str, Any]]) -> list[Finding]:
     """Hold the theorems against the runs."""
     own = {METHODS[name][0] for name in METHODS}
-    printed = [row for row in rows if row["theorem"] in own and not row["method"].startswith("Adam")]
+    printed = [
+        row for row in rows if row["theorem"] in own and not row["method"].startswith("Adam")
+    ]
     applying = [row for row in rows if row["verdict"] != "does not apply"]
     control = [row for row in rows if row["method"].startswith("Adam")]
 
@@ -160,9 +175,15 @@ def findings(rows: Sequence[Mapping[str, Any]]) -> list[Finding]:
         return ", ".join(f"{r['method']} {r['bound_over_drop']:.2g}" for r in chosen) or "none"
 
     def of(model: str) -> Finding:
-        theirs = [row for row in printed if row["model"] == model and row["verdict"] != "does not apply"]
+        theirs = [
+            row for row in printed if row["model"] == model and row["verdict"] != "does not apply"
+        ]
         good = [row for row in theirs if row["verdict"] == "informative"]
-        missing = [f"{row['method']}: {row['reason']}" for row in printed if row["model"] == model and row not in theirs]
+        missing = [
+            f"{row['method']}: {row['reason']}"
+            for row in printed
+            if row["model"] == model and row not in theirs
+        ]
         vacuous = [row for row in theirs if row not in good]
         return Finding(
             f"{model}: every theorem promises less than the drop",
@@ -171,10 +192,15 @@ def findings(rows: Sequence[Mapping[str, Any]]) -> list[Finding]:
             f"Does not apply: {'; '.join(missing) or 'none'}",
         )
 
-    found = {(row["method"], row["model"], row["seed"], row["theorem"]): row["bound"] for row in rows}
+    found = {
+        (row["method"], row["model"], row["seed"], row["theorem"]): row["bound"] for row in rows
+    }
     pairs = [(b, found.get((*run, SHARPER.get(key, "")))) for (*run, key), b in found.items()]
     both = [(a, b) for a, b in pairs if a is not None and b is not None]
-    nearest = min((row["bound"] / row["best_gap"] for row in applying if row["best_gap"] > 0), default=float("nan"))
+    nearest = min(
+        (row["bound"] / row["best_gap"] for row in applying if row["best_gap"] > 0),
+        default=float("nan"),
+    )
     return [
         Finding(
             "no bound is below what its run did",
@@ -185,7 +211,9 @@ def findings(rows: Sequence[Mapping[str, Any]]) -> list[Finding]:
         Finding(
             "ours: the sharper forms are smaller",
             seen(bool(both) and all(b <= a for a, b in both)),
-            f"by factors of {min(a / b for a, b in both):.3g} to {max(a / b for a, b in both):.3g}" if both else "none applies",
+            f"by factors of {min(a / b for a, b in both):.3g} to {max(a / b for a, b in both):.3g}"
+            if both
+            else "none applies",
         ),
         Finding(
             "no theorem is about Adam",
@@ -195,7 +223,9 @@ def findings(rows: Sequence[Mapping[str, Any]]) -> list[Finding]:
     ]
 
 
-def draw(path: Path, runs: Mapping[tuple[str, str], Run], rows: Sequence[Mapping[str, Any]]) -> None:
+def draw(
+    path: Path, runs: Mapping[tuple[str, str], Run], rows: Sequence[Mapping[str, Any]]
+) -> None:
     """Draw, for each method, both models' gaps and the bounds above them."""
     figure = Figure(figsize=(13, 6), layout="constrained")
     panels = figure.subplots(2, -(-len(METHODS) // 2), sharex=True, sharey=True)
@@ -230,12 +260,23 @@ def _draw_run(axes: Axes, run: Run, key: str, model: str) -> None:
     drop = run.summary["run"]["drop"]["value"]
     axes.axhline(drop, color=colour, linestyle=":", linewidth=1.4, label=f"{model}: drop")
     positive = gaps.where(gaps > 0, torch.nan)
-    axes.plot(updates, positive, marker, color=colour, markersize=2, alpha=0.6, markeredgewidth=0, label=f"{model}: gap")
+    axes.plot(
+        updates,
+        positive,
+        marker,
+        color=colour,
+        markersize=2,
+        alpha=0.6,
+        markeredgewidth=0,
+        label=f"{model}: gap",
+    )
     curves = bound_curves(rows, run.summary["run"])
     for name, line in ((key, "-"), (SHARPER.get(key, ""), "--")):
         if f"bound/{name}" in curves:
             label = f"{model}: {'sharper bound' if line == '--' else 'bound'}"
-            axes.plot(updates, curves[f"bound/{name}"], line, color=colour, linewidth=1.6, label=label)
+            axes.plot(
+                updates, curves[f"bound/{name}"], line, color=colour, linewidth=1.6, label=label
+            )
 
 
 def main() -> None:
@@ -248,20 +289,32 @@ def experiment(chosen: Options, epochs: int, methods: Sequence[str]) -> None:
     warnings.filterwarnings("ignore", message=".*Detected call of `lr_scheduler.step\\(\\)`")
     runs = {
         (method, model, seed): train(
-            chosen.out / model.replace(" ", "-") / f"{key_of(method)}-{seed}", method, model, seed, epochs
+            chosen.out / model.replace(" ", "-") / f"{key_of(method)}-{seed}",
+            method,
+            model,
+            seed,
+            epochs,
         )
         for model in MODELS
         for method in methods
         for seed in chosen.seeds
     }
-    rows = [row for (method, model, seed), run in runs.items() for row in rows_of(method, model, seed, run)]
+    rows = [
+        row
+        for (method, model, seed), run in runs.items()
+        for row in rows_of(method, model, seed, run)
+    ]
     for group in compare(list(runs.values()), "model").groups:
         print(
             f"\n{group.key}, one pair for all methods: α = {group.alpha}, β = {group.beta}, {group.informativeness} of the drop"
         )
     conclude("optimizers", chosen, rows, findings(rows))
     first = chosen.seeds[0]
-    draw(chosen.out / "optimizers.png", {(a, b): run for (a, b, seed), run in runs.items() if seed == first}, rows)
+    draw(
+        chosen.out / "optimizers.png",
+        {(a, b): run for (a, b, seed), run in runs.items() if seed == first},
+        rows,
+    )
     print(f"  picture   {chosen.out / 'optimizers.png'}")
 
 

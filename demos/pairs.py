@@ -23,7 +23,9 @@ RATES = torch.logspace(-2, 1, 61, dtype=torch.float64)
 def over_seeds(runs: Sequence[Run], rates: Tensor = RATES) -> Tensor:
     """Return the smallest β at each δ that holds at every probe of all runs."""
     names = ("loss", "reference_loss", "inner_product", "loss_infimum")
-    return torch.stack([beta_min(rates, **run.table.evaluated.columns(*names)) for run in runs]).amax(0)
+    return torch.stack(
+        [beta_min(rates, **run.table.evaluated.columns(*names)) for run in runs]
+    ).amax(0)
 
 
 def informative(rates: Tensor, betas: Tensor, group: Group) -> Tensor:
@@ -35,7 +37,11 @@ def informative(rates: Tensor, betas: Tensor, group: Group) -> Tensor:
 
 def span(rates: Tensor, holds: Tensor) -> str:
     """Return the first and last of the rates at which something holds."""
-    return f"{float(rates[holds][0]):.3g} to {float(rates[holds][-1]):.3g}" if bool(holds.any()) else "none"
+    return (
+        f"{float(rates[holds][0]):.3g} to {float(rates[holds][-1]):.3g}"
+        if bool(holds.any())
+        else "none"
+    )
 
 
 def row_of(name: str, group: Group, betas: Tensor) -> dict[str, Any]:
@@ -85,7 +91,13 @@ def draw(
             rows = run.table.evaluated
             marks = {**style, "label": name if seed == 0 else None, "linewidth": 1.0}
             left.plot(rows.column("step"), rows.column("loss") / scale, **marks)
-            left.plot(rows.column("step"), rows.column("reference_loss") / scale, color=colour, linewidth=0.8, alpha=0.4)
+            left.plot(
+                rows.column("step"),
+                rows.column("reference_loss") / scale,
+                color=colour,
+                linewidth=0.8,
+                alpha=0.4,
+            )
         middle.plot(curve + RATES, curve, **style)
         group = groups[name]
         if group.interpolation_error is not None and group.drop is not None:
@@ -93,7 +105,10 @@ def draw(
     left.set(xlabel="step", ylabel=f"mini-batch loss, {unit}")
     left.set_title("Loss at x_k, and pale the same batches at the end", fontsize="medium")
     middle.set(xlabel="α", ylabel="β", xscale="log", yscale="symlog", ylim=(-0.05, None))
-    middle.set_title("Pairs on and above a line, up to β < α,\nhold at all probes of all seeds", fontsize="medium")
+    middle.set_title(
+        "Pairs on and above a line, up to β < α,\nhold at all probes of all seeds",
+        fontsize="medium",
+    )
     right.axhline(1, color="#666666", linewidth=0.8)
     right.set(xlabel="δ = α − β", ylabel="(β_min(δ)/δ) σ² / drop", xscale="log")
     right.set_title("Below 1 the pair says something", fontsize="medium")

@@ -75,7 +75,9 @@ class Average(Callback):
         self.sums: dict[str, torch.Tensor] = {}
         self.count = 0
 
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *unused: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, *unused: Any
+    ) -> None:
         """Add the new iterate; in float64, so that the order of the sums is no matter."""
         if 2 * trainer.global_step <= trainer.estimated_stepping_batches:
             return
@@ -87,10 +89,20 @@ class Average(Callback):
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write the average."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        save_file({name: (total / self.count).float() for name, total in self.sums.items()}, self.path)
+        save_file(
+            {name: (total / self.count).float() for name, total in self.sums.items()}, self.path
+        )
 
 
-def train(chosen: Options, folder: str, kind: str, seed: int, epochs: int, reference: Path | str, *others: Callback) -> Run:
+def train(
+    chosen: Options,
+    folder: str,
+    kind: str,
+    seed: int,
+    epochs: int,
+    reference: Path | str,
+    *others: Callback,
+) -> Run:
     """Train and measure one run: the same network, order of images and probes for the same seed, whatever the reference.
 
     Args:
@@ -112,7 +124,12 @@ def train(chosen: Options, folder: str, kind: str, seed: int, epochs: int, refer
         max_epochs=epochs,
         accelerator="cpu",
         log_every_n_steps=100,
-        monitor={"reference": str(reference), "every_n_steps": 4, "live_epochs": None, "segments": 0},
+        monitor={
+            "reference": str(reference),
+            "every_n_steps": 4,
+            "live_epochs": None,
+            "segments": 0,
+        },
         callbacks=others,
     )
 
@@ -122,13 +139,18 @@ def runs_of(chosen: Options, seed: int, epochs: int) -> dict[str, Run]:
     average = chosen.out / "points" / f"average-{seed}.safetensors"
     first = train(chosen, "last-iterate", "last iterate", seed, epochs, "final", Average(average))
     longer = train(chosen, "source-longer", "its own end, twice as long", seed, 2 * epochs, "final")
-    other = train(chosen, "source-other", "its own end, another seed", seed + OTHER, epochs, "final")
+    other = train(
+        chosen, "source-other", "its own end, another seed", seed + OTHER, epochs, "final"
+    )
     points = {
         "longer run": longer.path / "reference.safetensors",
         "average of iterates": average,
         "another seed": other.path / "reference.safetensors",
     }
-    again = {kind: train(chosen, kind.replace(" ", "-"), kind, seed, epochs, point) for kind, point in points.items()}
+    again = {
+        kind: train(chosen, kind.replace(" ", "-"), kind, seed, epochs, point)
+        for kind, point in points.items()
+    }
     return {"last iterate": first, **again}
 
 
@@ -148,13 +170,18 @@ def row_of(group: Group, runs: Sequence[Run]) -> dict[str, Any]:
 
     summaries = [run.summary for run in runs if run.summary is not None]
     trajectories = [s["bounds"]["trajectory"]["informativeness"] for s in summaries]
-    forces = [s["bounds"][s["bound_in_force"]]["informativeness"] if s["bound_in_force"] else None for s in summaries]
+    forces = [
+        s["bounds"][s["bound_in_force"]]["informativeness"] if s["bound_in_force"] else None
+        for s in summaries
+    ]
     return {
         "reference": group.key,
         "runs": len(group.runs),
         "probes": group.probes,
-        "first_distance": sum(table.column("sq_distance")[0].sqrt().item() for table in tables) / len(tables),
-        "last_distance": sum(table.column("sq_distance")[-1].sqrt().item() for table in tables) / len(tables),
+        "first_distance": sum(table.column("sq_distance")[0].sqrt().item() for table in tables)
+        / len(tables),
+        "last_distance": sum(table.column("sq_distance")[-1].sqrt().item() for table in tables)
+        / len(tables),
         "reference_loss": float(column("reference_loss").mean()),
         "below_reference": float((column("loss") < column("reference_loss")).double().mean()),
         "drop": group.drop,
@@ -164,7 +191,9 @@ def row_of(group: Group, runs: Sequence[Run]) -> dict[str, Any]:
         "beta": group.beta,
         "rate": group.rate,
         # approached as δ → ∞ where no pair attains it
-        "beta_over_rate": None if group.neighbourhood is None else group.neighbourhood / (group.interpolation_error or 1.0),
+        "beta_over_rate": None
+        if group.neighbourhood is None
+        else group.neighbourhood / (group.interpolation_error or 1.0),
         "attained": group.attained,
         "beta_min_tenth": group.beta_min[0],
         "beta_min_one": group.beta_min[1],
@@ -188,7 +217,9 @@ def findings(rows: Mapping[str, Mapping[str, Any]], same: bool) -> list[Finding]
             text.format(
                 reference=row["reference"],
                 beta_over_rate=f"{ratio(row):.3g}",
-                informativeness="—" if row["informativeness"] is None else f"{row['informativeness']:.2g}",
+                informativeness="—"
+                if row["informativeness"] is None
+                else f"{row['informativeness']:.2g}",
                 angles=f"{row['negative_angles']:.0%}",
             )
             for row in chosen
@@ -196,7 +227,9 @@ def findings(rows: Mapping[str, Mapping[str, Any]], same: bool) -> list[Finding]
 
     return [
         Finding(
-            "a second pass with the same seed is the same run, to the last bit", seen(same), "losses, gradients, step sizes"
+            "a second pass with the same seed is the same run, to the last bit",
+            seen(same),
+            "losses, gradients, step sizes",
         ),
         Finding(
             "the run's own end gives the smallest β/δ of the four",
@@ -232,16 +265,28 @@ def draw(path: Path, runs: Mapping[str, Run], rows: Sequence[Mapping[str, Any]])
     for kind, run in runs.items():
         table, (colour, line, marker) = run.table.evaluated, LOOKS[kind]
         steps, every = table.column("step"), max(1, len(table) // 8)
-        style: dict[str, Any] = {"color": colour, "linestyle": line, "marker": marker, "markevery": every, "markersize": 5}
+        style: dict[str, Any] = {
+            "color": colour,
+            "linestyle": line,
+            "marker": marker,
+            "markevery": every,
+            "markersize": 5,
+        }
         distance.plot(steps, table.column("sq_distance").sqrt(), **style, label=kind)
         size = (table.column("grad_sq_norm") * table.column("sq_distance")).sqrt()
         angle.plot(steps, _smooth(table.column("inner_product") / size), **style)
     distance.set(
-        title=r"How far $x_k$ is from each $x_p$", xlabel="optimiser step k", ylabel=r"$\Vert x_k - x_p\Vert$", ylim=(0, None)
+        title=r"How far $x_k$ is from each $x_p$",
+        xlabel="optimiser step k",
+        ylabel=r"$\Vert x_k - x_p\Vert$",
+        ylim=(0, None),
     )
     distance.legend(title=r"$x_p$", fontsize="small")
     angle.axhline(0, color="black", linewidth=0.8)
-    angle.set(title="Do gradients aim at it?\n(above 0: yes; mean of 15 probes)", xlabel="optimiser step k")
+    angle.set(
+        title="Do gradients aim at it?\n(above 0: yes; mean of 15 probes)",
+        xlabel="optimiser step k",
+    )
     angle.set_ylabel(r"cosine of $\nabla f_i(x_k)$ and $x_k - x_p$")
     _draw_worth(worth, rows)
     figure.savefig(path, dpi=95)
@@ -250,7 +295,9 @@ def draw(path: Path, runs: Mapping[str, Run], rows: Sequence[Mapping[str, Any]])
 def _smooth(values: torch.Tensor, width: int = 15) -> torch.Tensor:
     """Return means over up to so many neighbours."""
     half = width // 2
-    return torch.stack([values[max(0, k - half) : k + half + 1].nanmean() for k in range(len(values))])
+    return torch.stack(
+        [values[max(0, k - half) : k + half + 1].nanmean() for k in range(len(values))]
+    )
 
 
 def _draw_worth(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -260,10 +307,21 @@ def _draw_worth(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
     axes.barh(range(len(rows)), known, 0.6, color=colours)
     for place, (row, value) in enumerate(zip(rows, known, strict=True)):
         ratio = "none" if row["beta_over_rate"] is None else f"{row['beta_over_rate']:.3g}"
-        axes.text(value + 0.03, place, f" {value:.2g}  (β/δ = {ratio})", va="center", fontsize="small", bbox=paper)
+        axes.text(
+            value + 0.03,
+            place,
+            f" {value:.2g}  (β/δ = {ratio})",
+            va="center",
+            fontsize="small",
+            bbox=paper,
+        )
     axes.axvline(1, color="black", linestyle="--", linewidth=1.2)
     axes.set_yticks(range(len(rows)), [row["reference"] for row in rows])
-    axes.set(title="What the best pair is worth\n(beyond 1: vacuous)", xlabel="(β/δ) σ² / drop", ylim=(len(rows) - 0.5, -0.5))
+    axes.set(
+        title="What the best pair is worth\n(beyond 1: vacuous)",
+        xlabel="(β/δ) σ² / drop",
+        ylim=(len(rows) - 0.5, -0.5),
+    )
     axes.set_xlim(0, 1.9 * max(1.0, *known))
 
 
@@ -276,7 +334,12 @@ def experiment(chosen: Options, epochs: int) -> None:
     """Train every seed against every reference, and write what was found."""
     by_seed = [runs_of(chosen, seed, epochs) for seed in chosen.seeds]
     runs = {kind: [runs[kind] for runs in by_seed] for kind in REFERENCES}
-    groups = {group.key: group for group in compare([run for members in runs.values() for run in members], "reference").groups}
+    groups = {
+        group.key: group
+        for group in compare(
+            [run for members in runs.values() for run in members], "reference"
+        ).groups
+    }
     rows = {kind: row_of(groups[kind], runs[kind]) for kind in REFERENCES}
     conclude("references", chosen, list(rows.values()), findings(rows, all(map(retraced, by_seed))))
     draw(chosen.out / "references.png", by_seed[0], list(rows.values()))

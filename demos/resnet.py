@@ -12,7 +12,9 @@ _BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
 
 def convolution(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
     """Return a 3 × 3 convolution with BatchNorm, whose shift makes a bias useless."""
-    return nn.Sequential(nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False), nn.BatchNorm2d(outputs))
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False), nn.BatchNorm2d(outputs)
+    )
 
 
 class Residual(nn.Module):
@@ -28,10 +30,15 @@ class Residual(nn.Module):
     def __init__(self, inputs: int, outputs: int, stride: int = 1, after: bool = True) -> None:
         super().__init__()
         self.after = after
-        self.first, self.second = convolution(inputs, outputs, stride), convolution(outputs, outputs)
+        self.first, self.second = (
+            convolution(inputs, outputs, stride),
+            convolution(outputs, outputs),
+        )
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or inputs != outputs:
-            self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs)
+            )
 
     def forward(self, x: Tensor) -> Tensor:
         changed = self.second(relu(self.first(x)))

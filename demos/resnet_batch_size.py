@@ -24,12 +24,38 @@ if __package__:
     from demos.data import Images
     from demos.experiment import Finding, Options, conclude, measured, options
     from demos.resnet import resnet
-    from demos.sweep import MONITOR, NAMES, Sweep, add_epochs, course, draw, judged, listed, quiet, settled, sweep, tends
+    from demos.sweep import (
+        MONITOR,
+        NAMES,
+        Sweep,
+        add_epochs,
+        course,
+        draw,
+        judged,
+        listed,
+        quiet,
+        settled,
+        sweep,
+        tends,
+    )
 else:
     from data import Images
     from experiment import Finding, Options, conclude, measured, options
     from resnet import resnet
-    from sweep import MONITOR, NAMES, Sweep, add_epochs, course, draw, judged, listed, quiet, settled, sweep, tends
+    from sweep import (
+        MONITOR,
+        NAMES,
+        Sweep,
+        add_epochs,
+        course,
+        draw,
+        judged,
+        listed,
+        quiet,
+        settled,
+        sweep,
+        tends,
+    )
 
 LR = 0.01
 OPTIMIZERS = ("SGD", "momentum", "Adam")
@@ -37,9 +63,21 @@ SMALL, FULL = (32, 64, 128, 256), (64, 128, 256, 512)
 """Batch sizes; the digits are 28 times fewer than CIFAR's images, the largest batch is 8 times the smallest as in the paper"""
 SMALL_EPOCHS, FULL_EPOCHS = 8, 200
 SMALL_WIDTH, FULL_WIDTH = 8, 64
-SMALL_GRID = {(9, "SGD"): SMALL, (9, "momentum"): SMALL, (9, "Adam"): SMALL, (18, "SGD"): SMALL[1:2], (34, "SGD"): SMALL[1:2]}
+SMALL_GRID = {
+    (9, "SGD"): SMALL,
+    (9, "momentum"): SMALL,
+    (9, "Adam"): SMALL,
+    (18, "SGD"): SMALL[1:2],
+    (34, "SGD"): SMALL[1:2],
+}
 """Batch sizes by depth and optimiser: depth costs most, so it is tried at one batch size"""
-FULL_GRID = {(9, "SGD"): FULL, (9, "momentum"): FULL, (9, "Adam"): FULL, (18, "SGD"): FULL, (34, "SGD"): FULL}
+FULL_GRID = {
+    (9, "SGD"): FULL,
+    (9, "momentum"): FULL,
+    (9, "Adam"): FULL,
+    (18, "SGD"): FULL,
+    (34, "SGD"): FULL,
+}
 STORE = 64.0
 """GiB of disk for the probes of ResNet34, which are 170 MB each"""
 
@@ -83,10 +121,14 @@ class ResNet(pl.LightningModule):
         if name == "Adam":
             optimizer = torch.optim.Adam(self.parameters(), lr=lr)
         else:
-            optimizer = torch.optim.SGD(self.parameters(), lr=lr, momentum=0.9 if name == "momentum" else 0.0)
+            optimizer = torch.optim.SGD(
+                self.parameters(), lr=lr, momentum=0.9 if name == "momentum" else 0.0
+            )
         steps = int(self.trainer.estimated_stepping_batches)
         # momentum stays as it is: SGD without has none to cycle, and the optimisers are to differ in themselves alone
-        cycle = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, cycle_momentum=False)
+        cycle = torch.optim.lr_scheduler.OneCycleLR(
+            optimizer, lr, total_steps=steps, cycle_momentum=False
+        )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": cycle, "interval": "step"}}
 
 
@@ -121,11 +163,19 @@ def train(chosen: Options) -> dict[tuple[int, str], dict[int, list[Run]]]:
 def with_batch_size(found: dict[str, Sweep], full: bool) -> list[Finding]:
     """Hold α, β and α − β of every optimiser against 'fall' and 'grows' with the batch size."""
     findings = []
-    for name, way in (("beta at 0.1", -1), ("beta at 1", -1), ("alpha", -1), ("beta", -1), ("rate", 1)):
+    for name, way in (
+        ("beta at 0.1", -1),
+        ("beta at 1", -1),
+        ("alpha", -1),
+        ("beta", -1),
+        ("rate", 1),
+    ):
         for optimizer, one in found.items():
             values = one.values(name)
             what = f"{optimizer}: {NAMES[name]} tends to {'fall' if way < 0 else 'grow'} with the batch size"
-            findings.append(Finding(what, judged(tends(values, way), full), listed(one.keys, values)))
+            findings.append(
+                Finding(what, judged(tends(values, way), full), listed(one.keys, values))
+            )
     return findings
 
 
@@ -134,7 +184,9 @@ def smaller(found: Sweep, first: str, other: str, name: str, full: bool) -> Find
     values = dict(zip(found.keys, found.values(name), strict=True))
     holds = tends([values[other], values[first]], -1)
     return Finding(
-        f"{NAMES[name]} is smaller for {first} than for {other}", judged(holds, full), listed(found.keys, found.values(name))
+        f"{NAMES[name]} is smaller for {first} than for {other}",
+        judged(holds, full),
+        listed(found.keys, found.values(name)),
     )
 
 
@@ -144,11 +196,17 @@ def main() -> None:
     quiet()
     runs = train(chosen)
     nine = {name: runs[9, name] for name in OPTIMIZERS}
-    by_size = {name: sweep([run for some in one.values() for run in some], "batch_size") for name, one in nine.items()}
+    by_size = {
+        name: sweep([run for some in one.values() for run in some], "batch_size")
+        for name, one in nine.items()
+    }
     every = [run for one in nine.values() for some in one.values() for run in some]
     by_optimizer = sweep(every, "hparams.optimizer")
     shared = set.intersection(*(set(runs[depth, "SGD"]) for depth in (9, 18, 34)))
-    by_depth = sweep([run for depth in (9, 18, 34) for size in shared for run in runs[depth, "SGD"][size]], "depth")
+    by_depth = sweep(
+        [run for depth in (9, 18, 34) for size in shared for run in runs[depth, "SGD"][size]],
+        "depth",
+    )
 
     findings = with_batch_size(by_size, chosen.full)
     for name in ("beta at 0.1", "beta at 1", "alpha", "beta"):
@@ -157,13 +215,17 @@ def main() -> None:
         values = by_depth.values(name)
         findings.append(
             Finding(
-                f"SGD: {NAMES[name]} falls with depth", judged(tends(values, -1), chosen.full), listed(by_depth.keys, values)
+                f"SGD: {NAMES[name]} falls with depth",
+                judged(tends(values, -1), chosen.full),
+                listed(by_depth.keys, values),
             )
         )
     rows = [
         row
         for (depth, name), one in runs.items()
-        for row in sweep([run for some in one.values() for run in some], "batch_size").rows(depth=depth, optimizer=name)
+        for row in sweep([run for some in one.values() for run in some], "batch_size").rows(
+            depth=depth, optimizer=name
+        )
     ]
     conclude("resnet_batch_size", chosen, rows, findings)
     sgd = by_size["SGD"]
@@ -173,10 +235,16 @@ def main() -> None:
         f"the α − β of the pair with the smallest β/δ {course(sgd.keys, sgd.values('rate'))}",
         "images in a mini-batch",
         {
-            f"smallest β at δ = α − β = {rate}": {name: (by_size[name], f"beta at {rate}") for name in OPTIMIZERS}
+            f"smallest β at δ = α − β = {rate}": {
+                name: (by_size[name], f"beta at {rate}") for name in OPTIMIZERS
+            }
             for rate in ("0.1", "1")
         }
-        | {"α − β of the pair with the smallest β/δ": {name: (by_size[name], "rate") for name in OPTIMIZERS}},
+        | {
+            "α − β of the pair with the smallest β/δ": {
+                name: (by_size[name], "rate") for name in OPTIMIZERS
+            }
+        },
         f"filled: holds over all {len(chosen.seeds)} seeds; hollow: one seed alone",
     )
 

@@ -49,9 +49,13 @@ def clicks(text: Sequence[str], vocabulary: int = 1000, before: int = 4) -> Tens
         the length of the last word, the words since that same word came before (0 if never), and how often it did; 1 or 0.
     """
     numbers = Vocabulary(text, vocabulary).encode(text)
-    categories = torch.stack([numbers[before - 1 - back : len(text) - 1 - back] for back in range(before)], 1)
+    categories = torch.stack(
+        [numbers[before - 1 - back : len(text) - 1 - back] for back in range(before)], 1
+    )
     dense = torch.tensor(list(_counted(text)))[before - 1 : -1].log1p()
-    return TensorDataset(categories, dense, torch.tensor([float(is_mark(word)) for word in text[before:]]))
+    return TensorDataset(
+        categories, dense, torch.tensor([float(is_mark(word)) for word in text[before:]])
+    )
 
 
 def _counted(text: Sequence[str]) -> Iterator[tuple[float, ...]]:
@@ -86,7 +90,9 @@ def undersampled(images: Tensor, share: float = 0.25, seed: int = 0) -> Tensor:
     width = images.shape[-1]
     drawn = torch.rand(len(images), width, generator=torch.Generator().manual_seed(seed))
     drawn[:, 0] = 2.0  # larger than all
-    kept = torch.zeros(len(images), width).scatter_(1, drawn.topk(max(1, round(share * width)), 1).indices, 1.0)
+    kept = torch.zeros(len(images), width).scatter_(
+        1, drawn.topk(max(1, round(share * width)), 1).indices, 1.0
+    )
     return torch.fft.ifft2(torch.fft.fft2(images) * kept[:, None, None]).abs()
 
 
@@ -124,7 +130,11 @@ def functions_of(source: str) -> Iterator[Function]:
             if ast.get_docstring(node) is not None:
                 said, node.body = node.body[0], node.body[1:]
                 if said.lineno > node.lineno:
-                    del code[said.lineno - node.lineno : (said.end_lineno or said.lineno) - node.lineno + 1]
+                    del code[
+                        said.lineno - node.lineno : (said.end_lineno or said.lineno)
+                        - node.lineno
+                        + 1
+                    ]
             kinds, parents = zip(*_nodes(node), strict=True)
             yield Function(node.name, "\n".join(code), summary, kinds, parents)
 
@@ -135,7 +145,11 @@ def _nodes(root: ast.AST) -> Iterator[tuple[str, int]]:
     while waiting:
         node, parent = waiting.pop()
         yield type(node).__name__, parent
-        waiting += [(child, place) for child in ast.iter_child_nodes(node) if not isinstance(child, ast.expr_context)]
+        waiting += [
+            (child, place)
+            for child in ast.iter_child_nodes(node)
+            if not isinstance(child, ast.expr_context)
+        ]
         place += 1
 
 
@@ -145,7 +159,9 @@ def library() -> tuple[Function, ...]:
     found: dict[str, Function] = {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what Python says of its own sources
-        for _, source in sorted(source_files().items(), key=lambda item: (zlib.crc32(item[0].encode()), item[0])):
+        for _, source in sorted(
+            source_files().items(), key=lambda item: (zlib.crc32(item[0].encode()), item[0])
+        ):
             with contextlib.suppress(SyntaxError):  # some files are there to be wrong
                 for function in functions_of(source):
                     found.setdefault(function.code.strip(), function)
@@ -170,18 +186,30 @@ def graphs(functions: Sequence[Function], nodes: int = 40, labels: int = 8) -> T
         labels, shape (n, labels), 1 or 0.
     """
     small = [function for function in functions if len(function.kinds) <= nodes]
-    numbers = {kind: 1 + place for place, kind in enumerate(sorted({kind for f in small for kind in f.kinds}))}
-    frequent = [part for part, _ in Counter(part for f in small for part in sorted(parts(f.name))).most_common(labels)]
+    numbers = {
+        kind: 1 + place
+        for place, kind in enumerate(sorted({kind for f in small for kind in f.kinds}))
+    }
+    frequent = [
+        part
+        for part, _ in Counter(part for f in small for part in sorted(parts(f.name))).most_common(
+            labels
+        )
+    ]
     kinds = torch.zeros(len(small), nodes, dtype=torch.int64)
     edges = torch.zeros(len(small), nodes, nodes, dtype=torch.bool)
     for graph, function in enumerate(small):
-        kinds[graph, : len(function.kinds)] = torch.tensor([numbers[kind] for kind in function.kinds])
+        kinds[graph, : len(function.kinds)] = torch.tensor(
+            [numbers[kind] for kind in function.kinds]
+        )
         edges[graph, function.parents[1:], range(1, len(function.kinds))] = True
     named = [[float(part in parts(function.name)) for part in frequent] for function in small]
     return TensorDataset(kinds, edges, torch.tensor(named))
 
 
-def translations(functions: Sequence[Function], vocabulary: int = 1000, source: int = 32, target: int = 16) -> TensorDataset:
+def translations(
+    functions: Sequence[Function], vocabulary: int = 1000, source: int = 32, target: int = 16
+) -> TensorDataset:
     """Return functions and the first lines of their docstrings, from code to English.
 
     Args:
@@ -194,12 +222,17 @@ def translations(functions: Sequence[Function], vocabulary: int = 1000, source: 
         Tokens of code, shape (n, source), and of the line, `BEGIN` first, shape (n, target + 1); `PAD` where there is no word.
     """
     told = [function for function in functions if function.summary]
-    pairs = [[words(text, "python-sources") for text in (function.code, function.summary)] for function in told]
+    pairs = [
+        [words(text, "python-sources") for text in (function.code, function.summary)]
+        for function in told
+    ]
     known = Vocabulary([word for pair in pairs for text in pair for word in text], vocabulary - 3)
     codes = torch.full((len(told), source), PAD)
     lines = torch.full((len(told), target + 1), PAD)
     for row, (code, line) in enumerate(pairs):
         start = known.encode(code[:source]).long() + 3
-        tokens = torch.cat([torch.tensor([BEGIN]), known.encode(line).long() + 3, torch.tensor([END])])[: target + 1]
+        tokens = torch.cat(
+            [torch.tensor([BEGIN]), known.encode(line).long() + 3, torch.tensor([END])]
+        )[: target + 1]
         codes[row, : len(start)], lines[row, : len(tokens)] = start, tokens
     return TensorDataset(codes, lines)

@@ -62,11 +62,15 @@ class DLRM(nn.Module):
         hidden: Size of the hidden layers of both MLPs.
     """
 
-    def __init__(self, tables: Sequence[int], dense: int, width: int = 16, hidden: int = 64) -> None:
+    def __init__(
+        self, tables: Sequence[int], dense: int, width: int = 16, hidden: int = 64
+    ) -> None:
         super().__init__()
         self.tables = nn.ModuleList(nn.Embedding(rows, width) for rows in tables)
         for table in self.tables:
-            nn.init.uniform_(table.weight, -(table.num_embeddings**-0.5), table.num_embeddings**-0.5)
+            nn.init.uniform_(
+                table.weight, -(table.num_embeddings**-0.5), table.num_embeddings**-0.5
+            )
         count = len(tables) + 1
         self.bottom = nn.Sequential(perceptron(dense, hidden, width), nn.ReLU())
         self.top = perceptron(width + count * (count - 1) // 2, hidden, hidden, 1)
@@ -74,13 +78,21 @@ class DLRM(nn.Module):
     @staticmethod
     def interaction(vectors: Tensor) -> Tensor:
         """Return the dot products of all pairs, shape (batch, n (n − 1) / 2), of vectors of shape (batch, n, width)."""
-        row, column = torch.tril_indices(vectors.shape[1], vectors.shape[1], -1, device=vectors.device)
+        row, column = torch.tril_indices(
+            vectors.shape[1], vectors.shape[1], -1, device=vectors.device
+        )
         return (vectors @ vectors.mT)[:, row, column]
 
     def forward(self, categories: Tensor, dense: Tensor) -> Tensor:
         """Return a logit for each row, from categories of shape (batch, tables) and real features of shape (batch, dense)."""
         first = self.bottom(dense)
-        vectors = torch.stack([first, *(table(column) for table, column in zip(self.tables, categories.T, strict=True))], 1)
+        vectors = torch.stack(
+            [
+                first,
+                *(table(column) for table, column in zip(self.tables, categories.T, strict=True)),
+            ],
+            1,
+        )
         return self.top(torch.cat([first, self.interaction(vectors)], 1)).squeeze(1)
 
     def loss(self, batch: tuple[Tensor, Tensor, Tensor]) -> Tensor:
@@ -96,7 +108,11 @@ def convolutions(channels: int, out: int) -> nn.Sequential:
     """Return two convolutions, each normalised over every image alone, as in fastMRI's U-Net (Zbontar et al. 2018)."""
     parts = []
     for a, b in ((channels, out), (out, out)):
-        parts += [nn.Conv2d(a, b, 3, padding=1, bias=False), nn.InstanceNorm2d(b), nn.LeakyReLU(0.2)]
+        parts += [
+            nn.Conv2d(a, b, 3, padding=1, bias=False),
+            nn.InstanceNorm2d(b),
+            nn.LeakyReLU(0.2),
+        ]
     return nn.Sequential(*parts)
 
 
@@ -113,7 +129,9 @@ class UNet(nn.Module):
         counts = [channels * 2**level for level in range(halvings + 1)]
         self.down = nn.ModuleList(convolutions(a, b) for a, b in pairwise([1, *counts[:-1]]))
         self.bottom = convolutions(counts[-2], counts[-1])
-        self.widen = nn.ModuleList(nn.ConvTranspose2d(b, a, 2, stride=2) for a, b in reversed(list(pairwise(counts))))
+        self.widen = nn.ModuleList(
+            nn.ConvTranspose2d(b, a, 2, stride=2) for a, b in reversed(list(pairwise(counts)))
+        )
         self.up = nn.ModuleList(convolutions(2 * a, a) for a in reversed(counts[:-1]))
         self.pool = nn.AvgPool2d(2)
         self.last = nn.Conv2d(channels, 1, 1)
@@ -152,7 +170,9 @@ class Round(nn.Module):
         self.nodes = nn.Sequential(perceptron(4 * width, width, width), nn.LayerNorm(width))
         self.whole = nn.Sequential(perceptron(2 * width, width, width), nn.LayerNorm(width))
 
-    def forward(self, nodes: Tensor, edges: Tensor, whole: Tensor, there: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, nodes: Tensor, edges: Tensor, whole: Tensor, there: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Return the new vectors of nodes and graphs.
 
         Args:
@@ -161,7 +181,12 @@ class Round(nn.Module):
             whole: shape (batch, width).
             there: shape (batch, nodes, 1), 0 where a graph has no such node.
         """
-        heard = [nodes, edges.mT @ self.sent(nodes), edges @ self.received(nodes), whole[:, None].expand_as(nodes)]
+        heard = [
+            nodes,
+            edges.mT @ self.sent(nodes),
+            edges @ self.received(nodes),
+            whole[:, None].expand_as(nodes),
+        ]
         nodes = (nodes + self.nodes(torch.cat(heard, -1))) * there
         return nodes, whole + self.whole(torch.cat([mean_of(nodes, there), whole], -1))
 
@@ -229,16 +254,22 @@ class EncoderDecoder(nn.Module):
         sizes = {"dropout": 0.0, "batch_first": True, "norm_first": True}
         encoding = nn.TransformerEncoderLayer(width, heads, 4 * width, **sizes)
         decoding = nn.TransformerDecoderLayer(width, heads, 4 * width, **sizes)
-        self.encoder = nn.TransformerEncoder(encoding, depth, nn.LayerNorm(width), enable_nested_tensor=False)
+        self.encoder = nn.TransformerEncoder(
+            encoding, depth, nn.LayerNorm(width), enable_nested_tensor=False
+        )
         self.decoder = nn.TransformerDecoder(decoding, depth, nn.LayerNorm(width))
         for parameter in (*self.encoder.parameters(), *self.decoder.parameters()):
-            if parameter.ndim == 2:  # torch copies one layer: without this all blocks would start alike
+            if (
+                parameter.ndim == 2
+            ):  # torch copies one layer: without this all blocks would start alike
                 nn.init.xavier_uniform_(parameter)
 
     def embedded(self, tokens: Tensor) -> Tensor:
         """Return vectors of tokens and of their places."""
         width = self.embedding.embedding_dim
-        return math.sqrt(width) * self.embedding(tokens) + positions(tokens.shape[1], width).to(self.embedding.weight)
+        return math.sqrt(width) * self.embedding(tokens) + positions(tokens.shape[1], width).to(
+            self.embedding.weight
+        )
 
     def forward(self, source: Tensor, target: Tensor) -> Tensor:
         """Return logits of the token after each of the target, shape (batch, length, vocabulary).
@@ -248,12 +279,18 @@ class EncoderDecoder(nn.Module):
             target: shape (batch, length), `BEGIN` first; a position sees no later ones.
         """
         nothing = source == PAD
-        later = torch.ones(target.shape[1], target.shape[1], dtype=torch.bool, device=target.device).triu(1)
+        later = torch.ones(
+            target.shape[1], target.shape[1], dtype=torch.bool, device=target.device
+        ).triu(1)
         memory = self.encoder(self.embedded(source), src_key_padding_mask=nothing)
-        decoded = self.decoder(self.embedded(target), memory, tgt_mask=later, memory_key_padding_mask=nothing)
+        decoded = self.decoder(
+            self.embedded(target), memory, tgt_mask=later, memory_key_padding_mask=nothing
+        )
         return decoded @ self.embedding.weight.T
 
     def loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
         """Return the mean cross-entropy of a token of the targets."""
         source, target = batch
-        return cross_entropy(self(source, target[:, :-1]).flatten(0, 1), target[:, 1:].flatten(), ignore_index=PAD)
+        return cross_entropy(
+            self(source, target[:, :-1]).flatten(0, 1), target[:, 1:].flatten(), ignore_index=PAD
+        )

@@ -40,7 +40,9 @@ NAMES = {
 
 def add_epochs(parser: argparse.ArgumentParser) -> None:
     """Let the command line say how long every run trains."""
-    parser.add_argument("--epochs", type=int, help="epochs of every run, in place of the setting's own")
+    parser.add_argument(
+        "--epochs", type=int, help="epochs of every run, in place of the setting's own"
+    )
 
 
 def settled(chosen: Options, needed: str) -> Options:
@@ -51,7 +53,9 @@ def settled(chosen: Options, needed: str) -> Options:
         needed: the files that ``--full`` needs, for the message if there is no folder for them.
     """
     if chosen.full and chosen.root is None:
-        raise SystemExit(f"found --full without --root; add --root DIR, a folder with {needed} (see demos/README.md)")
+        raise SystemExit(
+            f"found --full without --root; add --root DIR, a folder with {needed} (see demos/README.md)"
+        )
     files = "-files" if chosen.root and not chosen.full else ""
     length = f"-{chosen.arguments.epochs}-epochs" if chosen.arguments.epochs else ""
     return replace(chosen, out=chosen.out.with_name(f"{chosen.out.name}{files}{length}"))
@@ -189,7 +193,10 @@ def judged(holds: bool | None, full: bool) -> Literal["seen", "not seen", "needs
 
 def listed(keys: Sequence[Any], values: Sequence[float | None]) -> str:
     """Return values with their keys, to be read."""
-    return ", ".join(f"{key}: {'none' if value is None else f'{value:.3g}'}" for key, value in zip(keys, values, strict=True))
+    return ", ".join(
+        f"{key}: {'none' if value is None else f'{value:.3g}'}"
+        for key, value in zip(keys, values, strict=True)
+    )
 
 
 def course(keys: Sequence[Any], values: Sequence[float | None]) -> str:
@@ -203,7 +210,9 @@ def course(keys: Sequence[Any], values: Sequence[float | None]) -> str:
         return f"is between {min(known):.3g} and {max(known):.3g}"
     tau, up, down = tendency(values) or 0.0, turns(values, 1), turns(values, -1)
     if abs(tau) >= 0.9:
-        return ("rises" if tau > 0 else "falls") + (" throughout" if abs(tau) == 1 else " nearly throughout")
+        return ("rises" if tau > 0 else "falls") + (
+            " throughout" if abs(tau) == 1 else " nearly throughout"
+        )
     if up:
         return f"rises up to {keys[known.index(max(known))]}, then falls"
     if down:
@@ -217,13 +226,23 @@ def turning(found: Sweep, name: str, way: int, what: str, full: bool) -> Finding
     """Hold a number against 'rises first, falls then', or the opposite."""
     first, then = ("rises", "falls") if way > 0 else ("falls", "rises")
     values = found.values(name)
-    return Finding(f"{what}: first {first}, then {then}", judged(turns(values, way), full), listed(found.keys, values))
+    return Finding(
+        f"{what}: first {first}, then {then}",
+        judged(turns(values, way), full),
+        listed(found.keys, values),
+    )
 
 
 # -------------------------------------------------------------------------------------------------------------- as a picture
 
 
-def draw(path: Path, title: str, xlabel: str, panels: Mapping[str, Mapping[str, tuple[Sweep, str]]], unit: str = "") -> None:
+def draw(
+    path: Path,
+    title: str,
+    xlabel: str,
+    panels: Mapping[str, Mapping[str, tuple[Sweep, str]]],
+    unit: str = "",
+) -> None:
     """Draw numbers of sweeps over their keys: lines over all seeds, faint dots for each seed alone.
 
     Args:
@@ -235,15 +254,38 @@ def draw(path: Path, title: str, xlabel: str, panels: Mapping[str, Mapping[str, 
     """
     figure = Figure(figsize=(12, 5), layout="constrained")
     figure.suptitle(title, fontsize=13)
-    for axes, (ylabel, curves) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+    for axes, (ylabel, curves) in zip(
+        figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True
+    ):
         for place, (label, (found, name)) in enumerate(curves.items()):
-            colour, marker, line = (style[place % len(style)] for style in (COLOURS, MARKERS, LINES))
-            axes.plot(found.keys, _drawn(found.values(name)), color=colour, marker=marker, linestyle=line, label=label)
+            colour, marker, line = (
+                style[place % len(style)] for style in (COLOURS, MARKERS, LINES)
+            )
+            axes.plot(
+                found.keys,
+                _drawn(found.values(name)),
+                color=colour,
+                marker=marker,
+                linestyle=line,
+                label=label,
+            )
             single = [value_of(group, name) for _, group in found.seeds]
             places = [group.key for _, group in found.seeds]
-            axes.plot(places, _drawn(single), color=colour, marker=marker, linestyle="none", alpha=0.6, fillstyle="none")
+            axes.plot(
+                places,
+                _drawn(single),
+                color=colour,
+                marker=marker,
+                linestyle="none",
+                alpha=0.6,
+                fillstyle="none",
+            )
         axes.set(xlabel=xlabel, ylabel=ylabel)
-        _scale(axes, next(iter(curves.values()))[0].keys, [v for found, name in curves.values() for v in found.values(name)])
+        _scale(
+            axes,
+            next(iter(curves.values()))[0].keys,
+            [v for found, name in curves.values() for v in found.values(name)],
+        )
         if len(curves) > 1:
             axes.legend(fontsize="small")
     figure.text(0.995, 0.005, unit, ha="right", va="bottom", fontsize=8, color="#666666")
@@ -265,7 +307,14 @@ def _scale(axes: Axes, keys: Sequence[Any], values: Sequence[float | None]) -> N
     sizes = [abs(value) for value in values if value and abs(value) >= SLIGHT]
     if not sizes:
         axes.set(ylim=(-1.0, 1.0), yticks=[0.0])
-        axes.text(0.5, 0.55, f"all below {SLIGHT:g}", transform=axes.transAxes, ha="center", color="#666666")
+        axes.text(
+            0.5,
+            0.55,
+            f"all below {SLIGHT:g}",
+            transform=axes.transAxes,
+            ha="center",
+            color="#666666",
+        )
     elif max(sizes) > 30 * min(sizes):
         linear = max(min(sizes), 1e-3 * max(sizes))
         axes.set_yscale("symlog", linthresh=linear)

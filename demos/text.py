@@ -22,7 +22,10 @@ from torch.utils.data import DataLoader, TensorDataset
 
 Name = Literal["python-docs", "python-sources", "ptb", "wikitext-2"]
 UNKNOWN, END = "<unk>", "<eos>"
-FILES = {"ptb": ("ptb.train.txt", "ptb.valid.txt"), "wikitext-2": ("wiki.train.tokens", "wiki.valid.tokens")}
+FILES = {
+    "ptb": ("ptb.train.txt", "ptb.valid.txt"),
+    "wikitext-2": ("wiki.train.tokens", "wiki.valid.tokens"),
+}
 """Names of the training and of the validation file, as they are distributed"""
 BYTES = 256
 
@@ -87,7 +90,10 @@ def python_sources(folder: Path | None = None) -> Corpus:
 
 def _split(texts: dict[str, str]) -> Corpus:
     held_out = {name for name in texts if for_validation(name)}
-    parts = ([text for name, text in texts.items() if (name in held_out) is wanted] for wanted in (False, True))
+    parts = (
+        [text for name, text in texts.items() if (name in held_out) is wanted]
+        for wanted in (False, True)
+    )
     return Corpus(*("\n".join(part) for part in parts))
 
 
@@ -121,9 +127,13 @@ def read(name: Name, root: Path | None = None) -> Corpus:
     if name == "python-sources":
         return python_sources()
     if name not in FILES:
-        raise ValueError(f"found data {name!r}; supported are python-docs, python-sources, {', '.join(FILES)}")
+        raise ValueError(
+            f"found data {name!r}; supported are python-docs, python-sources, {', '.join(FILES)}"
+        )
     if root is None:
-        raise ValueError(f"found data {name!r} without a folder; give root=, the folder with {' and '.join(FILES[name])}")
+        raise ValueError(
+            f"found data {name!r} without a folder; give root=, the folder with {' and '.join(FILES[name])}"
+        )
     return from_files(name, root)
 
 
@@ -131,7 +141,9 @@ def words(text: str, name: Name) -> list[str]:
     """Return the words of a text; those of PTB and WikiText-2 are divided already, and a line ends with `<eos>`."""
     if name in FILES:
         return [word for line in text.splitlines() if line.strip() for word in (*line.split(), END)]
-    return [found.group() for found in re.finditer(r"[a-z]+|\d|([^\sa-z\d])\1*", text.lower())]  # a ruled line is one word
+    return [
+        found.group() for found in re.finditer(r"[a-z]+|\d|([^\sa-z\d])\1*", text.lower())
+    ]  # a ruled line is one word
 
 
 class Vocabulary:
@@ -147,7 +159,9 @@ class Vocabulary:
 
     def __init__(self, text: Sequence[str], size: int | None = None) -> None:
         if size is not None and size < 2:
-            raise ValueError(f"found a vocabulary of {size}; supported are 2 words or more, {UNKNOWN} among them")
+            raise ValueError(
+                f"found a vocabulary of {size}; supported are 2 words or more, {UNKNOWN} among them"
+            )
         counts = Counter(text)
         counts.pop(UNKNOWN, None)
         frequent = sorted(counts, key=lambda word: (-counts[word], word))
@@ -185,7 +199,9 @@ def segments(tokens: Tensor, length: int) -> Tensor:
         ValueError: if the text is shorter than a segment.
     """
     if len(tokens) < length + 1:
-        raise ValueError(f"found {len(tokens)} tokens; a segment needs {length + 1}: take more text or a smaller length")
+        raise ValueError(
+            f"found {len(tokens)} tokens; a segment needs {length + 1}: take more text or a smaller length"
+        )
     return tokens.unfold(0, length + 1, length)
 
 
@@ -227,8 +243,15 @@ class Text(pl.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         """Return shuffled mini-batches of one size: a last one of few segments would throw the last iterate off."""
-        return DataLoader(TensorDataset(segments(self.train, self.length)), self.batch_size, shuffle=True, drop_last=True)
+        return DataLoader(
+            TensorDataset(segments(self.train, self.length)),
+            self.batch_size,
+            shuffle=True,
+            drop_last=True,
+        )
 
     def val_dataloader(self) -> DataLoader:
         """Return the other text in order."""
-        return DataLoader(TensorDataset(segments(self.validation, self.length)), 4 * self.batch_size)
+        return DataLoader(
+            TensorDataset(segments(self.validation, self.length)), 4 * self.batch_size
+        )

@@ -54,7 +54,9 @@ def rotary(values: Tensor, base: float = 10_000.0) -> Tensor:
         base: of the frequencies.
     """
     size = int(ROTATED * values.shape[-1])
-    frequencies = base ** (-torch.arange(0, size, 2, device=values.device, dtype=torch.float32) / size)
+    frequencies = base ** (
+        -torch.arange(0, size, 2, device=values.device, dtype=torch.float32) / size
+    )
     angles = torch.arange(values.shape[-2], device=values.device)[:, None] * frequencies
     cos, sin = angles.cos().to(values.dtype), angles.sin().to(values.dtype)
     a, b, rest = values.split([size // 2, size // 2, values.shape[-1] - size], -1)
@@ -69,7 +71,9 @@ class Block(nn.Module):
         self.heads = heads
         self.before_attention, self.before_mlp = nn.LayerNorm(width), nn.LayerNorm(width)
         self.query_key_value, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+        self.mlp = nn.Sequential(
+            nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)
+        )
 
     def attention(self, x: Tensor) -> Tensor:
         """Return what each position gathers from those before it."""
@@ -92,9 +96,14 @@ class Decoder(nn.Module):
         self.blocks = nn.Sequential(*(Block(width, heads) for _ in range(depth)))
         self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, vocabulary, bias=False)
         for name, parameter in self.named_parameters():
-            if parameter.ndim == 2:  # GPT-NeoX: smaller where a residual branch ends, so that depth does not add up
+            if (
+                parameter.ndim == 2
+            ):  # GPT-NeoX: smaller where a residual branch ends, so that depth does not add up
                 ends = name.endswith(("out.weight", "mlp.2.weight"))
-                nn.init.normal_(parameter, std=2 / depth / math.sqrt(width) if ends else math.sqrt(2 / (5 * width)))
+                nn.init.normal_(
+                    parameter,
+                    std=2 / depth / math.sqrt(width) if ends else math.sqrt(2 / (5 * width)),
+                )
             elif name.endswith("bias"):
                 nn.init.zeros_(parameter)
 
@@ -107,7 +116,12 @@ def warm_up_and_cosine(step: int, steps: int, warm_up: float = 0.1, last: float 
     start = max(1, round(warm_up * steps))
     if step < start:
         return (step + 1) / start
-    return last + (1 - last) * (1 + math.cos(math.pi * min(1.0, (step - start) / max(1, steps - start)))) / 2
+    return (
+        last
+        + (1 - last)
+        * (1 + math.cos(math.pi * min(1.0, (step - start) / max(1, steps - start))))
+        / 2
+    )
 
 
 class TransformerLanguageModel(pl.LightningModule):
@@ -120,9 +134,17 @@ class TransformerLanguageModel(pl.LightningModule):
         weight_decay: Of AdamW, on matrices.
     """
 
-    def __init__(self, vocabulary: int, shape: str = "tiny", text: str = "one pass", weight_decay: float = 0.1) -> None:
+    def __init__(
+        self,
+        vocabulary: int,
+        shape: str = "tiny",
+        text: str = "one pass",
+        weight_decay: float = 0.1,
+    ) -> None:
         super().__init__()
-        self.save_hyperparameters({"vocabulary": vocabulary, "shape": shape, "text": text, "weight_decay": weight_decay})
+        self.save_hyperparameters(
+            {"vocabulary": vocabulary, "shape": shape, "text": text, "weight_decay": weight_decay}
+        )
         sizes = {name: value for name, value in SHAPES[shape].items() if name != "lr"}
         self.decoder = Decoder(vocabulary, **sizes)
 
@@ -142,10 +164,17 @@ class TransformerLanguageModel(pl.LightningModule):
     def configure_optimizers(self) -> Any:
         matrices = [p for p in self.parameters() if p.ndim == 2]
         others = [p for p in self.parameters() if p.ndim < 2]
-        groups = [{"params": matrices, "weight_decay": self.hparams["weight_decay"]}, {"params": others, "weight_decay": 0.0}]
-        optimizer = torch.optim.AdamW(groups, lr=SHAPES[self.hparams["shape"]]["lr"], betas=(0.9, 0.95), eps=1e-8)
+        groups = [
+            {"params": matrices, "weight_decay": self.hparams["weight_decay"]},
+            {"params": others, "weight_decay": 0.0},
+        ]
+        optimizer = torch.optim.AdamW(
+            groups, lr=SHAPES[self.hparams["shape"]]["lr"], betas=(0.9, 0.95), eps=1e-8
+        )
         steps = int(self.trainer.estimated_stepping_batches)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warm_up_and_cosine(step, steps))
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: warm_up_and_cosine(step, steps)
+        )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
@@ -161,7 +190,10 @@ def findings_of(rows: Mapping[str, dict[str, Any]], shapes: Sequence[str]) -> li
     for shape in shapes:
         one, again = rows[f"{shape}, one pass"], rows[f"{shape}, repeated"]
         less = one["interpolation_error"] > again["interpolation_error"]
-        ratio = one["interpolation_error"] / one["drop"], again["interpolation_error"] / again["drop"]
+        ratio = (
+            one["interpolation_error"] / one["drop"],
+            again["interpolation_error"] / again["drop"],
+        )
         found.append(
             Finding(
                 f"{shape}: one pass interpolates less than repeated text (σ² is larger)",
@@ -209,17 +241,24 @@ def run(chosen: Options, setting: dict[str, Any]) -> list[Finding]:
     """Train, measure, draw and conclude in one setting."""
     data = getattr(chosen.arguments, "data", "python-sources")
     batch = setting["text"]["batch_size"] * setting["text"]["length"]
-    limits = {"one pass": setting["steps"] * batch + 1, "repeated": setting["steps"] // setting["repeats"] * batch + 1}
+    limits = {
+        "one pass": setting["steps"] * batch + 1,
+        "repeated": setting["steps"] // setting["repeats"] * batch + 1,
+    }
     runs: dict[str, list[Run]] = {}
     for way, limit in limits.items():
         text = Text(data, chosen.root, **setting["text"], limit=limit)
         if len(text.train) < limit:
-            raise SystemExit(f"found {len(text.train)} tokens in {data}; one pass needs {limit}: take another --data")
+            raise SystemExit(
+                f"found {len(text.train)} tokens in {data}; one pass needs {limit}: take another --data"
+            )
         for shape in setting["shapes"]:
             runs[f"{shape}, {way}"] = [
                 measured(
                     chosen.out / shape / way.replace(" ", "-") / f"seed-{seed}",
-                    lambda shape=shape, way=way, text=text: TransformerLanguageModel(text.size, shape, way),
+                    lambda shape=shape, way=way, text=text: TransformerLanguageModel(
+                        text.size, shape, way
+                    ),
                     lambda text=text: text,
                     seed=seed,
                     monitor=setting["monitor"],
@@ -241,7 +280,9 @@ def run(chosen: Options, setting: dict[str, Any]) -> list[Finding]:
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--data", choices=("python-docs", "python-sources", *FILES), default="python-sources")
+    parser.add_argument(
+        "--data", choices=("python-docs", "python-sources", *FILES), default="python-sources"
+    )
 
 
 def main() -> None:

@@ -94,7 +94,14 @@ class Workload(pl.LightningModule):
         warm_up: Share of the steps.
     """
 
-    def __init__(self, network: nn.Module, workload: str, lr: float, weight_decay: float = 0.01, warm_up: float = 0.05) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        workload: str,
+        lr: float,
+        weight_decay: float = 0.01,
+        warm_up: float = 0.05,
+    ) -> None:
         super().__init__()
         self.save_hyperparameters(ignore="network")
         self.network = network
@@ -128,7 +135,10 @@ def findings_of(rows: Mapping[str, dict[str, Any]]) -> list[Finding]:
                 f"holds so for δ from {row['informative_rates']} (looked at: 0.01 to 10); {best_of(row)}",
             )
         )
-        left, fewer = row["interpolation_error"] / row["drop"], control["interpolation_error"] / control["drop"]
+        left, fewer = (
+            row["interpolation_error"] / row["drop"],
+            control["interpolation_error"] / control["drop"],
+        )
         found.append(
             Finding(
                 f"{name}: interpolates less than the control (a larger σ², as a share of the drop)",
@@ -147,7 +157,9 @@ def findings_of(rows: Mapping[str, dict[str, Any]]) -> list[Finding]:
         found.append(
             Finding(
                 f"{name}: a larger β/δ of the best pair than the control's",
-                seen(None not in (row["beta"], control["beta"]) and ratio_of(row) > ratio_of(control)),
+                seen(
+                    None not in (row["beta"], control["beta"]) and ratio_of(row) > ratio_of(control)
+                ),
                 f"{best_of(row)}; control {best_of(control)}",
             )
         )
@@ -204,7 +216,11 @@ FULL: dict[str, Any] = {
         "DLRM stand-in": {"lr": 1e-3, "batch_size": 512, "sizes": {"width": 128, "hidden": 512}},
         "U-Net stand-in": {"lr": 1e-3, "batch_size": 32, "sizes": {"channels": 32}},
         "GNN stand-in": {"lr": 1e-3, "batch_size": 128, "sizes": {"width": 256, "rounds": 5}},
-        "Transformer stand-in": {"lr": 1e-3, "batch_size": 64, "sizes": {"width": 512, "depth": 6, "heads": 8}},
+        "Transformer stand-in": {
+            "lr": 1e-3,
+            "batch_size": 64,
+            "sizes": {"width": 512, "depth": 6, "heads": 8},
+        },
         CONTROL: {"lr": 1e-3, "batch_size": 64, "sizes": {"width": 1024}},
     },
     "monitor": {**MONITOR, "every_n_steps": 200, "max_probes": 64, "store_gib": 40.0},
@@ -231,7 +247,9 @@ def run(chosen: Options, setting: dict[str, Any]) -> list[Finding]:
             for seed in chosen.seeds
         ]
     betas = {name: over_seeds(own) for name, own in runs.items()}
-    groups: dict[str, Group] = {name: compare(own, group_by="workload").groups[0] for name, own in runs.items()}
+    groups: dict[str, Group] = {
+        name: compare(own, group_by="workload").groups[0] for name, own in runs.items()
+    }
     rows = {name: row_of(name, groups[name], betas[name]) for name in runs}
     found = findings_of(rows)
     starts = {name: row["drop"] + row["interpolation_error"] for name, row in rows.items()}

@@ -53,10 +53,21 @@ def summary(run: str, format: Format = "terminal") -> None:
         _warn(found.notes)
         _print_json(content)
         return
-    print(render(format, [*found.notes, str(content.get("verdict") or "There is no verdict.")], of_summary(content)))
+    print(
+        render(
+            format,
+            [*found.notes, str(content.get("verdict") or "There is no verdict.")],
+            of_summary(content),
+        )
+    )
 
 
-def compare(runs: list[str], group_by: str | None = None, format: Format = "terminal", picture: str | None = None) -> None:
+def compare(
+    runs: list[str],
+    group_by: str | None = None,
+    format: Format = "terminal",
+    picture: str | None = None,
+) -> None:
     """Compare runs, or groups of runs: the pair that holds over all runs of a group, and what it is worth.
 
     Args:
@@ -68,7 +79,9 @@ def compare(runs: list[str], group_by: str | None = None, format: Format = "term
     """
     target = None if picture is None else _picture_path(picture)
     names, found = _several(runs)
-    notes = [f"{name}: {note}" for name, one in zip(names, found, strict=True) for note in one.notes]
+    notes = [
+        f"{name}: {note}" for name, one in zip(names, found, strict=True) for note in one.notes
+    ]
     if not any(len(one.run.table) for one in found):
         raise Refusal(f"nothing can be compared: {' '.join(notes)}")
     try:
@@ -101,11 +114,16 @@ def plot(run: str, *, out: str) -> None:
         raise Refusal(f"nothing can be drawn of {found.run.path}: {' '.join(found.notes)}")
     _warn(found.notes)
     figures = import_module("lightning_landscape.reporting.figures")
-    for path in figures.save(figures.draw_all(found.run.table, content, found.run.segments, found.run.held_out), Path(out)):
+    for path in figures.save(
+        figures.draw_all(found.run.table, content, found.run.segments, found.run.held_out),
+        Path(out),
+    ):
         print(path)
 
 
-def clean(runs: list[str], dry_run: bool = False, recursive: bool = False, force: bool = False) -> None:
+def clean(
+    runs: list[str], dry_run: bool = False, recursive: bool = False, force: bool = False
+) -> None:
     """Remove the store of runs: what was kept to evaluate probes or to resume, the training batches among it.
 
     Tables, summaries and references stay.
@@ -120,17 +138,28 @@ def clean(runs: list[str], dry_run: bool = False, recursive: bool = False, force
     if not (recursive or dry_run):
         _refuse_trees(runs)
     stores = [store for store in map(leftover, folders) if store is not None]
-    foreign = [folder / STORE for folder in folders if (folder / STORE).is_dir() and leftover(folder) is None]
+    foreign = [
+        folder / STORE
+        for folder in folders
+        if (folder / STORE).is_dir() and leftover(folder) is None
+    ]
     _warn([f"{path} stays: it holds what no monitor writes" for path in foreign])
     chosen = [store for store in stores if store.ended or force]
     waiting = [store.path for store in stores if store not in chosen]
     _warn(
-        [f"{path} stays: without summary.json its run was killed, or is still training; --force removes it" for path in waiting]
+        [
+            f"{path} stays: without summary.json its run was killed, or is still training; --force removes it"
+            for path in waiting
+        ]
     )
     if foreign and not stores:
-        raise Refusal(f"nothing was removed: {_counted(len(foreign), 'folder')} of that name, of no monitor")
+        raise Refusal(
+            f"nothing was removed: {_counted(len(foreign), 'folder')} of that name, of no monitor"
+        )
     if stores and not chosen:
-        raise Refusal(f"nothing was removed: {_counted(len(stores), 'store')}, of runs that have not ended")
+        raise Refusal(
+            f"nothing was removed: {_counted(len(stores), 'store')}, of runs that have not ended"
+        )
     for store in chosen:
         if not dry_run:
             store.remove()
@@ -138,7 +167,9 @@ def clean(runs: list[str], dry_run: bool = False, recursive: bool = False, force
     if not chosen:
         print(f"there is no store in {_counted(len(folders), 'run')}: nothing to remove")
     elif len(chosen) > 1:
-        print(f"{_counted(len(chosen), 'store')}, {sum(store.nbytes for store in chosen):,} bytes in all")
+        print(
+            f"{_counted(len(chosen), 'store')}, {sum(store.nbytes for store in chosen):,} bytes in all"
+        )
 
 
 def _refuse_trees(paths: Sequence[str]) -> None:
@@ -206,7 +237,9 @@ def _print_json(content: dict[str, Any]) -> None:
 def _picture_path(name: str) -> Path:
     path = Path(name)
     if path.suffix.lower() not in (".pdf", ".png"):
-        raise Refusal(f"found picture={name}; supported are files ending in .pdf or .png", WRONG_USAGE)
+        raise Refusal(
+            f"found picture={name}; supported are files ending in .pdf or .png", WRONG_USAGE
+        )
     _require("matplotlib", "plots")
     return path
 
@@ -217,7 +250,9 @@ def _require(module: str, extra: str) -> None:
     except ModuleNotFoundError as error:
         if error.name != module:
             raise
-        raise Refusal(f"found no {module}; install it with: pip install 'lightning-landscape[{extra}]'") from error
+        raise Refusal(
+            f"found no {module}; install it with: pip install 'lightning-landscape[{extra}]'"
+        ) from error
 
 
 # --------------------------------------------------------------------------------------------------------------- the line
@@ -249,7 +284,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return NOTHING
     except Exception as error:  # of files that hold something else than what a run writes
         said = " ".join(f"{type(error).__name__}: {error}".split())
-        print(f"lightning-landscape: a file does not hold what a run writes ({said})", file=sys.stderr)
+        print(
+            f"lightning-landscape: a file does not hold what a run writes ({said})", file=sys.stderr
+        )
         return NOTHING
     return 0
 

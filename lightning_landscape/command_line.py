@@ -17,10 +17,15 @@ class _Parser(ArgumentParser):
     """Says what is wrong in one line, and where help is."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        self.exit(2, f"{PROGRAM}: {' '.join(message.split()).rstrip('.')}; {PROGRAM} --help shows what is supported\n")
+        self.exit(
+            2,
+            f"{PROGRAM}: {' '.join(message.split()).rstrip('.')}; {PROGRAM} --help shows what is supported\n",
+        )
 
 
-def parse(commands: Sequence[Command], text: str | None, arguments: Sequence[str] | None) -> tuple[Command, dict[str, Any]]:
+def parse(
+    commands: Sequence[Command], text: str | None, arguments: Sequence[str] | None
+) -> tuple[Command, dict[str, Any]]:
     """Return the command that a line names, and its arguments.
 
     Args:
@@ -55,7 +60,9 @@ def _parser(program: str, text: str) -> ArgumentParser:
 
 def _add(parser: ArgumentParser, command: Command, name: str, text: str) -> None:
     parameter, kind = inspect.signature(command).parameters[name], get_type_hints(command)[name]
-    spellings = dict.fromkeys((f"--{name.replace('_', '-')}", f"--{name}"))  # with underscores as LightningCLI has them
+    spellings = dict.fromkeys(
+        (f"--{name.replace('_', '-')}", f"--{name}")
+    )  # with underscores as LightningCLI has them
     if kind is bool:
         parser.add_argument(*spellings, action="store_true", help=text)
     elif parameter.default is not parameter.empty:

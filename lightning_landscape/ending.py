@@ -17,7 +17,12 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_landscape.evaluation.reference import FINAL, Reference, last_iterate, last_sharded_iterate
+from lightning_landscape.evaluation.reference import (
+    FINAL,
+    Reference,
+    last_iterate,
+    last_sharded_iterate,
+)
 from lightning_landscape.probes import ProbeTable
 from lightning_landscape.recording.clock import overhead
 from lightning_landscape.recording.measurement import Measurement
@@ -84,15 +89,30 @@ class Ending:
         curves: RunCurves,
         temporary: Path | None,
     ) -> None:
-        self._settings, self._trainer, self._module, self._optimizer = settings, trainer, module, optimizer
-        self._processes, self._measurement, self._folder, self._curves = processes, measurement, folder, curves
+        self._settings, self._trainer, self._module, self._optimizer = (
+            settings,
+            trainer,
+            module,
+            optimizer,
+        )
+        self._processes, self._measurement, self._folder, self._curves = (
+            processes,
+            measurement,
+            folder,
+            curves,
+        )
         self._temporary = temporary
         self._failure: str | None = None
         self._together = True
         """Whether the other processes are there"""
 
     def write(
-        self, outcome: Outcome, last: Callable[[], dict[str, Tensor]], about: dict[str, Any], *, evaluate: bool
+        self,
+        outcome: Outcome,
+        last: Callable[[], dict[str, Tensor]],
+        about: dict[str, Any],
+        *,
+        evaluate: bool,
     ) -> tuple[ProbeTable, dict[str, Any] | None]:
         """Evaluate, write and show.
 
@@ -114,14 +134,18 @@ class Ending:
         summary: dict[str, Any] | None = None
 
         def write_down() -> dict[str, Any]:
-            self._folder.rewrite(measurement.table)  # whatever comes now, what was evaluated is on disk
+            self._folder.rewrite(
+                measurement.table
+            )  # whatever comes now, what was evaluated is on disk
             rows = measurement.rows
             tables = (rows.secants, rows.layers, rows.segments, rows.held_out, rows.fixed_batches)
             self._folder.write_beside(*tables, rows.sample_records())
             saved = self._saved(final)
             run = {
                 **self._run(outcome, measurement.reference or saved, final_sq_distance),
-                "overhead": overhead(measurement.seconds, outcome.elapsed, time.perf_counter() - started),
+                "overhead": overhead(
+                    measurement.seconds, outcome.elapsed, time.perf_counter() - started
+                ),
                 **describe_measurement(measurement, self._settings.store_dtype),
                 **about,
                 **describe_run(self._trainer, self._module, self._optimizer),
@@ -183,18 +207,25 @@ class Ending:
         final = last_iterate(values, None)
         if not self._settings.save_reference:
             return final
-        with suppress(Exception), self._in_step():  # it is tried again when there is a report: then it is told
+        with (
+            suppress(Exception),
+            self._in_step(),
+        ):  # it is tried again when there is a report: then it is told
             self._folder.rewrite(self._measurement.table)
             return self._written(final)
         return final
 
     def _written(self, final: Reference) -> Reference:
         if not self._measurement.sharded:
-            return last_iterate(final.parameters, self._folder.path if self._processes.first else None)
+            return last_iterate(
+                final.parameters, self._folder.path if self._processes.first else None
+            )
         if not self._together:  # its parts are written by all processes together
             return final
         parameters = named_parameters(self._module)
-        return last_sharded_iterate(final.parameters, parameters, self._folder.path, self._processes)
+        return last_sharded_iterate(
+            final.parameters, parameters, self._folder.path, self._processes
+        )
 
     def _saved(self, final: Reference | None) -> Reference:
         """Return x_K as it is on disk, in the process that writes; written now if that has failed before the evaluation."""
@@ -204,7 +235,9 @@ class Ending:
             return final
         if not self._measurement.sharded:
             return last_iterate(final.parameters, self._folder.path)
-        rank_zero_warn("LandscapeMonitor could not write the last iterate for a second run: there is no folder reference/")
+        rank_zero_warn(
+            "LandscapeMonitor could not write the last iterate for a second run: there is no folder reference/"
+        )
         return final
 
     # ------------------------------------------------------------------------------------------------------ evaluation
@@ -216,7 +249,9 @@ class Ending:
         except KeyboardInterrupt:
             self._measurement.abandon()
             self._failure = "Ctrl-C, while evaluating at the reference"
-            rank_zero_info("LandscapeMonitor: interrupted again, the rest of the probes stays unevaluated")
+            rank_zero_info(
+                "LandscapeMonitor: interrupted again, the rest of the probes stays unevaluated"
+            )
             return False
         except Exception as error:  # what is evaluated so far is reported
             self._measurement.abandon()
@@ -230,7 +265,10 @@ class Ending:
             self._measurement.evaluate(reference, track)
             self._warn_of_replays(said_before)
             return
-        with interrupts.noted() as noted, self._processes.agreed():  # the others wait for this process: it does not just go
+        with (
+            interrupts.noted() as noted,
+            self._processes.agreed(),
+        ):  # the others wait for this process: it does not just go
 
             def stoppable(steps: Sequence[int], what: str) -> Iterable[int]:
                 for step in track(steps, what):
@@ -245,19 +283,25 @@ class Ending:
         if not said_before:
             self._measurement.fidelity.warn()
 
-    def _final_sq_distance(self, final: Reference | None, reference: Reference | None, *, together: bool) -> float:
+    def _final_sq_distance(
+        self, final: Reference | None, reference: Reference | None, *, together: bool
+    ) -> float:
         if final is None or reference is None or (self._measurement.sharded and not together):
             return math.nan
         return self._measurement.sq_distance(final.parameters, reference)
 
     # ---------------------------------------------------------------------------------------------------------- report
 
-    def _run(self, outcome: Outcome, reference: Reference, final_sq_distance: float) -> dict[str, Any]:
+    def _run(
+        self, outcome: Outcome, reference: Reference, final_sq_distance: float
+    ) -> dict[str, Any]:
         """Return what ``summary.json`` says of the end of the run."""
         failure, stopped_by = self._failure, outcome.stopped_by
         return {
             "complete": outcome.complete and failure is None,
-            "stopped_by": stopped_by if failure is None else f"{stopped_by}; the monitor: {failure}",
+            "stopped_by": stopped_by
+            if failure is None
+            else f"{stopped_by}; the monitor: {failure}",
             "steps": outcome.steps,
             "idle_steps": outcome.idle_steps,
             "reference": {
@@ -288,7 +332,9 @@ class Ending:
         self._say_overhead(summary["run"]["overhead"]["total"])
         rank_zero_info(f"LandscapeMonitor: {summary['verdict']}")
         if self._temporary is None:
-            rank_zero_info(f"LandscapeMonitor: the table of {len(table)} probes and its summary are in {self._folder.path}")
+            rank_zero_info(
+                f"LandscapeMonitor: the table of {len(table)} probes and its summary are in {self._folder.path}"
+            )
             if not removable and rows.store.folder.exists():
                 rank_zero_info(
                     f"LandscapeMonitor keeps {rows.store.folder} to resume from a checkpoint; it holds training batches, "

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from lightning_landscape.records import FixedBatchRow, LayerRow, PerSampleRow, SecantRow, SegmentPoint
+from lightning_landscape.records import (
+    FixedBatchRow,
+    LayerRow,
+    PerSampleRow,
+    SecantRow,
+    SegmentPoint,
+)
 
 PROBES_CSV, PROBES_JSONL, SUMMARY = "probes.csv", "probes.jsonl", "summary.json"
 STORE = "store"

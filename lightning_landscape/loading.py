@@ -9,9 +9,24 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from lightning_landscape.files import HELD_OUT_CSV, PROBES_CSV, PROBES_JSONL, RECORDS_CSV, STORE, SUMMARY
+from lightning_landscape.files import (
+    HELD_OUT_CSV,
+    PROBES_CSV,
+    PROBES_JSONL,
+    RECORDS_CSV,
+    STORE,
+    SUMMARY,
+)
 from lightning_landscape.probes import ProbeTable, check_schema, from_json_lines, to_frame
-from lightning_landscape.records import FixedBatchRow, LayerRow, PerSampleRow, Record, SecantRow, SegmentPoint, records_from_csv
+from lightning_landscape.records import (
+    FixedBatchRow,
+    LayerRow,
+    PerSampleRow,
+    Record,
+    SecantRow,
+    SegmentPoint,
+    records_from_csv,
+)
 
 _FILES = {PROBES_CSV, PROBES_JSONL, SUMMARY}
 
@@ -49,11 +64,17 @@ class Run:
         """
         if name == "probes":
             return self.table.to_pandas()
-        rows: list[LayerRow] | list[SegmentPoint] | None = self.layers if name == "layers" else self.segments
+        rows: list[LayerRow] | list[SegmentPoint] | None = (
+            self.layers if name == "layers" else self.segments
+        )
         if rows is None:
-            raise ValueError(f"found no {name}.csv in {self.path}; it is there where the run measured it")
+            raise ValueError(
+                f"found no {name}.csv in {self.path}; it is there where the run measured it"
+            )
         kind = LayerRow if name == "layers" else SegmentPoint
-        return to_frame({field.name: [getattr(row, field.name) for row in rows] for field in fields(kind)})
+        return to_frame(
+            {field.name: [getattr(row, field.name) for row in rows] for field in fields(kind)}
+        )
 
 
 def load(path: str | os.PathLike[str]) -> Run:
@@ -94,7 +115,9 @@ def find_runs(path: str | os.PathLike[str]) -> list[Path]:
     for folder, below, names in os.walk(path):
         if _FILES & set(names) and is_run(Path(folder)):
             found.append(Path(folder))
-            below[:] = [name for name in below if name != STORE]  # a folder for each probe, and no run among them
+            below[:] = [
+                name for name in below if name != STORE
+            ]  # a folder for each probe, and no run among them
     return sorted(found, key=_natural)
 
 
@@ -130,7 +153,9 @@ def read_summary(folder: Path) -> dict[str, Any] | None:
         return None
     summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
     if not isinstance(summary, dict):
-        raise ValueError(f"found a {type(summary).__name__} in {SUMMARY}; supported is what a run writes, an object")
+        raise ValueError(
+            f"found a {type(summary).__name__} in {SUMMARY}; supported is what a run writes, an object"
+        )
     check_schema(summary.get("schema"), SUMMARY)
     return summary
 
@@ -150,7 +175,11 @@ def read_secants(folder: Path) -> dict[int, float] | None:
 def read_records(folder: Path, kind: type[Record]) -> list[Record] | None:
     """Return one of the tables beside the table of probes; None where there is none."""
     path = folder / RECORDS_CSV[kind]
-    return records_from_csv(kind, path.read_text(encoding="utf-8"), path.name) if path.is_file() else None
+    return (
+        records_from_csv(kind, path.read_text(encoding="utf-8"), path.name)
+        if path.is_file()
+        else None
+    )
 
 
 def _folder(path: Path) -> Path:
@@ -171,5 +200,9 @@ def _folder(path: Path) -> Path:
 def _natural(path: Path) -> list[Any]:
     """Return a key that sorts version_10 after version_9."""
     return [
-        [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", name)] for name in path.parts
+        [
+            (0, int(part), "") if part.isdigit() else (1, 0, part)
+            for part in re.split(r"(\d+)", name)
+        ]
+        for name in path.parts
     ]

@@ -14,7 +14,12 @@ from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from torch.optim import Optimizer
 from typing_extensions import override
 
-from lightning_landscape.evaluation.reference import FINAL, Reference, check_reference_file, load_reference
+from lightning_landscape.evaluation.reference import (
+    FINAL,
+    Reference,
+    check_reference_file,
+    load_reference,
+)
 from lightning_landscape.probes import ProbeTable
 from lightning_landscape.recording.every_step import StepSums
 from lightning_landscape.reporting.folder import parent_folder
@@ -103,7 +108,8 @@ class LandscapeMonitor(Callback):
         max_probes: int = 256,
         max_overhead: float | None = None,
         loss_infimum: float = 0.0,
-        loss: Callable[[LightningModule, Any], Any] | None = None,  # jsonargparse would ask for annotated functions
+        loss: Callable[[LightningModule, Any], Any]
+        | None = None,  # jsonargparse would ask for annotated functions
         parameters: str | None = None,
         store_dtype: Literal["native", "bfloat16", "int8"] = "native",
         store_gib: float = 4.0,
@@ -194,7 +200,9 @@ class LandscapeMonitor(Callback):
         self._processes = Processes(trainer.strategy)
         with self._processes.agreed():  # a file or a folder may be missing on one machine alone
             checks.check_module(pl_module, self.loss)
-            checks.check_prefixes([c.prefix for c in trainer.callbacks if isinstance(c, LandscapeMonitor)])  # type: ignore[attr-defined]
+            checks.check_prefixes(
+                [c.prefix for c in trainer.callbacks if isinstance(c, LandscapeMonitor)]
+            )  # type: ignore[attr-defined]
             checks.check_folder(parent_folder(trainer, self.dirpath))
             check_reference_file(self.reference)
 
@@ -209,14 +217,20 @@ class LandscapeMonitor(Callback):
         checks.check_batches(trainer.limit_train_batches)
         self._optimizer = checks.check_optimizers(trainer.optimizers, pl_module, self.parameters)
         self._several = len(trainer.optimizers) > 1
-        trained = optimized_parameters(pl_module, part_of(self._optimizer, pl_module, self.parameters))
+        trained = optimized_parameters(
+            pl_module, part_of(self._optimizer, pl_module, self.parameters)
+        )
         checks.check_parameters(trained, self._optimizer)
         checks.check_shards(trainer, trained)
         checks.check_held_out(trainer, self.held_out)
         self._reference = None
         if self.reference != FINAL:
             moving = trained_elsewhere(pl_module, trainer.optimizers, trained)
-            others = {n: p for n, p in named_parameters(pl_module).items() if n not in trained and n not in moving}
+            others = {
+                n: p
+                for n, p in named_parameters(pl_module).items()
+                if n not in trained and n not in moving
+            }
             self._reference = load_reference(self.reference, trained, others, self._processes)
 
     @override
@@ -280,17 +294,23 @@ class LandscapeMonitor(Callback):
     # ---------------------------------------------------------------------------------------------------- while training
 
     @override
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
         if self._just_probed:
             self._just_probed = False
             self._alone(self._require_session().measurement.check_nothing_moved)
-        if self._watching and self._require_session().measurement.gradient_taken:  # it stepped after the batch had ended
+        if (
+            self._watching and self._require_session().measurement.gradient_taken
+        ):  # it stepped after the batch had ended
             self._together(self._finish_probe)
         if self._step >= self._next_step:
             self._together(self._watch)
 
     @override
-    def on_before_zero_grad(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+    def on_before_zero_grad(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
+    ) -> None:
         if self._several and optimizer is not self._optimizer:
             return
         if self._watching:
@@ -305,7 +325,9 @@ class LandscapeMonitor(Callback):
             self._alone(self._sums.count_backward)
 
     @override
-    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+    def on_before_optimizer_step(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
+    ) -> None:
         if not (self._several and optimizer is not self._optimizer):
             self._before_step()
         if not pl_module.automatic_optimization:
@@ -377,7 +399,9 @@ class LandscapeMonitor(Callback):
         self._watching, self._next_step = False, session.measurement.schedule.next_step
         if self.progress_bar and shown:
             # the user's own values may have plain names, and schedulers and callbacks look values up by name
-            session.module.log_dict({f"{self.prefix}/{k}": v for k, v in shown.items()}, prog_bar=True, logger=False)
+            session.module.log_dict(
+                {f"{self.prefix}/{k}": v for k, v in shown.items()}, prog_bar=True, logger=False
+            )
 
     # ------------------------------------------------------------------------------------------------------- at the end
 
@@ -386,7 +410,9 @@ class LandscapeMonitor(Callback):
         self._end("should_stop" if trainer.should_stop else "end of training", complete=True)
 
     @override
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
         if self._session is None:
             return
         self._session.measurement.abandon()
@@ -394,14 +420,18 @@ class LandscapeMonitor(Callback):
             self._session.discard()
             self._session = None
         elif isinstance(exception, KeyboardInterrupt):
-            with interrupts.let_through():  # other processes may be gone already: nothing that waits for them
+            with (
+                interrupts.let_through()
+            ):  # other processes may be gone already: nothing that waits for them
                 self._end("KeyboardInterrupt", complete=False, evaluate=self._processes.size == 1)
         else:
             self._end(type(exception).__name__, complete=False, evaluate=False)
 
     @override
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not self._began:  # on_train_start is not called without batches, nor when nothing is left to train
+        if (
+            not self._began
+        ):  # on_train_start is not called without batches, nor when nothing is left to train
             checks.check_batches(trainer.num_training_batches)
 
     @override
@@ -432,7 +462,8 @@ class LandscapeMonitor(Callback):
             session.measurement.abandon()
             self.table = session.measurement.table
             warn_once(
-                error, f"LandscapeMonitor could not finish its report: {said(error)}; {session.folder.path} holds the rest"
+                error,
+                f"LandscapeMonitor could not finish its report: {said(error)}; {session.folder.path} holds the rest",
             )
 
     # --------------------------------------------------------------------------------------------------- stop and resume
@@ -452,7 +483,8 @@ class LandscapeMonitor(Callback):
             return session.state(self._step)
         except Exception as error:  # a checkpoint is worth more than the table
             warn_once(
-                error, f"LandscapeMonitor could not write its state into the checkpoint: {said(error)}; who resumes starts anew"
+                error,
+                f"LandscapeMonitor could not write its state into the checkpoint: {said(error)}; who resumes starts anew",
             )
             return {}
 

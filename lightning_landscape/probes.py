@@ -168,7 +168,9 @@ class ProbeTable(Sequence[Probe]):
         """
         return to_frame(
             {
-                name: [getattr(probe, name) for probe in self] if name in _INTEGERS else self.column(name).tolist()
+                name: [getattr(probe, name) for probe in self]
+                if name in _INTEGERS
+                else self.column(name).tolist()
                 for name in COLUMNS
             }
         ).astype({name: "int64" if name in _INTEGERS else "float64" for name in COLUMNS})
@@ -183,7 +185,9 @@ class ProbeTable(Sequence[Probe]):
         reader = csv.DictReader(io.StringIO(text))
         missing = [name for name in (*COLUMNS, "schema") if name not in (reader.fieldnames or ())]
         if missing:
-            raise ValueError(f"found no column {missing} in the table of probes; supported are the columns {COLUMNS}")
+            raise ValueError(
+                f"found no column {missing} in the table of probes; supported are the columns {COLUMNS}"
+            )
         rows = list(reader)
         for row in rows:
             check_schema(row["schema"], "the table of probes")
@@ -195,7 +199,9 @@ def _probe(row: dict[str, Any]) -> Probe:
     values: dict[str, Any] = {}
     for name in COLUMNS:
         cell = row[name]
-        values[name] = None if cell in ("", None) else int(cell) if name in _INTEGERS else float(cell)
+        values[name] = (
+            None if cell in ("", None) else int(cell) if name in _INTEGERS else float(cell)
+        )
     return Probe(**values)
 
 

@@ -139,7 +139,9 @@ def records_from_csv(kind: type[Record], text: str, name: str) -> list[Record]:
     columns: dict[str, Any] = {field.name: _PARSERS[str(field.type)] for field in fields(kind)}
     missing = [column for column in (*columns, "schema") if column not in (reader.fieldnames or ())]
     if missing:
-        raise ValueError(f"found no column {missing} in {name}; supported are the columns {tuple(columns)}")
+        raise ValueError(
+            f"found no column {missing} in {name}; supported are the columns {tuple(columns)}"
+        )
     records = []
     for row in reader:
         check_schema(row["schema"], name)

@@ -38,7 +38,11 @@ from lightning_landscape.training.description import describe_run, planned_steps
 from lightning_landscape.training.failures import said, warn_once
 from lightning_landscape.training.part import part_of, trained_elsewhere
 from lightning_landscape.training.processes import Processes
-from lightning_landscape.vectors.parameters import local_values, named_parameters, optimized_parameters
+from lightning_landscape.vectors.parameters import (
+    local_values,
+    named_parameters,
+    optimized_parameters,
+)
 from lightning_landscape.vectors.sharding import is_sharded
 
 
@@ -72,18 +76,33 @@ class Session:
         may_be_overwritten: bool,
     ) -> None:
         optimizer = part_of(optimizer, module, settings.parameters)
-        self._settings, self._trainer, self._module, self._optimizer = settings, trainer, module, optimizer
+        self._settings, self._trainer, self._module, self._optimizer = (
+            settings,
+            trainer,
+            module,
+            optimizer,
+        )
         self._processes = processes
         self._live = reference is not None
-        self._temporary = Path(processes.of_first(tempfile.mkdtemp)) if _writes_nothing(trainer) else None
+        self._temporary = (
+            Path(processes.of_first(tempfile.mkdtemp)) if _writes_nothing(trainer) else None
+        )
         parent = self._temporary or parent_folder(trainer, settings.dirpath)
         path = Path(processes.of_first(lambda: str(free_folder(parent, settings.prefix))))
         trained = optimized_parameters(module, optimizer)
         moving = trained_elsewhere(module, trainer.optimizers, trained)
-        others = {n: p for n, p in named_parameters(module).items() if n not in trained} if moving else {}
+        others = (
+            {n: p for n, p in named_parameters(module).items() if n not in trained}
+            if moving
+            else {}
+        )
         stored = not self._live and (processes.first or any(map(is_sharded, trained.values())))
-        codec = NATIVE if self._live else settings.store_dtype  # with x_p at hand x_0 alone is stored
-        budget = checks.store_budget(path, settings.store_gib, trained, others, codec, stored=stored)
+        codec = (
+            NATIVE if self._live else settings.store_dtype
+        )  # with x_p at hand x_0 alone is stored
+        budget = checks.store_budget(
+            path, settings.store_gib, trained, others, codec, stored=stored
+        )
         processes.exchange()  # nobody has refused so far: a folder is made only now
         self.folder = RunFolder(path, writes=processes.first)
         self.measurement = Measurement(
@@ -104,7 +123,9 @@ class Session:
             fixed_batches=settings.fixed_batches,
             per_sample=settings.per_sample,
         )
-        self._curves = RunCurves(trainer.loggers if processes.first else [], settings.prefix, live=self._live)
+        self._curves = RunCurves(
+            trainer.loggers if processes.first else [], settings.prefix, live=self._live
+        )
         self.first_step = first_step
         self.automatic = module.automatic_optimization
         self.failure: str | None = None
@@ -116,14 +137,18 @@ class Session:
         self._may_be_overwritten, self._lost = may_be_overwritten, False
         self._provisional_failed = False
         if path.name != settings.prefix:
-            rank_zero_info(f"LandscapeMonitor found another run in {parent / settings.prefix} and writes to {path}")
+            rank_zero_info(
+                f"LandscapeMonitor found another run in {parent / settings.prefix} and writes to {path}"
+            )
 
     def say_what_is_to_come(self) -> None:
         """Say in a few lines what is measured, what it costs, and which theorems can apply; nothing here may stop a run."""
         try:
             rank_zero_info(preflight(self._plan()))
         except Exception as error:
-            rank_zero_warn(f"LandscapeMonitor could not say what it is going to measure, {type(error).__name__}: {error}")
+            rank_zero_warn(
+                f"LandscapeMonitor could not say what it is going to measure, {type(error).__name__}: {error}"
+            )
 
     def _plan(self) -> Plan:
         settings, reference = self._settings, self.measurement.reference
@@ -136,7 +161,9 @@ class Session:
             run={
                 **describe_run(self._trainer, self._module, self._optimizer),
                 "loss": self._loss_meaning,
-                "reference": {"kind": FINAL} if reference is None else {"kind": reference.kind, "path": reference.path},
+                "reference": {"kind": FINAL}
+                if reference is None
+                else {"kind": reference.kind, "path": reference.path},
             },
             steps=steps,
             every_n_steps=every,
@@ -150,7 +177,9 @@ class Session:
             keep_store=settings.keep_store,
             evaluations=self.measurement.evaluations(expected[0] if expected else most),
             held_out=0 if settings.held_out is None else 1 + settings.fixed_batches,
-            per_sample=0 if self.measurement.per_sample is None else self.measurement.per_sample.passes,
+            per_sample=0
+            if self.measurement.per_sample is None
+            else self.measurement.per_sample.passes,
         )
 
     # ---------------------------------------------------------------------------------------------------- while training
@@ -161,8 +190,12 @@ class Session:
         if not measurement.watching:
             self._seconds_before = measurement.seconds
             if measurement.schedule.due(step):
-                spacing = self._clock.spacing(step, measurement.seconds, len(measurement.schedule.kept))
-        if measurement.watch(step, spacing, may_refuse=may_refuse):  # rows were thinned out for that
+                spacing = self._clock.spacing(
+                    step, measurement.seconds, len(measurement.schedule.kept)
+                )
+        if measurement.watch(
+            step, spacing, may_refuse=may_refuse
+        ):  # rows were thinned out for that
             self.follow()
 
     def follow(self) -> None:
@@ -193,7 +226,9 @@ class Session:
         if self.folder.beside_is_due:
             self._write_beside()
         layers = (self.measurement.rows.layers or {}).get(probe.step, [])
-        self._curves.add(probe, overhead=self.measurement.seconds / self._clock.elapsed, layers=layers)
+        self._curves.add(
+            probe, overhead=self.measurement.seconds / self._clock.elapsed, layers=layers
+        )
         self.measurement.seconds += time.perf_counter() - now
         cost = self.measurement.seconds - self._seconds_before
         self._clock.note_probe(cost, self.measurement.replay_seconds if replayed else None)
@@ -202,7 +237,12 @@ class Session:
     def evaluate_provisionally(self) -> None:
         """At the end of some epochs, see what the probes so far say of the present iterate; nothing of the table changes."""
         epochs, last = self._trainer.current_epoch + 1, self._trainer.max_epochs
-        if self._live or self._provisional_failed or epochs == last or not self._settings.live_at(epochs):
+        if (
+            self._live
+            or self._provisional_failed
+            or epochs == last
+            or not self._settings.live_at(epochs)
+        ):
             return
         before, kept = self.measurement.seconds, len(self.measurement.schedule.kept)
         if not self._clock.has_room(self._trainer.global_step, before, kept):
@@ -254,7 +294,10 @@ class Session:
                 self.measurement.settle(together=together)
         except (Exception, KeyboardInterrupt) as error:
             self.failure = self.failure or f"{said(error)}, while storing the last probes"
-            warn_once(error, f"LandscapeMonitor found {said(error)}, while storing the last probes. The rest is reported")
+            warn_once(
+                error,
+                f"LandscapeMonitor found {said(error)}, while storing the last probes. The rest is reported",
+            )
 
     def close(self) -> None:
         """Leave the run; nothing is written after this returns."""
@@ -263,7 +306,14 @@ class Session:
             self.measurement.rows.store.wait()
 
     def end(
-        self, stopped_by: str, *, steps: int, idle_steps: int, complete: bool, evaluate: bool, moved: bool
+        self,
+        stopped_by: str,
+        *,
+        steps: int,
+        idle_steps: int,
+        complete: bool,
+        evaluate: bool,
+        moved: bool,
     ) -> tuple[ProbeTable, dict[str, Any] | None]:
         """Evaluate what waits for x_p; write table, summary and the remaining curves.
 
@@ -278,7 +328,9 @@ class Session:
         Returns:
             The table of probes and, in the process that writes, the content of ``summary.json``.
         """
-        outcome = Outcome(stopped_by, steps, idle_steps, complete, self._clock.elapsed, self.failure)
+        outcome = Outcome(
+            stopped_by, steps, idle_steps, complete, self._clock.elapsed, self.failure
+        )
         ending = Ending(
             self._settings,
             self._trainer,
@@ -293,8 +345,14 @@ class Session:
 
         def last() -> dict[str, Tensor]:
             if self._lost:
-                raise RuntimeError("the last iterate could not be copied before other callbacks may have changed it")
-            return self._last if self._last is not None and not moved else self.measurement.current_parameters()
+                raise RuntimeError(
+                    "the last iterate could not be copied before other callbacks may have changed it"
+                )
+            return (
+                self._last
+                if self._last is not None and not moved
+                else self.measurement.current_parameters()
+            )
 
         about = {"id": self._run_id, "loss": self._loss_meaning, "part": self._settings.parameters}
         return ending.write(outcome, last, about, evaluate=evaluate)
@@ -323,22 +381,30 @@ class Session:
         folder = Path(state["folder"])
         reason = self._processes.of_first(lambda: self._reason_for_a_new_table(state, folder))
         if reason is not None:
-            rank_zero_info(f"LandscapeMonitor: {reason}; a new table starts at step {self.first_step}")
+            rank_zero_info(
+                f"LandscapeMonitor: {reason}; a new table starts at step {self.first_step}"
+            )
             return
         self.measurement.adopt(state, folder / store_of(self._processes.rank))
         if (folder / STORE).exists():
-            rank_zero_info(f"LandscapeMonitor goes on from {folder / STORE}, which is not changed; remove it when all is well")
+            rank_zero_info(
+                f"LandscapeMonitor goes on from {folder / STORE}, which is not changed; remove it when all is well"
+            )
         self._run_id = state["run_id"]
         if not self._clock.adopt(state):
             self.measurement.seconds = 0.0  # they would be beside no training
         self.follow()
-        if folder.parent != self.folder.path.parent.absolute():  # a new log folder: its curves start with the old ones
+        if (
+            folder.parent != self.folder.path.parent.absolute()
+        ):  # a new log folder: its curves start with the old ones
             self._curves.repeat(self.measurement.table)
 
     def _reason_for_a_new_table(self, state: Mapping[str, Any], folder: Path) -> str | None:
         if state["schema"] != SCHEMA:
             return f"the checkpoint holds schema {state['schema']}, supported is {SCHEMA}"
-        checks.check_same_processes(state.get("processes", 1), self._processes.size, self._settings.prefix)
+        checks.check_same_processes(
+            state.get("processes", 1), self._processes.size, self._settings.prefix
+        )
         if state["reference"] != self._reference_identity():
             return "the checkpoint was measured against another reference"
         if not self._live and not (folder / STORE).exists() and _is_complete(folder):
@@ -346,16 +412,22 @@ class Session:
         return None
 
     def _reference_identity(self) -> str:
-        return FINAL if self.measurement.reference is None else str(self.measurement.reference.sha256)
+        return (
+            FINAL if self.measurement.reference is None else str(self.measurement.reference.sha256)
+        )
 
 
 def declare_results(trainer: Trainer, settings: Settings) -> None:
     """Tell loggers, before training starts, what there will be to see; nothing here may stop a run."""
     try:
         hparams = lightning_compat.declared_hyperparameters(trainer)
-        tensorboard.declare(trainer.loggers, settings.prefix, with_layout=settings.layout, hparams=hparams)
+        tensorboard.declare(
+            trainer.loggers, settings.prefix, with_layout=settings.layout, hparams=hparams
+        )
     except Exception as error:
-        rank_zero_warn(f"LandscapeMonitor could not declare its results to the loggers: {type(error).__name__}: {error}")
+        rank_zero_warn(
+            f"LandscapeMonitor could not declare its results to the loggers: {type(error).__name__}: {error}"
+        )
 
 
 def in_brief(probe: Probe) -> dict[str, float]:
@@ -363,7 +435,10 @@ def in_brief(probe: Probe) -> dict[str, float]:
     values = {"grad_norm": math.sqrt(probe.grad_sq_norm)}
     if probe.inner_product is None or probe.sq_distance is None:
         excess = probe.loss - probe.loss_infimum
-        return {**values, "smoothness": probe.grad_sq_norm / (2 * excess) if excess > 0 else math.nan}
+        return {
+            **values,
+            "smoothness": probe.grad_sq_norm / (2 * excess) if excess > 0 else math.nan,
+        }
     size = math.sqrt(probe.grad_sq_norm * probe.sq_distance)
     return {**values, "cosine": probe.inner_product / size if size > 0 else math.nan}
 

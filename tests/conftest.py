@@ -9,12 +9,18 @@ import torch
 from hypothesis import HealthCheck, settings
 
 # machines are noisy, and an example may take long for no fault of its own; filtered examples are counted as not tried
-settings.register_profile("noisy", deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])
+settings.register_profile(
+    "noisy",
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
+)
 settings.load_profile("noisy")
 torch.set_num_threads(1)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MPLBACKEND", "agg")
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # inherited by what a shell starts in the background
+if (
+    signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+):  # inherited by what a shell starts in the background
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 

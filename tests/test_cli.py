@@ -60,7 +60,13 @@ def is_one_line(error):
 
 def test_as_a_program(grid):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "100"}
-    command = [sys.executable, "-m", "lightning_landscape.cli", "summary", str(grid / "width_3" / "seed_0")]
+    command = [
+        sys.executable,
+        "-m",
+        "lightning_landscape.cli",
+        "summary",
+        str(grid / "width_3" / "seed_0"),
+    ]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stderr) == (0, "")
     assert "The α-β-condition holds at all 12 probes" in done.stdout
@@ -94,7 +100,9 @@ def test_summary_as_markdown_and_latex(grid, say):
     assert out.count(r"\begin{table}") == 3
 
 
-@pytest.mark.parametrize("inside", ["", "landscape", "landscape/probes.csv", "landscape/summary.json"])
+@pytest.mark.parametrize(
+    "inside", ["", "landscape", "landscape/probes.csv", "landscape/summary.json"]
+)
 def test_a_run_by_any_of_its_paths(inside, grid, say):
     assert say("summary", grid / "width_3" / "seed_0" / inside)[0] == 0
 
@@ -111,7 +119,12 @@ def test_several_runs_where_one_is_asked_for_are_named(grid, say):
 
 def killed(folder):
     table = load(folder).table
-    lines = [probe.with_values(reference_loss=None, inner_product=None, sq_distance=None, initial_loss=None) for probe in table]
+    lines = [
+        probe.with_values(
+            reference_loss=None, inner_product=None, sq_distance=None, initial_loss=None
+        )
+        for probe in table
+    ]
     (folder / "probes.jsonl").write_text("".join(map(to_json_line, lines)) + '{"schema": 1, "st')
     (folder / "probes.csv").unlink()
     (folder / "summary.json").unlink()
@@ -159,7 +172,10 @@ def not_finite(folder):
 
 def partly_evaluated(folder):
     table = load(folder).table
-    rows = [probe.with_values(reference_loss=None, inner_product=None, sq_distance=None) for probe in table[8:]]
+    rows = [
+        probe.with_values(reference_loss=None, inner_product=None, sq_distance=None)
+        for probe in table[8:]
+    ]
     (folder / "probes.csv").write_text(table.merged(rows).to_csv())
 
 
@@ -180,13 +196,19 @@ BROKEN = {
     without_summary: ["summary.json is missing: the run is still training, or was killed"],
     without_table: ["No probe can be read (probes.csv, probes.jsonl): only summary.json is shown"],
     damaged_summary: ["summary.json cannot be read and is left out"],
-    summary_not_finite: ["summary.json cannot be read and is left out: found a number that is not finite"],
+    summary_not_finite: [
+        "summary.json cannot be read and is left out: found a number that is not finite"
+    ],
     foreign_summary: ["summary.json cannot be read and is left out: found no 'run' in it"],
-    damaged_table: ["the table of probes (probes.csv, probes.jsonl) cannot be read and is left out: found schema None"],
+    damaged_table: [
+        "the table of probes (probes.csv, probes.jsonl) cannot be read and is left out: found schema None"
+    ],
     later_schema: ["supported is schema 1, read it with the version that wrote it"],
     not_finite: ["1 of 12 probes have a value that is missing or not finite; they are left out"],
     partly_evaluated: ["4 of 12 probes were not evaluated at the reference"],
-    damaged_segments: ["segments.csv cannot be read and is left out: found no column ['loss', 'schema'] in segments.csv"],
+    damaged_segments: [
+        "segments.csv cannot be read and is left out: found no column ['loss', 'schema'] in segments.csv"
+    ],
     another_table: ["summary.json is of 12 probes, the table has 5"],
 }
 
@@ -214,11 +236,15 @@ def test_a_table_alone_gives_the_conditions_of_the_whole_run_and_no_theorem(run_
     content = strict(say("summary", run_folder, "--format", "json")[1])
     for name in ("alpha", "beta", "neighbourhood", "informativeness"):
         assert content["conditions"]["alpha_beta"][name] == whole["conditions"]["alpha_beta"][name]
-    assert content["conditions"]["smoothness"]["value"] == whole["conditions"]["smoothness"]["value"]
+    assert (
+        content["conditions"]["smoothness"]["value"] == whole["conditions"]["smoothness"]["value"]
+    )
     assert {bound["status"] for bound in content["bounds"].values()} == {"does_not_apply"}
     assert set(content["bounds"]) == set(whole["bounds"])
     assert "summary.json is missing" in content["bounds"]["sgd"]["reason"]
-    assert content["verdict"].startswith("Measured in part, up to an early end (no summary.json was written).")
+    assert content["verdict"].startswith(
+        "Measured in part, up to an early end (no summary.json was written)."
+    )
 
 
 def test_nothing_to_show(run_folder, tmp_path, say):
@@ -230,7 +256,10 @@ def test_nothing_to_show(run_folder, tmp_path, say):
     assert "nothing can be shown" in err
     assert "found schema None" in err
     assert say("compare", run_folder)[0] == 1
-    for path, sentence in ((tmp_path / "nowhere", "no such file or folder"), (tmp_path, "no run in it")):
+    for path, sentence in (
+        (tmp_path / "nowhere", "no such file or folder"),
+        (tmp_path, "no run in it"),
+    ):
         shutil.rmtree(tmp_path / "logs", ignore_errors=True)
         status, out, err = say("summary", path)
         assert (status, out) == (1, "")
@@ -249,7 +278,9 @@ def test_compare_groups(grid, say):
     assert set(found["groups"][0]["beta_min"]) == {"0.1", "1"}
     assert strict(say("compare", grid, "--group_by", "width", "--format", "json")[1]) == found
     separately = [grid / f"width_{width}" / f"seed_{seed}" for width in (3, 24) for seed in (0, 1)]
-    assert strict(say("compare", *separately, grid, "--group-by=width", "--format=json")[1]) == found  # each counts once
+    assert (
+        strict(say("compare", *separately, grid, "--group-by=width", "--format=json")[1]) == found
+    )  # each counts once
 
 
 @pytest.mark.parametrize("form", ["terminal", "markdown", "latex"])
@@ -297,7 +328,11 @@ def test_compare_by_what_no_run_has(grid, say):
 def test_plot(run_folder, tmp_path, say):
     from lightning_landscape.reporting.figures import FIGURES
 
-    points = [SegmentPoint(probe.step, t, probe.loss) for probe in load(run_folder).table for t in (0.0, 0.5, 1.0)]
+    points = [
+        SegmentPoint(probe.step, t, probe.loss)
+        for probe in load(run_folder).table
+        for t in (0.0, 0.5, 1.0)
+    ]
     (run_folder / "segments.csv").write_text(records_to_csv(SegmentPoint, points))
     for damage in (None, without_summary):
         if damage is not None:
@@ -305,7 +340,9 @@ def test_plot(run_folder, tmp_path, say):
         status, out, _ = say("plot", run_folder, "--out", tmp_path / "pictures")
         assert status == 0
         paths = [Path(line) for line in out.splitlines()]
-        assert [path.name for path in paths] == [f"{name}.{kind}" for name in FIGURES for kind in ("pdf", "png")]
+        assert [path.name for path in paths] == [
+            f"{name}.{kind}" for name in FIGURES for kind in ("pdf", "png")
+        ]
         assert all(path.stat().st_size > 1000 for path in paths)
 
 
@@ -314,9 +351,17 @@ def test_plot_hands_over_table_summary_and_segments(run_folder, tmp_path, say, m
 
     seen = []
     monkeypatch.setattr(figures, "draw_all", lambda *given: seen.append(given) or {"one": None})
-    monkeypatch.setattr(figures, "save", lambda drawn, folder: [folder / f"{name}.png" for name in drawn])
-    (run_folder / "segments.csv").write_text(records_to_csv(SegmentPoint, [SegmentPoint(0, 0.5, 1.0)]))
-    assert say("plot", run_folder, "--out", tmp_path / "new") == (0, f"{tmp_path / 'new' / 'one.png'}\n", "")
+    monkeypatch.setattr(
+        figures, "save", lambda drawn, folder: [folder / f"{name}.png" for name in drawn]
+    )
+    (run_folder / "segments.csv").write_text(
+        records_to_csv(SegmentPoint, [SegmentPoint(0, 0.5, 1.0)])
+    )
+    assert say("plot", run_folder, "--out", tmp_path / "new") == (
+        0,
+        f"{tmp_path / 'new' / 'one.png'}\n",
+        "",
+    )
     run = load(run_folder)
     assert seen == [(run.table, run.summary, run.segments, run.held_out)]
 
@@ -333,7 +378,9 @@ def test_plot_of_no_probes(run_folder, tmp_path, say):
 
 
 def bytes_of(folder):
-    files = {path.stat().st_ino: path.stat().st_size for path in folder.rglob("*") if path.is_file()}
+    files = {
+        path.stat().st_ino: path.stat().st_size for path in folder.rglob("*") if path.is_file()
+    }
     return sum(files.values())
 
 
@@ -347,7 +394,9 @@ def test_clean(tmp_path, say):
     assert (folder / "store").exists()
     status, out, _ = say("clean", tmp_path)
     assert (status, out) == (0, f"removed {folder / 'store'}, {size:,} bytes\n")
-    assert sorted(path.name for path in folder.iterdir()) == [name for name in before if name != "store"]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        name for name in before if name != "store"
+    ]
     assert load(folder).summary["run"]["complete"]
     assert "there is no store in 1 run" in say("clean", tmp_path)[1]
 

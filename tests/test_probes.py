@@ -76,7 +76,10 @@ def test_csv_holds_every_digit(table):
 @given(tables)
 def test_lines_and_scalars_hold_every_digit(table):
     assert from_json_lines("".join(map(to_json_line, table))) == table
-    assert ProbeTable(from_scalars(json.loads(json.dumps(to_scalars(probe)))) for probe in table) == table
+    assert (
+        ProbeTable(from_scalars(json.loads(json.dumps(to_scalars(probe)))) for probe in table)
+        == table
+    )
 
 
 @given(tables.filter(len), st.data())
@@ -105,7 +108,11 @@ def test_windows_are_disjoint_equal_slices(table, count, steps):
     assert windows[0][0] == 0
     assert windows[-1][1] == steps
     assert all(a[1] == b[0] for a, b in itertools.pairwise(windows))
-    assert max(end - start for start, end, _ in windows) - min(end - start for start, end, _ in windows) <= 1
+    assert (
+        max(end - start for start, end, _ in windows)
+        - min(end - start for start, end, _ in windows)
+        <= 1
+    )
     inside = [probe.step for _, _, rows in windows for probe in rows]
     assert inside == [probe.step for probe in table if probe.step < steps]
 
@@ -136,7 +143,9 @@ def test_load_joins_the_table_with_newer_lines(tmp_path):
     folder = tmp_path / "landscape"
     folder.mkdir()
     write_atomically(folder / "probes.csv", ProbeTable([row(0), row(1)]).to_csv())
-    (folder / "probes.jsonl").write_text("".join(to_json_line(row(step)) for step in (0, 1, 2)) + '{"schema": 1, "st')
+    (folder / "probes.jsonl").write_text(
+        "".join(to_json_line(row(step)) for step in (0, 1, 2)) + '{"schema": 1, "st'
+    )
     for path in (tmp_path, folder, folder / "probes.csv"):
         run = load(path)
         assert run.path == folder
@@ -160,7 +169,9 @@ def test_a_table_as_a_data_frame(tmp_path):
     frame = table.to_pandas()
     assert list(frame.columns) == list(COLUMNS)
     assert {str(frame[name].dtype) for name in ("step", "epoch", "logged_step")} == {"int64"}
-    assert {str(frame[name].dtype) for name in COLUMNS if name not in ("step", "epoch", "logged_step")} == {"float64"}
+    assert {
+        str(frame[name].dtype) for name in COLUMNS if name not in ("step", "epoch", "logged_step")
+    } == {"float64"}
     assert frame["step"].tolist() == [0, 2]
     assert pandas.isna(frame["reference_loss"]).tolist() == [False, True]
     assert ProbeTable().to_pandas().shape == (0, len(COLUMNS))
@@ -170,11 +181,20 @@ def test_a_table_as_a_data_frame(tmp_path):
 def test_the_tables_beside_it_as_data_frames(tmp_path):
     pytest.importorskip("pandas")
     (tmp_path / "probes.csv").write_text(ProbeTable([row(0)]).to_csv())
-    (tmp_path / "layers.csv").write_text(records_to_csv(LayerRow, [LayerRow(0, 0, "net.0", 0.5, 4.0, 1.0)]))
+    (tmp_path / "layers.csv").write_text(
+        records_to_csv(LayerRow, [LayerRow(0, 0, "net.0", 0.5, 4.0, 1.0)])
+    )
     run = load(tmp_path)
     assert run.to_pandas().shape == (1, len(COLUMNS))
     assert run.to_pandas("layers").to_dict("records") == [
-        {"step": 0, "logged_step": 0, "layer": "net.0", "inner_product": 0.5, "grad_sq_norm": 4.0, "sq_distance": 1.0}
+        {
+            "step": 0,
+            "logged_step": 0,
+            "layer": "net.0",
+            "inner_product": 0.5,
+            "grad_sq_norm": 4.0,
+            "sq_distance": 1.0,
+        }
     ]
     with pytest.raises(ValueError, match=r"found no segments\.csv"):
         run.to_pandas("segments")

@@ -28,7 +28,11 @@ def room(path):
 
 
 def rooms_imported(path):
-    ours = [name.split(".") for name in imports(path) if name and name.startswith("lightning_landscape.")]
+    ours = [
+        name.split(".")
+        for name in imports(path)
+        if name and name.startswith("lightning_landscape.")
+    ]
     return {parts[1] for parts in ours}
 
 
@@ -36,10 +40,28 @@ WAIST = {"probes", "records"}
 ALLOWED = {
     "__init__": {"bounds", "conditions", "functional", "loading", "monitor", "optim", "probes"},
     "settings": set(),
-    "monitor": {"session", "settings", "evaluation", "recording", "training", "vectors", "reporting", "probes"},
+    "monitor": {
+        "session",
+        "settings",
+        "evaluation",
+        "recording",
+        "training",
+        "vectors",
+        "reporting",
+        "probes",
+    },
     "ending": {"settings", "evaluation", "recording", "training", "vectors", "reporting", "probes"},
     "session": {
-        *("ending", "settings", "evaluation", "recording", "store", "training", "vectors", "reporting"),
+        *(
+            "ending",
+            "settings",
+            "evaluation",
+            "recording",
+            "store",
+            "training",
+            "vectors",
+            "reporting",
+        ),
         *("files", "loading", "probes", "records"),
     },
     "training": {"evaluation", "recording", "store", "training", "vectors"},
@@ -67,7 +89,9 @@ def test_imports_run_one_way(path):
     assert rooms_imported(path) <= ALLOWED[room(path)]
 
 
-@pytest.mark.parametrize("path", sorted((PACKAGE / "functional").glob("*.py")), ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "path", sorted((PACKAGE / "functional").glob("*.py")), ids=lambda path: path.name
+)
 def test_functional_needs_torch_alone(path):
     import sys
 
@@ -77,4 +101,8 @@ def test_functional_needs_torch_alone(path):
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_lightning_is_imported_from_one_namespace(path):
-    assert not {name for name in imports(path) if name and name.split(".")[0] in ("pytorch_lightning", "lightning_fabric")}
+    assert not {
+        name
+        for name in imports(path)
+        if name and name.split(".")[0] in ("pytorch_lightning", "lightning_fabric")
+    }

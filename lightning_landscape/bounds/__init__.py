@@ -57,8 +57,12 @@ def certify(evidence: Evidence) -> list[Certificate]:
 def in_force(certificates: Sequence[Certificate]) -> Certificate | None:
     """Return the smallest bound on the best iterate; where none applies the trajectory's certificate, or None."""
     applying = [certificate for certificate in certificates if certificate.value is not None]
-    on_best_iterate = [certificate for certificate in applying if certificate.theorem != TrajectoryBound.name]
-    return min(on_best_iterate or applying, key=lambda certificate: certificate.value or 0.0, default=None)
+    on_best_iterate = [
+        certificate for certificate in applying if certificate.theorem != TrajectoryBound.name
+    ]
+    return min(
+        on_best_iterate or applying, key=lambda certificate: certificate.value or 0.0, default=None
+    )
 
 
 __all__ = [

@@ -39,18 +39,26 @@ class _Adaptive(Stochastic):
         self._check_method(evidence)
         seen, start = evidence.learning_rates, evidence.learning_rate
         if self.constant_rate and seen is not None and seen != (start, start):
-            raise DoesNotApply(f"lr started at {start:g} and was {seen[0]:g} to {seen[1]:g} at the probes; the theorem has one")
+            raise DoesNotApply(
+                f"lr started at {start:g} and was {seen[0]:g} to {seen[1]:g} at the probes; the theorem has one"
+            )
         super().check(evidence)
 
     def _check_method(self, evidence: Evidence) -> None:
-        if evidence.optimizer != self.optimizer or not evidence.is_from("lightning_landscape.optim"):
+        if evidence.optimizer != self.optimizer or not evidence.is_from(
+            "lightning_landscape.optim"
+        ):
             raise OtherOptimizer(
                 f"the optimizer is {evidence.optimizer}; the theorem is about {self.optimizer} of this package"
             )
         if evidence.run.get("gradient_clipping") is not None:
-            raise DoesNotApply("gradients are clipped; the theorem is about the gradient's own norm")
+            raise DoesNotApply(
+                "gradients are clipped; the theorem is about the gradient's own norm"
+            )
         if self.needs_loss and evidence.run["accumulate_grad_batches"] != 1:
-            raise DoesNotApply("gradients are accumulated; the step size is made of the last micro-batch's loss alone")
+            raise DoesNotApply(
+                "gradients are accumulated; the step size is made of the last micro-batch's loss alone"
+            )
         if self.needs_loss and evidence.run["precision"] == "16-mixed":
             raise DoesNotApply("a GradScaler calls the optimizer without its loss")
 
@@ -75,7 +83,9 @@ class _Adaptive(Stochastic):
     def check_from_start(self, evidence: Evidence) -> None:
         """Check that x_0 is where the optimiser started: its constants belong to its own first step."""
         if evidence.first_step != 0:
-            raise DoesNotApply(f"the first probe is at step {evidence.first_step}, the optimizer's constants belong to step 0")
+            raise DoesNotApply(
+                f"the first probe is at step {evidence.first_step}, the optimizer's constants belong to step 0"
+            )
 
 
 class SPSMaxBound(_Adaptive):
@@ -148,7 +158,9 @@ class DecSPSBound(_Adaptive):
         previous = torch.cat([start, scaled[:-1]]).cummin(0).values
         gap = evidence.column("loss") - evidence.column("loss_infimum")
         largest = torch.minimum(gap / evidence.column("grad_sq_norm"), previous) / c
-        self.check_follows(evidence, largest if evidence.every_step else torch.minimum(found, largest))
+        self.check_follows(
+            evidence, largest if evidence.every_step else torch.minimum(found, largest)
+        )
 
     def constants(self, evidence: Evidence) -> dict[str, float]:
         """Return c_0, γ_b, L, the largest D_k² and σ²."""
@@ -162,11 +174,15 @@ class DecSPSBound(_Adaptive):
 
     def shape(self, evidence: Evidence, constants: Constants, steps: float) -> LinearFractional:
         """Return `lightning_landscape.bounds.functional.dec_sps` as a function of the pair."""
-        return B.dec_sps_shape(steps=steps, **constants, **_root_schedule(constants["c_init"], steps))
+        return B.dec_sps_shape(
+            steps=steps, **constants, **_root_schedule(constants["c_init"], steps)
+        )
 
     def _shortest(self, evidence: Evidence) -> float:
         """Return the largest 1/(2 c_k γ_k): what the proof takes from L is that no c_k γ_k is below 1/(2L)."""
-        scaled = (evidence.column("step_size") * evidence.number("c_init") * root_of_step(evidence))[evidence.moving]
+        scaled = (
+            evidence.column("step_size") * evidence.number("c_init") * root_of_step(evidence)
+        )[evidence.moving]
         scaled = scaled[scaled > 0]
         return float((1 / (2 * scaled)).max()) if len(scaled) else 0.0
 
@@ -180,7 +196,9 @@ class DecSPSSharpBound(DecSPSBound):
 
     def shape(self, evidence: Evidence, constants: Constants, steps: float) -> LinearFractional:
         """Return `lightning_landscape.bounds.functional.dec_sps_sharp` as a function of the pair."""
-        return B.dec_sps_sharp_shape(steps=steps, **constants, **_root_schedule(constants["c_init"], steps))
+        return B.dec_sps_sharp_shape(
+            steps=steps, **constants, **_root_schedule(constants["c_init"], steps)
+        )
 
 
 class NGNBound(_Adaptive):
@@ -196,7 +214,9 @@ class NGNBound(_Adaptive):
         low = self._check_low(evidence)
         gamma = evidence.learning_rate / self.growth(evidence)
         above = evidence.column("loss") - low
-        self.check_follows(evidence, gamma / (1 + gamma * evidence.column("grad_sq_norm") / (2 * above)))
+        self.check_follows(
+            evidence, gamma / (1 + gamma * evidence.column("grad_sq_norm") / (2 * above))
+        )
 
     def foresee(self, evidence: Evidence) -> None:
         """Foresee an infimum below that of the optimiser."""
@@ -218,7 +238,11 @@ class NGNBound(_Adaptive):
     def constants(self, evidence: Evidence) -> dict[str, float]:
         """Return γ, L, D_0², σ² and σ_pos²."""
         positivity = float(evidence.column("loss_infimum").mean()) - evidence.number("loss_infimum")
-        return {"step_size": evidence.learning_rate, **super().constants(evidence), "positivity_error": positivity}
+        return {
+            "step_size": evidence.learning_rate,
+            **super().constants(evidence),
+            "positivity_error": positivity,
+        }
 
     def shape(self, evidence: Evidence, constants: Constants, steps: float) -> LinearFractional:
         """Return `lightning_landscape.bounds.functional.ngn` as a function of the pair."""
@@ -278,22 +302,37 @@ class AdaGradNormMaxBound(_Adaptive):
         """Check that b_k = γ/γ_k is at least what the probed gradients demand; with every step probed, that it is that."""
         self.check_from_start(evidence)
         found, steps = evidence.column("step_size"), evidence.column("step")
-        largest = evidence.column("grad_sq_norm").cummax(0).values  # c_k² up to the next probe is at least this
+        largest = (
+            evidence.column("grad_sq_norm").cummax(0).values
+        )  # c_k² up to the next probe is at least this
         before = torch.cat([largest.new_zeros(1), (largest[:-1] * steps.diff()).cumsum(0)])
-        longest = evidence.learning_rate / (evidence.number("b_init") ** 2 + before + largest).sqrt()
-        self.check_follows(evidence, longest if evidence.every_step else torch.minimum(found, longest))
+        longest = (
+            evidence.learning_rate / (evidence.number("b_init") ** 2 + before + largest).sqrt()
+        )
+        self.check_follows(
+            evidence, longest if evidence.every_step else torch.minimum(found, longest)
+        )
 
     def constants(self, evidence: Evidence) -> dict[str, float]:
         """Return γ, b_{−1}, L, D_0², σ², G and D = 0, which is always right."""
         own = {"step_size": evidence.learning_rate, "b_init": evidence.number("b_init")}
-        return {**own, **super().constants(evidence), "grad_bound": self._largest(evidence), "grad_min": 0.0}
+        return {
+            **own,
+            **super().constants(evidence),
+            "grad_bound": self._largest(evidence),
+            "grad_min": 0.0,
+        }
 
     def _largest(self, evidence: Evidence) -> float:
         """Return the largest ‖g_k‖, or what the growth of b_k shows of gradients between probes: b_k² ≤ b_{−1}² + G²(k+1)."""
         sizes, steps = evidence.column("step_size"), evidence.column("step") + 1
-        between = ((evidence.learning_rate / sizes).square() - evidence.number("b_init") ** 2) / steps
+        between = (
+            (evidence.learning_rate / sizes).square() - evidence.number("b_init") ** 2
+        ) / steps
         between = between[evidence.moving & (sizes > 0)]
-        return max(evidence.grad_bound, math.sqrt(max(float(between.max()), 0.0)) if len(between) else 0.0)
+        return max(
+            evidence.grad_bound, math.sqrt(max(float(between.max()), 0.0)) if len(between) else 0.0
+        )
 
     def shape(self, evidence: Evidence, constants: Constants, steps: float) -> LinearFractional:
         """Return `lightning_landscape.bounds.functional.adagrad_norm_max` as a function of the pair."""
@@ -304,7 +343,10 @@ def _root_schedule(c_init: float, steps: float) -> dict[str, float]:
     """Return c_{K−1} and Σ 1/c_k of c_k = c_0 √(k + 1)."""
     if math.isinf(steps):
         return {"c_last": math.inf, "inverse_c_sum": math.inf}
-    return {"c_last": c_init * math.sqrt(steps), "inverse_c_sum": sum_of_inverse_roots(int(steps)) / c_init}
+    return {
+        "c_last": c_init * math.sqrt(steps),
+        "inverse_c_sum": sum_of_inverse_roots(int(steps)) / c_init,
+    }
 
 
 def sum_of_inverse_roots(steps: int) -> float:

@@ -82,7 +82,9 @@ def foresee_schedule(evidence: Evidence, *, constant: bool) -> None:
     if constant and names:
         raise DoesNotApply(f"{', '.join(names)} changes lr, the theorem has one")
     if not constant and all(hasattr(lr_scheduler, name) and name != "LambdaLR" for name in names):
-        raise DoesNotApply(f"{', '.join(names)} does not do that" if names else "there is no scheduler")
+        raise DoesNotApply(
+            f"{', '.join(names)} does not do that" if names else "there is no scheduler"
+        )
 
 
 def check_declared(evidence: Evidence) -> None:
@@ -109,7 +111,9 @@ def check_moves_along_gradient(evidence: Evidence) -> None:
 def check_measured_throughout(evidence: Evidence) -> None:
     """Raise `DoesNotApply` where the probes do not reach to the end, or parameters moved between the optimiser's steps."""
     if not math.isfinite(evidence.final_sq_distance):
-        raise DoesNotApply("the distance of the last iterate to the reference is not a finite number")
+        raise DoesNotApply(
+            "the distance of the last iterate to the reference is not a finite number"
+        )
     off = evidence.gradient_difference
     if off is not None and off > SAME_GRADIENT:
         raise DoesNotApply(
@@ -124,7 +128,9 @@ def check_measured_throughout(evidence: Evidence) -> None:
         )
     stride, last = evidence.run.get("stride"), int(evidence.spans[-1])
     if stride is not None and last > max(2 * int(stride), 0.05 * evidence.steps):
-        raise DoesNotApply(f"the last probe is {last} steps before the end, what came after it was not measured")
+        raise DoesNotApply(
+            f"the last probe is {last} steps before the end, what came after it was not measured"
+        )
     if moved:
         raise DoesNotApply(
             f"after the step of {moved} probes something else moved the parameters (a hook, an averaging callback), and the "
@@ -140,7 +146,9 @@ def check_measured_throughout(evidence: Evidence) -> None:
 def check_infimum(evidence: Evidence) -> None:
     """Raise `DoesNotApply` where a loss is at the infimum while its gradient is not zero, or below it."""
     if math.isinf(evidence.smoothness):
-        raise DoesNotApply("a loss is at loss_infimum, or below, while its gradient is not zero: pass a smaller loss_infimum=")
+        raise DoesNotApply(
+            "a loss is at loss_infimum, or below, while its gradient is not zero: pass a smaller loss_infimum="
+        )
 
 
 def root_of_step(evidence: Evidence) -> Tensor:

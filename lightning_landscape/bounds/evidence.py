@@ -46,7 +46,9 @@ class Evidence:
     @cached_property
     def feasible(self) -> FeasibleSet:
         """All pairs with which the α-β-condition holds at every probe."""
-        return feasible_set(**self.table.columns("loss", "reference_loss", "inner_product", "loss_infimum"))
+        return feasible_set(
+            **self.table.columns("loss", "reference_loss", "inner_product", "loss_infimum")
+        )
 
     @cached_property
     def full_batch(self) -> bool:
@@ -63,13 +65,19 @@ class Evidence:
         drop = (starts.mean() - ends.mean()).abs()
         for values in (starts, ends):
             spread = values.max() - values.min()
-            if bool(spread > 1e-5 * values.abs().max()) or (bool(drop > 0) and bool(spread > 1e-3 * drop)):
+            if bool(spread > 1e-5 * values.abs().max()) or (
+                bool(drop > 0) and bool(spread > 1e-3 * drop)
+            ):
                 return False
         if self.steps_per_epoch == 1:
             return True
         in_order = self.run.get("sampling") not in ("reshuffled", "with_replacement")
         steps = self.column("step").long()
-        if self.steps_per_epoch and in_order and len(set((steps % self.steps_per_epoch).tolist())) == 1:
+        if (
+            self.steps_per_epoch
+            and in_order
+            and len(set((steps % self.steps_per_epoch).tolist())) == 1
+        ):
             return False
         return bool((ends > self.column("loss_infimum")).any())
 
@@ -94,7 +102,11 @@ class Evidence:
     def loss_infima(self) -> Tensor:
         """The infima l of the probes; before there is one, the l that the monitor was given."""
         stated = self.run.get("loss", {}).get("infimum")
-        return self.column("loss_infimum") if len(self.table) or stated is None else torch.tensor([stated]).double()
+        return (
+            self.column("loss_infimum")
+            if len(self.table) or stated is None
+            else torch.tensor([stated]).double()
+        )
 
     @property
     def smoothness(self) -> float:
@@ -105,7 +117,9 @@ class Evidence:
         columns = self.table.columns("grad_sq_norm", "loss", "loss_infimum")
         own = F.smoothness_ratio(**columns)
         known = float(own[~self.rounded_away].max()) if not bool(self.rounded_away.all()) else 0.0
-        least = own[self.rounded_away].minimum(self.column("grad_sq_norm")[self.rounded_away] / (2 * self._rounding))
+        least = own[self.rounded_away].minimum(
+            self.column("grad_sq_norm")[self.rounded_away] / (2 * self._rounding)
+        )
         return known if bool((least <= known).all()) else math.inf
 
     @property
@@ -123,7 +137,9 @@ class Evidence:
     @property
     def interpolation_error(self) -> float:
         """σ²: the mean of b − l."""
-        return float(F.interpolation_error(**self.table.columns("reference_loss", "loss_infimum"))[0])
+        return float(
+            F.interpolation_error(**self.table.columns("reference_loss", "loss_infimum"))[0]
+        )
 
     @property
     def sq_distance(self) -> float:
@@ -187,7 +203,10 @@ class Evidence:
     def residual_share(self) -> float:
         """R beside what the steps along the gradient did: ``R / (|D_0² − D_K²|/2 + ½ Σ η_k² G_k²)``."""
         squares = self.column("step_size").square() * self.column("grad_sq_norm")
-        moved = abs(self.sq_distance - self.final_sq_distance) / 2 + float((self.weights * squares).sum()) / 2
+        moved = (
+            abs(self.sq_distance - self.final_sq_distance) / 2
+            + float((self.weights * squares).sum()) / 2
+        )
         return self.residual_bound / moved if moved else (math.inf if self.residual_bound else 0.0)
 
     @property
@@ -207,7 +226,9 @@ class Evidence:
         squares = self.column("step_size").square() * self.column("grad_sq_norm")
         after = torch.cat([before[1:], before.new_tensor([self.final_sq_distance])])
         size = before + after + along.abs() + squares
-        off = (before - along + squares - after).abs() > 2 * rest * before.sqrt() + rest.square() + 1e-4 * size
+        off = (
+            before - along + squares - after
+        ).abs() > 2 * rest * before.sqrt() + rest.square() + 1e-4 * size
         rows = (off & (self.spans == 1)).nonzero().flatten()
         return int(self.table[int(rows[0])].step) if len(rows) else None
 
@@ -253,14 +274,20 @@ class Evidence:
         """
         value = self.option(name)
         if not isinstance(value, (int, float)):
-            raise ValueError(f"{self.optimizer} has no option `{name}` that is a number, but {value!r}")
+            raise ValueError(
+                f"{self.optimizer} has no option `{name}` that is a number, but {value!r}"
+            )
         return float(value)
 
     @property
     def learning_rates(self) -> tuple[float, float] | None:
         """The smallest and the largest learning rate over the probes; None where parameter groups had several, or unknown."""
         seen = self.run.get("learning_rates")
-        return None if seen is None or seen["min"] is None else (float(seen["min"]), float(seen["max"]))
+        return (
+            None
+            if seen is None or seen["min"] is None
+            else (float(seen["min"]), float(seen["max"]))
+        )
 
     @property
     def gradient_difference(self) -> float | None:
@@ -282,7 +309,13 @@ class Evidence:
         return [
             f"{name}={value}"
             for name in ("momentum", "weight_decay")
-            for value in sorted({str(option[name]) for option in options if option.get(name) not in (None, 0, False)})
+            for value in sorted(
+                {
+                    str(option[name])
+                    for option in options
+                    if option.get(name) not in (None, 0, False)
+                }
+            )
         ]
 
 

@@ -37,7 +37,9 @@ def constant_step(evidence: Evidence) -> float:
         raise DoesNotApply("every probed gradient is zero: there is no step size")
     step_size = float(found.median())
     if step_size <= 0:
-        raise DoesNotApply(f"the step size was {step_size:.4g}; steps along −gradient have a positive one")
+        raise DoesNotApply(
+            f"the step size was {step_size:.4g}; steps along −gradient have a positive one"
+        )
     step = evidence.departure(torch.full((len(evidence.table),), step_size, dtype=torch.float64))
     if step is not None:
         raise DoesNotApply(
@@ -129,11 +131,15 @@ class SGDDecreasingBound(Stochastic):
         growth = root_of_step(evidence)
         found = (evidence.column("step_size") * growth)[evidence.moving]
         if len(found) < 2:
-            raise DoesNotApply("fewer than two probes have a step size: a decreasing one cannot be told from them")
+            raise DoesNotApply(
+                "fewer than two probes have a step size: a decreasing one cannot be told from them"
+            )
         first = float(found.median())
         step = evidence.departure(first / growth)
         if first <= 0 or step is not None:
-            raise DoesNotApply(f"the step size did not fall as 1/√(k + 1): another one at step {step}{said_clipping(evidence)}")
+            raise DoesNotApply(
+                f"the step size did not fall as 1/√(k + 1): another one at step {step}{said_clipping(evidence)}"
+            )
         return first
 
 
@@ -153,7 +159,9 @@ class SGDScheduleBound(Stochastic):
         self._check_fixed_before(evidence)
 
     def _check_fixed_before(self, evidence: Evidence) -> None:
-        watching = [s["class"] for s in evidence.run.get("lr_schedulers") or [] if s["reduce_on_plateau"]]
+        watching = [
+            s["class"] for s in evidence.run.get("lr_schedulers") or [] if s["reduce_on_plateau"]
+        ]
         if watching:
             raise DoesNotApply(
                 f"{watching[0]} sets lr by what was measured on the way; the proof needs a schedule that was fixed before"
@@ -187,14 +195,19 @@ class SGDScheduleBound(Stochastic):
         """Add that nobody but the user knows where a schedule without a scheduler comes from."""
         seen = evidence.learning_rates
         by_hand = seen is not None and seen[0] != seen[1] and not evidence.run.get("lr_schedulers")
-        return super().caveats(evidence) + ["lr was set by hand, if by the losses it is no schedule"] * by_hand
+        return (
+            super().caveats(evidence)
+            + ["lr was set by hand, if by the losses it is no schedule"] * by_hand
+        )
 
     def shape(self, evidence: Evidence, constants: Constants, steps: float) -> LinearFractional:
         """Return `lightning_landscape.bounds.functional.sgd_schedule` as a function of the pair."""
         if math.isinf(steps):
             raise DoesNotApply("a schedule says nothing of steps beyond its end")
         spans = evidence.spans_until(int(steps))  # each probe's step size up to the next probe
-        return B.sgd_schedule_shape(step_sizes=evidence.column("step_size"), counts=spans, **constants)
+        return B.sgd_schedule_shape(
+            step_sizes=evidence.column("step_size"), counts=spans, **constants
+        )
 
 
 class GradientDescentBound(Theorem):
@@ -242,5 +255,8 @@ class GradientDescentBound(Theorem):
     def status(self, evidence: Evidence) -> tuple[Status, str]:
         """Return "proved" where every step was a probe: the proof is path by path."""
         if evidence.every_step:
-            return "proved", "proved for this run, to rounding: every step was a probe, of the same function"
+            return (
+                "proved",
+                "proved for this run, to rounding: every step was a probe, of the same function",
+            )
         return super().status(evidence)

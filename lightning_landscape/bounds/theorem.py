@@ -76,7 +76,11 @@ class Certificate:
 
     def on(self, bound: LinearFractional, evidence: Evidence) -> Fraction:
         """Return another bound's value at the same place."""
-        return bound.at(*self.place) if self.place else bound.at_infinity(evidence.feasible.lines[-1].slope)
+        return (
+            bound.at(*self.place)
+            if self.place
+            else bound.at_infinity(evidence.feasible.lines[-1].slope)
+        )
 
     @property
     def applies(self) -> bool:
@@ -140,7 +144,9 @@ class Theorem(ABC):
         """Return the numbers that enter the bound beside the pair and the number of steps."""
 
     @abstractmethod
-    def shape(self, evidence: Evidence, constants: Mapping[str, float], steps: float) -> LinearFractional:
+    def shape(
+        self, evidence: Evidence, constants: Mapping[str, float], steps: float
+    ) -> LinearFractional:
         """Return the bound after so many steps (``math.inf``: in the limit) as a function of the pair."""
 
     def status(self, evidence: Evidence) -> tuple[Status, str]:
@@ -157,14 +163,22 @@ class Theorem(ABC):
             caveats.append("steps that a GradScaler left out are counted as steps")
         sampling = evidence.run.get("sampling", "unknown")
         if not evidence.full_batch and sampling != "with_replacement":
-            said = {"reshuffled": "batches are reshuffled every epoch"}.get(sampling, "the order of the data is not known")
+            said = {"reshuffled": "batches are reshuffled every epoch"}.get(
+                sampling, "the order of the data is not known"
+            )
             caveats.append(f"{said}, the proof draws them independently")
         if evidence.run["reference"]["kind"] == "final" and not evidence.full_batch:
-            caveats.append("the reference is this run's own end, in the proof it does not depend on the run")
+            caveats.append(
+                "the reference is this run's own end, in the proof it does not depend on the run"
+            )
         return caveats
 
     def _certificate(
-        self, evidence: Evidence, constants: Mapping[str, float], shape: LinearFractional, best: Best
+        self,
+        evidence: Evidence,
+        constants: Mapping[str, float],
+        shape: LinearFractional,
+        best: Best,
     ) -> Certificate:
         assert best.value is not None
         status, reason = self.status(evidence)
@@ -174,7 +188,11 @@ class Theorem(ABC):
             parts = shape.parts(*place)
         else:
             steepest = evidence.feasible.lines[-1].slope
-            parts = (shape.distance * 0, shape.noise_rate / shape.slope, shape.spread * steepest / shape.slope)
+            parts = (
+                shape.distance * 0,
+                shape.noise_rate / shape.slope,
+                shape.spread * steepest / shape.slope,
+            )
         if best.pair is None:
             where = "at the excluded end of the step-size condition" if place else "as δ → ∞"
             reason = f"{reason}; approached only {where}, no pair attains it"
@@ -191,7 +209,9 @@ class Theorem(ABC):
             measured=self.measured(evidence),
             place=place,
             noise_remedy=self.noise_remedy,
-            remedy=self.remedy if (ideal := evidence.feasible.best().pair) and not shape.allows(ideal[0]) else "",
+            remedy=self.remedy
+            if (ideal := evidence.feasible.best().pair) and not shape.allows(ideal[0])
+            else "",
         )
         return replace(certificate, limit=self._limit(evidence, certificate))
 
@@ -200,7 +220,10 @@ class Theorem(ABC):
 
         With the certificate's pair and constants; ``nan`` at the first probe, before any step.
         """
-        later = [self._after(probe.step - evidence.first_step, evidence, certificate) for probe in evidence.table[1:]]
+        later = [
+            self._after(probe.step - evidence.first_step, evidence, certificate)
+            for probe in evidence.table[1:]
+        ]
         return torch.tensor([math.nan, *later], dtype=torch.float64)
 
     def _after(self, steps: int, evidence: Evidence, certificate: Certificate) -> float:
@@ -241,7 +264,9 @@ class Theorem(ABC):
                 f"it needs {self.condition}, that is α − β {'≥' if shape.closed else '>'} {as_float(shape.least_rate):.4g}, "
                 f"and probes with reference_loss = loss_infimum bound α − β by {as_float(region.rate_max):.4g}"
             )
-        raise DoesNotApply("its value is beyond the range of float64, or the probes' sums contradict each other")
+        raise DoesNotApply(
+            "its value is beyond the range of float64, or the probes' sums contradict each other"
+        )
 
 
 def _finite(value: float) -> float | None:

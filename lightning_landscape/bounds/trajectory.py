@@ -27,13 +27,19 @@ class TrajectoryBound(Theorem):
         foresee_direction(evidence)
         momentum = [option for option in evidence.declared if option.startswith("momentum")]
         if momentum:
-            raise DoesNotApply(f"steps of {evidence.optimizer} with {momentum[0]} are not along the mini-batch gradient")
+            raise DoesNotApply(
+                f"steps of {evidence.optimizer} with {momentum[0]} are not along the mini-batch gradient"
+            )
 
     def check(self, evidence: Evidence) -> None:
         """Check that no step went along +gradient, and that what was not along the gradient hardly matters."""
         check_measured_throughout(evidence)
         sums = exact_sums(evidence)
-        negative = int((evidence.column("step_size") < 0).sum()) if sums is None else int(sums["negative_steps"])
+        negative = (
+            int((evidence.column("step_size") < 0).sum())
+            if sums is None
+            else int(sums["negative_steps"])
+        )
         if negative:
             of = f"{len(evidence.table)} probes" if sums is None else f"{evidence.steps} steps"
             raise DoesNotApply(
@@ -56,14 +62,20 @@ class TrajectoryBound(Theorem):
         constants = self.constants(evidence)
         shape, residual = self.shape(evidence, constants, evidence.steps), constants["residual"]
         pair = evidence.feasible.minimise(shape).pair
-        rest = as_float(shape.distance + shape.noise + shape.spread * pair[1]) - residual if pair else 0.0
+        rest = (
+            as_float(shape.distance + shape.noise + shape.spread * pair[1]) - residual
+            if pair
+            else 0.0
+        )
         return residual / rest if rest > 0 else evidence.residual_share
 
     def constants(self, evidence: Evidence) -> dict[str, float]:
         """Return the sums over all steps: exact where they were kept, else estimated from the probes."""
         return self._sums(evidence, evidence.steps)
 
-    def shape(self, evidence: Evidence, constants: Mapping[str, float], steps: float) -> LinearFractional:
+    def shape(
+        self, evidence: Evidence, constants: Mapping[str, float], steps: float
+    ) -> LinearFractional:
         """Return `lightning_landscape.bounds.functional.trajectory` as a function of the pair."""
         if math.isinf(steps):
             raise DoesNotApply("the certificate is of the steps that were made")
@@ -72,14 +84,25 @@ class TrajectoryBound(Theorem):
         shape = B.trajectory_shape(**sums)
         # what the probes say of Σ η p stands for (D_0² − D_K²)/2 + ½ Σ η²G², which it is over every step: sums with the same
         # weights on both sides of an inequality that holds at each probe cannot contradict it
-        return shape if along is None else replace(shape, distance=Fraction(along) - Fraction(sums["sq_step_sum"]) / 2)
+        return (
+            shape
+            if along is None
+            else replace(shape, distance=Fraction(along) - Fraction(sums["sq_step_sum"]) / 2)
+        )
 
     def status(self, evidence: Evidence) -> tuple[Status, str]:
         """Return "proved" where every step was a probe."""
         if evidence.every_step:
             return "proved", "proved for this run: every step was a probe"
-        which = "the sums over steps" if exact_sums(evidence) is None else "the sums of η(b − l) and ‖e‖D"
-        return "estimate", f"estimate: {which} are taken from {len(evidence.table)} probes of {evidence.steps} steps"
+        which = (
+            "the sums over steps"
+            if exact_sums(evidence) is None
+            else "the sums of η(b − l) and ‖e‖D"
+        )
+        return (
+            "estimate",
+            f"estimate: {which} are taken from {len(evidence.table)} probes of {evidence.steps} steps",
+        )
 
     def measured(self, evidence: Evidence) -> float | None:
         """Return the η-weighted mean of a − b, estimated from the probes."""
@@ -94,7 +117,11 @@ class TrajectoryBound(Theorem):
         excess = evidence.column("reference_loss") - evidence.column("loss_infimum")
         weights = interpolation_weights(evidence.spans_until(steps))
         later = (evidence.column("step") - evidence.first_step >= steps).nonzero().flatten()
-        final = evidence.final_sq_distance if not len(later) else float(evidence.column("sq_distance")[int(later[0])])
+        final = (
+            evidence.final_sq_distance
+            if not len(later)
+            else float(evidence.column("sq_distance")[int(later[0])])
+        )
         sums = {
             "step_size_sum": float((weights * sizes).sum()),
             "sq_step_sum": float((weights * sizes.square() * squares).sum()),
@@ -108,7 +135,9 @@ class TrajectoryBound(Theorem):
             sums["step_size_sum"], sums["sq_step_sum"] = kept["step_size"], kept["sq_step"]
             sums["residual"] = kept["sq_residual"] / 2 + float((weights * rest * distance).sum())
         elif not evidence.every_step:
-            sums["inner_product_sum"] = float((weights * sizes * evidence.column("inner_product")).sum())
+            sums["inner_product_sum"] = float(
+                (weights * sizes * evidence.column("inner_product")).sum()
+            )
         return sums
 
 
@@ -117,4 +146,8 @@ def exact_sums(evidence: Evidence) -> Mapping[str, float] | None:
     sums: Mapping[str, float] | None = evidence.run.get("exact_sums")
     if sums is None or None in sums.values():  # not kept, or not finite
         return None
-    return sums if sums["first_step"] == evidence.first_step and sums["steps"] == evidence.steps else None
+    return (
+        sums
+        if sums["first_step"] == evidence.first_step and sums["steps"] == evidence.steps
+        else None
+    )

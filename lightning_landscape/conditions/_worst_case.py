@@ -51,7 +51,9 @@ class WorstCase(Metric, ABC):
 
     def add(self, **columns: Column) -> None:
         """Add probes: columns of shape ``(n,)``, or numbers; a number beside columns stands for every probe."""
-        tensors = [torch.as_tensor(columns[name], dtype=torch.float64).reshape(-1) for name in self.columns]
+        tensors = [
+            torch.as_tensor(columns[name], dtype=torch.float64).reshape(-1) for name in self.columns
+        ]
         length = max(map(len, tensors))
         for name, tensor in zip(self.columns, tensors, strict=True):
             getattr(self, name).append(tensor.expand(length) if len(tensor) == 1 else tensor)

@@ -72,7 +72,9 @@ class AlphaBeta(Metric):
     ) -> None:
         """Add probes: columns of shape ``(n,)``, or numbers for a single one."""
         columns = (loss, reference_loss, inner_product, loss_infimum)
-        one_dimensional = [torch.as_tensor(column, dtype=torch.float64).reshape(-1) for column in columns]
+        one_dimensional = [
+            torch.as_tensor(column, dtype=torch.float64).reshape(-1) for column in columns
+        ]
         length = len(one_dimensional[0])
         if len(one_dimensional[3]) == 1:
             one_dimensional[3] = one_dimensional[3].expand(length)
@@ -100,7 +102,9 @@ class AlphaBeta(Metric):
         error, standard_error = F.interpolation_error(
             reference_loss=columns["reference_loss"], loss_infimum=columns["loss_infimum"]
         )
-        violated = F.alpha_beta_impossible(**columns) | F.alpha_beta_violations(pair.alpha, pair.beta, **columns)
+        violated = F.alpha_beta_impossible(**columns) | F.alpha_beta_violations(
+            pair.alpha, pair.beta, **columns
+        )
         return {
             **_as_dict(pair, error),
             "interpolation_error": error,
@@ -109,7 +113,10 @@ class AlphaBeta(Metric):
             "margin": F.alpha_beta_margin(pair.alpha, pair.beta, **columns),
             "violated": violated.sum(),
             "degenerate_rows": (columns["reference_loss"] == columns["loss_infimum"]).sum(),
-            "coverage": {str(share): _as_dict(F.best_alpha_beta(**columns, share=share), error) for share in self.shares},
+            "coverage": {
+                str(share): _as_dict(F.best_alpha_beta(**columns, share=share), error)
+                for share in self.shares
+            },
         }
 
 

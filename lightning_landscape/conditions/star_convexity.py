@@ -41,7 +41,11 @@ class StarConvexity(WorstCase):
         """Return the share over given probes."""
         result = super().over(**columns)
         holds_everywhere = not bool(result["violated"].any())
-        return {**result, "value": result["ratio"].mean(), "row": None if holds_everywhere else result["row"]}
+        return {
+            **result,
+            "value": result["ratio"].mean(),
+            "row": None if holds_everywhere else result["row"],
+        }
 
     def ratio(self, **columns: Tensor) -> Tensor:
         """Return 1 where the inequality holds and 0 where not."""

@@ -31,9 +31,16 @@ class WeakStrongConvexity(WorstCase):
     columns = ("loss", "reference_loss", "inner_product", "sq_distance")
     constant = "mu"
 
-    def update(self, loss: Column, reference_loss: Column, inner_product: Column, sq_distance: Column) -> None:
+    def update(
+        self, loss: Column, reference_loss: Column, inner_product: Column, sq_distance: Column
+    ) -> None:
         """Add probes: columns of shape ``(n,)``, or numbers."""
-        self.add(loss=loss, reference_loss=reference_loss, inner_product=inner_product, sq_distance=sq_distance)
+        self.add(
+            loss=loss,
+            reference_loss=reference_loss,
+            inner_product=inner_product,
+            sq_distance=sq_distance,
+        )
 
     def ratio(self, **columns: Tensor) -> Tensor:
         """Return the μ of each probe."""

@@ -83,7 +83,12 @@ class Completion:
         per_sample: PerSample | None = None,
     ) -> None:
         self._rows, self._stored, self._checks, self._processes = rows, stored, checks, processes
-        self._products, self._lines, self._held_out, self._per_sample = products, segments, held_out, per_sample
+        self._products, self._lines, self._held_out, self._per_sample = (
+            products,
+            segments,
+            held_out,
+            per_sample,
+        )
 
     def evaluations(self, kept: int, *, live: bool) -> int:
         """Return how many evaluations of a loss so many kept probes take, at most.
@@ -96,7 +101,13 @@ class Completion:
         batches = 0 if self._held_out is None or live else self._held_out.batches * kept
         samples = 0 if self._per_sample is None or live else self._per_sample.passes * kept
         # of each of the batches a loss and its gradient, worth three, and the loss at x_p
-        return at_reference + min(kept, INITIAL_LOSSES) + lines * (len(FRACTIONS) - 2) + 4 * batches + samples
+        return (
+            at_reference
+            + min(kept, INITIAL_LOSSES)
+            + lines * (len(FRACTIONS) - 2)
+            + 4 * batches
+            + samples
+        )
 
     def at(self, reference: Reference, track: Track) -> None:
         """Fill the columns that need x_p, and the loss at x_0.
@@ -113,7 +124,9 @@ class Completion:
         following = dict(itertools.pairwise(waiting))
         with self._stored.one_after_another():
             for step in track(waiting, "probes at x_p"):
-                self._unless_gone(step, functools.partial(self._evaluate, reference, following.get(step)))
+                self._unless_gone(
+                    step, functools.partial(self._evaluate, reference, following.get(step))
+                )
         self._evaluate_initial(reference, track)
         self._evaluate_segments(reference, track)
         self._evaluate_held_out(reference, track)
@@ -144,8 +157,13 @@ class Completion:
         if accuracy is not None:
             self._rows.accuracies[step] = accuracy
         if self._rows.layers is not None and self._stored.measures:
-            x, gradient = self._stored.iterate(step, reference.parameters), self._stored.gradient(step)
-            self._rows.layers[step] = layer_rows(probe, x, reference.parameters, gradient, self._products)
+            x, gradient = (
+                self._stored.iterate(step, reference.parameters),
+                self._stored.gradient(step),
+            )
+            self._rows.layers[step] = layer_rows(
+                probe, x, reference.parameters, gradient, self._products
+            )
 
     def _evaluate_initial(self, reference: Reference, track: Track) -> None:
         kept = self._rows.schedule.kept
@@ -162,13 +180,17 @@ class Completion:
                 with suppress(NotMeasurable), self._processes.agreed():
                     loss = self._stored.elsewhere(step, start)
                     if is_finite(loss):
-                        self._rows.put(self._rows.table.at_step(step).with_values(initial_loss=loss))
+                        self._rows.put(
+                            self._rows.table.at_step(step).with_values(initial_loss=loss)
+                        )
 
     def _evaluate_segments(self, reference: Reference, track: Track) -> None:
         """Evaluate some probes' losses on the straight lines from their iterates to x_p; the ends are known."""
         chosen = evenly(self._rows.schedule.kept, self._lines) if self._lines else []
         with self._stored.one_after_another():
-            for step in track([step for step in chosen if self._stored.holds_iterate(step)], "lines to x_p"):
+            for step in track(
+                [step for step in chosen if self._stored.holds_iterate(step)], "lines to x_p"
+            ):
                 if not self._evaluate_segment(step, reference):
                     return
 
@@ -179,7 +201,9 @@ class Completion:
                 inside = self._stored.between(step, reference.parameters, FRACTIONS[1:-1])
         except NotMeasurable:
             return True
-        except Exception as error:  # between two points that it knows a module may be where it cannot be
+        except (
+            Exception
+        ) as error:  # between two points that it knows a module may be where it cannot be
             warn_once(
                 error,
                 f"LandscapeMonitor could not evaluate the line from step {step} to x_p, {said(error)}; there are no further "
@@ -188,7 +212,11 @@ class Completion:
             return False
         probe = self._rows.table.at_step(step)
         points = zip(FRACTIONS, [probe.loss, *inside, probe.reference_loss], strict=True)
-        self._rows.segments += [SegmentPoint(step, t, loss) for t, loss in points if loss is not None and is_finite(loss)]
+        self._rows.segments += [
+            SegmentPoint(step, t, loss)
+            for t, loss in points
+            if loss is not None and is_finite(loss)
+        ]
         return True
 
     def _evaluate_held_out(self, reference: Reference, track: Track) -> None:
@@ -197,7 +225,9 @@ class Completion:
             return
         waiting = [step for step in self._rows.schedule.kept if step not in self._rows.held_out]
         with self._stored.one_after_another():
-            for step in track([step for step in waiting if self._stored.holds_iterate(step)], "held-out batches"):
+            for step in track(
+                [step for step in waiting if self._stored.holds_iterate(step)], "held-out batches"
+            ):
                 if not self._hold_out_stored(step, reference):
                     return
 
@@ -206,7 +236,11 @@ class Completion:
         try:
             with self._processes.agreed():
                 itself = self._stored.itself(step)
-                x = self._stored.for_names(itself.x, step, reference.parameters) if self._stored.measures else {}
+                x = (
+                    self._stored.for_names(itself.x, step, reference.parameters)
+                    if self._stored.measures
+                    else {}
+                )
                 self.hold_out(step, itself, x, reference)
         except NotMeasurable:
             return True
@@ -215,14 +249,20 @@ class Completion:
             return False
         return True
 
-    def hold_out(self, step: int, itself: Itself, x: Mapping[str, Tensor], reference: Reference) -> None:
+    def hold_out(
+        self, step: int, itself: Itself, x: Mapping[str, Tensor], reference: Reference
+    ) -> None:
         """Add the rows of a probe's held-out batches; see `HeldOut.at`."""
         assert self._held_out is not None, "asked for"
         probe = self._rows.table.at_step(step)
         new, fixed = self._held_out.at(itself, x, reference.parameters)
         if is_finite(*new):
             self._rows.held_out[step] = replace(probe, **new._asdict(), initial_loss=None)
-        rows = [FixedBatchRow(step, probe.logged_step, i, *values) for i, values in enumerate(fixed) if is_finite(*values)]
+        rows = [
+            FixedBatchRow(step, probe.logged_step, i, *values)
+            for i, values in enumerate(fixed)
+            if is_finite(*values)
+        ]
         if rows:
             self._rows.fixed_batches[step] = rows
 
@@ -232,7 +272,9 @@ class Completion:
             return
         waiting = [step for step in self._rows.schedule.kept if step not in self._rows.per_sample]
         with self._stored.one_after_another():
-            for step in track([step for step in waiting if self._stored.holds_iterate(step)], "single samples"):
+            for step in track(
+                [step for step in waiting if self._stored.holds_iterate(step)], "single samples"
+            ):
                 if not self._take_stored_samples(step, reference):
                     return
 

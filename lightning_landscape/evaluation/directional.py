@@ -79,14 +79,24 @@ def _with_derivatives(module: nn.Module) -> Iterator[None]:
     """Choose kernels that have a forward derivative, where there are such: they round differently, and that is all."""
     with ExitStack() as stack:
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))  # the fused ones of attention have none
-        if any(isinstance(part, nn.RNNBase) for part in module.modules()):  # nor have those of oneDNN and cuDNN
+        if any(
+            isinstance(part, nn.RNNBase) for part in module.modules()
+        ):  # nor have those of oneDNN and cuDNN
             stack.callback(torch._C._set_mkldnn_enabled, torch._C._get_mkldnn_enabled())
-            torch._C._set_mkldnn_enabled(False)  # alone: its public context sets, and warns of, other things as well
+            torch._C._set_mkldnn_enabled(
+                False
+            )  # alone: its public context sets, and warns of, other things as well
             cudnn = torch.backends.cudnn
-            kept = {"benchmark": cudnn.benchmark, "deterministic": cudnn.deterministic, "allow_tf32": cudnn.allow_tf32}
+            kept = {
+                "benchmark": cudnn.benchmark,
+                "deterministic": cudnn.deterministic,
+                "allow_tf32": cudnn.allow_tf32,
+            }
             stack.enter_context(cudnn.flags(enabled=False, **kept))
         if "torch._dynamo" in sys.modules and hasattr(torch.compiler, "set_stance"):
-            stack.enter_context(torch.compiler.set_stance("force_eager"))  # compiled code was made for other tensors
+            stack.enter_context(
+                torch.compiler.set_stance("force_eager")
+            )  # compiled code was made for other tensors
         yield
 
 

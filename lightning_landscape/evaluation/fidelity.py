@@ -78,7 +78,12 @@ class FidelityCheck:
         processes: Processes,
         products: Products,
     ) -> None:
-        self._trainer, self._module, self._optimizer, self._replayer = trainer, module, optimizer, replayer
+        self._trainer, self._module, self._optimizer, self._replayer = (
+            trainer,
+            module,
+            optimizer,
+            replayer,
+        )
         self._processes, self._products = processes, products
         self.found = Fidelity()
 
@@ -115,7 +120,10 @@ class FidelityCheck:
             moments: of this process's micro-batches.
             there: puts the module to x_k.
         """
-        parameters, scale = optimized_parameters(self._module, self._optimizer), loss_scale(self._trainer)
+        parameters, scale = (
+            optimized_parameters(self._module, self._optimizer),
+            loss_scale(self._trainer),
+        )
         try:
             with self._processes.agreed(), there():
                 _, replayed = self._replayer.mean_loss_and_gradient(moments, parameters, scale)
@@ -124,7 +132,9 @@ class FidelityCheck:
         replayed = self._replayer.averaged(replayed, parameters)
         if taken is None:
             return
-        both = [name for name in replayed if name in taken.raw]  # a part may have been frozen or unfrozen since
+        both = [
+            name for name in replayed if name in taken.raw
+        ]  # a part may have been frozen or unfrozen since
         again, first = {n: replayed[n] for n in both}, {n: taken.raw[n] for n in both}
         factor = self._replayer.gradient_factor(moments, scale)
         sq_change = self._products.sq_change

@@ -58,7 +58,10 @@ def last_iterate(parameters: Mapping[str, Tensor], folder: Path | None) -> Refer
 
 
 def last_sharded_iterate(
-    values: Mapping[str, Tensor], parameters: Mapping[str, nn.Parameter], folder: Path, processes: Processes
+    values: Mapping[str, Tensor],
+    parameters: Mapping[str, nn.Parameter],
+    folder: Path,
+    processes: Processes,
 ) -> Reference:
     """Return the last iterate as reference, written to a folder by all processes together, in a block of `Processes.agreed`.
 
@@ -77,7 +80,12 @@ def last_sharded_iterate(
         whole[name] = value
         if isinstance(like, DTensor):
             whole[name] = DTensor.from_local(
-                value, like.device_mesh, like.placements, run_check=False, shape=like.shape, stride=like.stride()
+                value,
+                like.device_mesh,
+                like.placements,
+                run_check=False,
+                shape=like.shape,
+                stride=like.stride(),
             )
     path = folder / FOLDER
     processes.exchange()  # torch's saving waits for all: whoever is not ready says so
@@ -111,7 +119,10 @@ def check_reference_file(reference: str) -> None:
 
 
 def load_reference(
-    reference: str, trained: Mapping[str, nn.Parameter], others: Mapping[str, nn.Parameter], processes: Processes
+    reference: str,
+    trained: Mapping[str, nn.Parameter],
+    others: Mapping[str, nn.Parameter],
+    processes: Processes,
 ) -> Reference:
     """Read x_p from a file, for the parameters that the optimiser trains; all processes have to call it.
 
@@ -139,7 +150,10 @@ def load_reference(
 
 
 def _load_distributed(
-    reference: str, trained: Mapping[str, nn.Parameter], others: Mapping[str, nn.Parameter], processes: Processes
+    reference: str,
+    trained: Mapping[str, nn.Parameter],
+    others: Mapping[str, nn.Parameter],
+    processes: Processes,
 ) -> Reference:
     """Read x_p from a folder of ``torch.distributed.checkpoint``: each process its own parts."""
     from torch.distributed.checkpoint.filesystem import FileSystemReader
@@ -149,10 +163,18 @@ def _load_distributed(
     path = Path(reference)
     try:
         written = FileSystemReader(path).read_metadata().state_dict_metadata
-        kept = {_name_in_folder(key): (key, meta) for key, meta in written.items() if isinstance(meta, TensorStorageMetadata)}
+        kept = {
+            _name_in_folder(key): (key, meta)
+            for key, meta in written.items()
+            if isinstance(meta, TensorStorageMetadata)
+        }
         shapes = {name: meta.size for name, (_, meta) in kept.items()}
-        wanted = {n: p for n, p in {**others, **trained}.items() if n in shapes and shapes[n] == p.shape}
-        state: dict[str, Any] = {kept[name][0]: torch.empty_like(p.detach()) for name, p in wanted.items()}
+        wanted = {
+            n: p for n, p in {**others, **trained}.items() if n in shapes and shapes[n] == p.shape
+        }
+        state: dict[str, Any] = {
+            kept[name][0]: torch.empty_like(p.detach()) for name, p in wanted.items()
+        }
         processes.exchange()  # torch's loading waits for all: whoever is not ready says so
         with _quiet():
             load(state, checkpoint_id=path)
@@ -161,7 +183,10 @@ def _load_distributed(
     values = {name: state[kept[name][0]] for name in wanted}
     _check(reference, shapes, values, trained, others)
     return Reference(
-        _placed({name: local(values[name]) for name in trained}, trained), "file", str(path.absolute()), folder_digest(path)
+        _placed({name: local(values[name]) for name in trained}, trained),
+        "file",
+        str(path.absolute()),
+        folder_digest(path),
     )
 
 
@@ -179,23 +204,34 @@ def _check(
 ) -> None:
     complaints = {
         "holds none of": [name for name in trained if name not in shapes],
-        "has other shapes for": [name for name in trained if name in shapes and shapes[name] != trained[name].shape],
+        "has other shapes for": [
+            name for name in trained if name in shapes and shapes[name] != trained[name].shape
+        ],
         "has other values for frozen parameters, which stay as they are in this run,": [
-            name for name in others if name in shapes and not (name in values and _same(values[name], others[name]))
+            name
+            for name in others
+            if name in shapes and not (name in values and _same(values[name], others[name]))
         ],
     }
     if any(complaints.values()):
-        said = "; ".join(f"it {what} {_listed(names)}" for what, names in complaints.items() if names)
+        said = "; ".join(
+            f"it {what} {_listed(names)}" for what, names in complaints.items() if names
+        )
         raise MisconfigurationException(
             f"LandscapeMonitor(reference={reference!r}) is no reference for this run: {said}. Supported is a file from a run "
             "of the same module: pass one, or reference='final'"
         )
 
 
-def _placed(parts: Mapping[str, Tensor], parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+def _placed(
+    parts: Mapping[str, Tensor], parameters: Mapping[str, nn.Parameter]
+) -> dict[str, Tensor]:
     """Return parts in the dtype and on the device of their parameters."""
     where = {name: local(parameters[name]) for name in parts}
-    return {name: part.to(where[name].device, where[name].dtype, copy=True) for name, part in parts.items()}
+    return {
+        name: part.to(where[name].device, where[name].dtype, copy=True)
+        for name, part in parts.items()
+    }
 
 
 def _is_distributed(path: Path) -> bool:
@@ -215,12 +251,21 @@ def _read(path: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             return load_file(path)
         content: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, pickle.UnpicklingError, RuntimeError, EOFError, KeyError, safetensors.SafetensorError) as error:
+    except (
+        OSError,
+        pickle.UnpicklingError,
+        RuntimeError,
+        EOFError,
+        KeyError,
+        safetensors.SafetensorError,
+    ) as error:
         raise _unreadable(str(path), error) from error
     if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
         content = content["state_dict"]
     if not isinstance(content, Mapping):
-        raise MisconfigurationException(f"LandscapeMonitor(reference={str(path)!r}) holds a {type(content).__name__}; {_KINDS}")
+        raise MisconfigurationException(
+            f"LandscapeMonitor(reference={str(path)!r}) holds a {type(content).__name__}; {_KINDS}"
+        )
     return {name: value for name, value in content.items() if isinstance(value, Tensor)}
 
 

@@ -37,8 +37,14 @@ def scalar_loss(output: Any) -> Tensor | None:
     if loss is None:
         return None
     if not isinstance(loss, Tensor) or loss.numel() != 1:
-        found = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
-        raise TypeError(f"found {found} as loss; supported is one number, a tensor with one element: return its mean")
+        found = (
+            f"a tensor of shape {tuple(loss.shape)}"
+            if isinstance(loss, Tensor)
+            else f"a {type(loss).__name__}"
+        )
+        raise TypeError(
+            f"found {found} as loss; supported is one number, a tensor with one element: return its mean"
+        )
     return loss.detach()
 
 
@@ -71,7 +77,9 @@ class Door:
             present = tuple(self.watchers)
             with ExitStack() as stack:
                 try:
-                    stack.enter_context(_on_entering(trainer, [before for before, _ in present], args, kwargs))
+                    stack.enter_context(
+                        _on_entering(trainer, [before for before, _ in present], args, kwargs)
+                    )
                 except Exception as error:
                     if isinstance(error, MisconfigurationException) and trainer.world_size == 1:
                         raise  # a refusal
@@ -101,7 +109,9 @@ class Door:
 
 
 @contextmanager
-def _on_entering(trainer: Trainer, calls: Sequence[Before], args: Any, kwargs: Any) -> Iterator[None]:
+def _on_entering(
+    trainer: Trainer, calls: Sequence[Before], args: Any, kwargs: Any
+) -> Iterator[None]:
     """Call functions with the arguments of ``training_step`` when it starts.
 
     That is at once, but where a wrapper stands before the module: DistributedDataParallel gives every process the first one's
@@ -183,7 +193,9 @@ class Replayer:
         """Forward passes run without autograd, unless the loss needs it or is only then the recorded one: kernels of recurrent
         layers round differently where no gradient will be asked for."""
 
-    def moment(self, args: Sequence[Any], kwargs: Mapping[str, Any], others: Mapping[str, Tensor]) -> Frozen:
+    def moment(
+        self, args: Sequence[Any], kwargs: Mapping[str, Any], others: Mapping[str, Tensor]
+    ) -> Frozen:
         """Freeze the arguments of ``training_step`` and the state in which it is called.
 
         Args:
@@ -195,7 +207,12 @@ class Replayer:
             TypeError: if a batch can be neither pickled nor copied.
         """
         return freeze(
-            {"args": tuple(args), "kwargs": dict(kwargs), "others": dict(others), **capture(self._trainer, self._module)}
+            {
+                "args": tuple(args),
+                "kwargs": dict(kwargs),
+                "others": dict(others),
+                **capture(self._trainer, self._module),
+            }
         )
 
     @contextmanager
@@ -232,10 +249,18 @@ class Replayer:
         `averaged`.
         """
         losses, gradient = [], dict[str, Tensor]()
-        trained = {name: parameter for name, parameter in parameters.items() if parameter.requires_grad}
+        trained = {
+            name: parameter for name, parameter in parameters.items() if parameter.requires_grad
+        }
         for moment in moments:
-            with without_hooks(trained.values()), torch.enable_grad(), self._forward(moment) as loss:
-                parts = (self._by_backward if self._sharded else _by_grad)(loss / self._divisor * scale, trained)
+            with (
+                without_hooks(trained.values()),
+                torch.enable_grad(),
+                self._forward(moment) as loss,
+            ):
+                parts = (self._by_backward if self._sharded else _by_grad)(
+                    loss / self._divisor * scale, trained
+                )
             losses.append(float(loss.detach()))
             for name, part in parts.items():
                 gradient[name] = gradient[name] + part if name in gradient else part
@@ -250,7 +275,9 @@ class Replayer:
         """Return what turns the gradient of `mean_loss_and_gradient` into that of the mean loss."""
         return self._divisor / (scale * len(moments))
 
-    def averaged(self, gradient: Mapping[str, Tensor], parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def averaged(
+        self, gradient: Mapping[str, Tensor], parameters: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
         """Return the mean of gradients over the processes, as DistributedDataParallel takes it; all have to call this."""
         return dict(gradient) if self._sharded else self._processes.mean_of(gradient, parameters)
 
@@ -258,7 +285,9 @@ class Replayer:
         """Take the gradient where FSDP2 leaves it: no other way goes through its gathered parameters."""
         loss.backward()  # type: ignore[no-untyped-call]
         reshard(self._module.modules())
-        found = dict(present_gradient(parameters, 1.0).raw)  # nobody else has it: it is of this pass alone
+        found = dict(
+            present_gradient(parameters, 1.0).raw
+        )  # nobody else has it: it is of this pass alone
         for parameter in self._module.parameters():
             parameter.grad = None
         return found
@@ -267,7 +296,9 @@ class Replayer:
         """Return this process's losses of single samples, float64 of shape ``(B,)`` on the CPU; only inside `silence`."""
         return self._evaluate(moment, whole=True).double().cpu()
 
-    def sample_derivatives(self, moment: Frozen, direction: Mapping[str, Tensor], *, with_graph: bool) -> tuple[Tensor, Tensor]:
+    def sample_derivatives(
+        self, moment: Frozen, direction: Mapping[str, Tensor], *, with_graph: bool
+    ) -> tuple[Tensor, Tensor]:
         """Return the losses of single samples and their derivatives, by forward mode; only inside `silence`.
 
         Args:
@@ -285,7 +316,9 @@ class Replayer:
         with self._prepared(moment) as (args, kwargs), torch.enable_grad(), self._evaluating():
             batch = batch_of(args, kwargs)
             read = functools.partial(vector_loss, batch=batch)
-            values, slopes = along(self._module, self._loss, batch, direction, read, with_graph=with_graph)
+            values, slopes = along(
+                self._module, self._loss, batch, direction, read, with_graph=with_graph
+            )
         return values.double().cpu(), slopes.double().cpu()
 
     def rounding(self, parameters: Iterable[Tensor]) -> float:
@@ -300,7 +333,12 @@ class Replayer:
         if not self.gradients_enabled:
             # a gradient penalty, a physics-informed loss has autograd inside training_step
             trial = suppress(RuntimeError, FailedElsewhere)
-            with trial, self._processes.agreed(), torch.no_grad(), self._forward(moment, whole=whole) as loss:
+            with (
+                trial,
+                self._processes.agreed(),
+                torch.no_grad(),
+                self._forward(moment, whole=whole) as loss,
+            ):
                 return loss.detach()
         self.gradients_enabled = True  # in all processes, whatever comes
         with torch.enable_grad(), self._forward(moment, whole=whole) as loss:
@@ -341,7 +379,10 @@ class Replayer:
 
     @contextmanager
     def _evaluating(self) -> Iterator[None]:
-        with self._trainer.precision_plugin.train_step_context(), without_cudnns_dropout(self._module):
+        with (
+            self._trainer.precision_plugin.train_step_context(),
+            without_cudnns_dropout(self._module),
+        ):
             yield
 
 
@@ -350,7 +391,10 @@ def _by_grad(loss: Tensor, parameters: Mapping[str, Tensor]) -> dict[str, Tensor
     with torch.autocast(loss.device.type, enabled=False):
         parts = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
     found = {name: part for name, part in zip(parameters, parts, strict=True) if part is not None}
-    return {name: part.to_dense() if part.layout != torch.strided else part for name, part in found.items()}
+    return {
+        name: part.to_dense() if part.layout != torch.strided else part
+        for name, part in found.items()
+    }
 
 
 @contextmanager
@@ -361,12 +405,19 @@ def without_cudnns_dropout(module: nn.Module) -> Iterator[None]:
     kernels draw from the generator that is put back, but not the same masks: such replays are not exact, and are marked so.
     """
     layers = (part for part in module.modules() if isinstance(part, nn.RNNBase))
-    drawing = any(part.dropout > 0 and part.num_layers > 1 and part.all_weights[0][0].is_cuda for part in layers)
+    drawing = any(
+        part.dropout > 0 and part.num_layers > 1 and part.all_weights[0][0].is_cuda
+        for part in layers
+    )
     cudnn = torch.backends.cudnn
     if not (drawing and cudnn.enabled):
         yield
         return
-    as_they_are = {"benchmark": cudnn.benchmark, "deterministic": cudnn.deterministic, "allow_tf32": cudnn.allow_tf32}
+    as_they_are = {
+        "benchmark": cudnn.benchmark,
+        "deterministic": cudnn.deterministic,
+        "allow_tf32": cudnn.allow_tf32,
+    }
     with cudnn.flags(enabled=False, **as_they_are):
         yield
 
@@ -374,7 +425,11 @@ def without_cudnns_dropout(module: nn.Module) -> Iterator[None]:
 @contextmanager
 def without_hooks(parameters: Iterable[Tensor]) -> Iterator[None]:
     """Set the gradient hooks of parameters aside: they may keep a state that this backward pass is not to change."""
-    aside = [(parameter, parameter._backward_hooks) for parameter in parameters if parameter._backward_hooks]
+    aside = [
+        (parameter, parameter._backward_hooks)
+        for parameter in parameters
+        if parameter._backward_hooks
+    ]
     for parameter, _ in aside:
         parameter._backward_hooks = None
     try:

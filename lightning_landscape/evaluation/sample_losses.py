@@ -18,11 +18,17 @@ def vector_loss(output: Any, batch: Any) -> Tensor:
         TypeError: if it is no vector, or has another length than the tensors of the batch have.
     """
     if not isinstance(output, Tensor) or output.ndim != 1 or not output.numel():
-        found = f"a tensor of shape {tuple(output.shape)}" if isinstance(output, Tensor) else f"a {type(output).__name__}"
+        found = (
+            f"a tensor of shape {tuple(output.shape)}"
+            if isinstance(output, Tensor)
+            else f"a {type(output).__name__}"
+        )
         raise TypeError(f"found {found} as losses of single samples; {_VECTOR}")
     sizes = {size for tensor in tensors_in(batch) for size in tensor.shape[:2]}
     if sizes and len(output) not in sizes:
-        raise TypeError(f"found {len(output)} losses for a batch of tensors with {sorted(sizes)} items; {_VECTOR}")
+        raise TypeError(
+            f"found {len(output)} losses for a batch of tensors with {sorted(sizes)} items; {_VECTOR}"
+        )
     return output
 
 
@@ -32,7 +38,11 @@ def tensors_in(value: Any) -> list[Tensor]:
         return [value] if value.ndim else []
     if isinstance(value, Mapping):
         value = tuple(value.values())
-    return [tensor for item in value for tensor in tensors_in(item)] if isinstance(value, (list, tuple)) else []
+    return (
+        [tensor for item in value for tensor in tensors_in(item)]
+        if isinstance(value, (list, tuple))
+        else []
+    )
 
 
 def with_first_half_replaced(batch: Any, samples: int) -> Any:

@@ -85,7 +85,9 @@ class StoredProbes:
 
     # --------------------------------------------------------------------------------------------- what this process has
 
-    def iterate(self, step: int, there: Mapping[str, Tensor], *, exactly: bool = False) -> dict[str, Tensor]:
+    def iterate(
+        self, step: int, there: Mapping[str, Tensor], *, exactly: bool = False
+    ) -> dict[str, Tensor]:
         """Return x_k on the module's device, for the names of x_p, from this process's store, as a codec left it.
 
         Raises:
@@ -97,7 +99,10 @@ class StoredProbes:
     def gradient(self, step: int, *, exactly: bool = False) -> Gradient:
         """Return g_k on the module's device, from this process's store, as a codec left it."""
         gradient = self._store.gradient(step, exactly=exactly)
-        return Gradient({name: value.to(self._module.device) for name, value in gradient.raw.items()}, gradient.factor)
+        return Gradient(
+            {name: value.to(self._module.device) for name, value in gradient.raw.items()},
+            gradient.factor,
+        )
 
     # ---------------------------------------------------------------------------------------------------- all together
 
@@ -107,7 +112,9 @@ class StoredProbes:
 
     def holds_iterate(self, step: int) -> bool:
         """Return whether x_k of a step is stored, and what its loss needs."""
-        return self._processes.everywhere(self._store.holds_iterate(step) if self.measures else step in self._store)
+        return self._processes.everywhere(
+            self._store.holds_iterate(step) if self.measures else step in self._store
+        )
 
     def as_they_were(self, steps: Sequence[int]) -> list[int]:
         """Return the steps whose x_k can be had as it was: all that are stored, unless there is a codec."""
@@ -123,14 +130,21 @@ class StoredProbes:
         """
         here = self._here(step, exactly=exactly)
         differentiated = self._store.gradient_names(step) if self.measures else None
-        return Itself(self._store.moments(step), here, differentiated, lambda *values: self._swap.to(here, *values))
+        return Itself(
+            self._store.moments(step),
+            here,
+            differentiated,
+            lambda *values: self._swap.to(here, *values),
+        )
 
     def as_recorded(self, step: int) -> tuple[float, Gradient | None]:
         """Return what training recorded of a step: this process's loss, and g_k where it is here as it was."""
         exact = self.measures and self._store.holds_gradient_exactly(step)
         return self._store.loss(step), self.gradient(step, exactly=True) if exact else None
 
-    def at_reference(self, step: int, there: Mapping[str, Tensor], following: int | None = None) -> AtReference:
+    def at_reference(
+        self, step: int, there: Mapping[str, Tensor], following: int | None = None
+    ) -> AtReference:
         """Return what needs x_p.
 
         Args:
@@ -138,7 +152,9 @@ class StoredProbes:
             there: x_p by name.
             following: the step that is evaluated next; it is read meanwhile.
         """
-        product, distance = self._own_products(step, there) if self.measures else (math.nan, math.nan)
+        product, distance = (
+            self._own_products(step, there) if self.measures else (math.nan, math.nan)
+        )
         product, distance = self._processes.exchange(product, distance)[0]
         if self.measures and following is not None:
             self._store.expect(following)
@@ -148,7 +164,9 @@ class StoredProbes:
         x, gradient = self.iterate(step, there), self.gradient(step)
         return self._products.inner_product_and_distance(x, there, gradient.raw, gradient.factor)
 
-    def accuracy(self, step: int, there: Mapping[str, Tensor], found: AtReference) -> Accuracy | None:
+    def accuracy(
+        self, step: int, there: Mapping[str, Tensor], found: AtReference
+    ) -> Accuracy | None:
         r"""Return how far a codec can have moved what was found of a step; None where there was none, or it changed nothing.
 
         .. math:: |\tilde p - p| \le \|\tilde g - g\| \|\tilde x - x_p\| + |\langle g, \tilde x - x\rangle|,
@@ -177,10 +195,14 @@ class StoredProbes:
             exact = exact_product, exact_square
         return Accuracy(bound, math.sqrt(iterate), exact)
 
-    def between(self, step: int, there: Mapping[str, Tensor], fractions: Sequence[float]) -> list[float]:
+    def between(
+        self, step: int, there: Mapping[str, Tensor], fractions: Sequence[float]
+    ) -> list[float]:
         """Return the losses of a step at x_k + t (x_p − x_k), for each t strictly between 0 and 1."""
         here = self.for_names(self._here(step), step, there)
-        points = ({n: torch.lerp(x, there[n].to(x.dtype), t) for n, x in here.items()} for t in fractions)
+        points = (
+            {n: torch.lerp(x, there[n].to(x.dtype), t) for n, x in here.items()} for t in fractions
+        )
         return [self.elsewhere(step, point) for point in points]
 
     def elsewhere(self, step: int, trained: Mapping[str, Tensor]) -> float:
@@ -188,7 +210,9 @@ class StoredProbes:
 
         Everything is assigned anew for each probe: the loss of the one before may have moved parameters in place.
         """
-        others = {name: value for name, value in self._store.others(step).items() if name not in trained}
+        others = {
+            name: value for name, value in self._store.others(step).items() if name not in trained
+        }
         if others:
             here = named_parameters(self._module)
             others = {name: value for name, value in others.items() if name in here}
@@ -202,14 +226,19 @@ class StoredProbes:
 
     def _here(self, step: int, *, exactly: bool = False) -> dict[str, Tensor]:
         """Return x_k, with the values that other parameters had then, in every process."""
-        others, own = self._store.others(step), self._store.iterate(step, exactly=exactly) if self.measures else None
+        others, own = (
+            self._store.others(step),
+            self._store.iterate(step, exactly=exactly) if self.measures else None,
+        )
         x = own if self._sharded else self._processes.tensors_of_first(own)
         if x is None:
             raise NotMeasurable(f"the parameters of step {step} are not stored")
         stored = {**others, **x}
         return {name: stored[name] for name in named_parameters(self._module) if name in stored}
 
-    def for_names(self, stored: Mapping[str, Tensor], step: int, there: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def for_names(
+        self, stored: Mapping[str, Tensor], step: int, there: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
         """Return the values that are stored of a step, on the module's device, for the names of x_p.
 
         Raises:

@@ -37,7 +37,9 @@ from lightning_landscape.vectors.sharding import local, reshard
 
 
 @contextmanager
-def untouched(trainer: Trainer, module: LightningModule, put_back: Collection[str] = ()) -> Iterator[None]:
+def untouched(
+    trainer: Trainer, module: LightningModule, put_back: Collection[str] = ()
+) -> Iterator[None]:
     """Whatever the block does is undone.
 
     That is: to parameters, buffers, gradients, flags, hooks and attributes of the module, to learning rates, random numbers and
@@ -51,18 +53,32 @@ def untouched(trainer: Trainer, module: LightningModule, put_back: Collection[st
         module: the module.
         put_back: names of parameters whose values are put back by the block itself: no copy is needed here.
     """
-    elsewhere_put_back = {id(p) for name, p in named_parameters(module).items() if name in put_back} if put_back else set()
+    elsewhere_put_back = (
+        {id(p) for name, p in named_parameters(module).items() if name in put_back}
+        if put_back
+        else set()
+    )
     belongings = _Belongings(module, elsewhere_put_back)
-    with ExitStack() as undo:  # each by itself: one that fails does not keep the others from being undone
+    with (
+        ExitStack() as undo
+    ):  # each by itself: one that fails does not keep the others from being undone
         elsewhere = torch.device("cpu") if module.device.type == "cuda" else module.device
         undo.callback(write_random_state, read_random_state(elsewhere), elsewhere)
         undo.enter_context(kept_cuda_generator(module.device))
         undo.callback(setattr, trainer, "should_stop", trainer.should_stop)
-        undo.callback(lightning_compat.write_counters, trainer, lightning_compat.read_counters(trainer))
-        for group in (group for optimizer in trainer.optimizers for group in optimizer.param_groups):
-            undo.callback(group.update, {name: value for name, value in group.items() if name != "params"})
+        undo.callback(
+            lightning_compat.write_counters, trainer, lightning_compat.read_counters(trainer)
+        )
+        for group in (
+            group for optimizer in trainer.optimizers for group in optimizer.param_groups
+        ):
+            undo.callback(
+                group.update, {name: value for name, value in group.items() if name != "params"}
+            )
         undo.callback(belongings.restore)
-        undo.callback(reshard, list(module.modules()))  # else what FSDP2 gathered would be left in the place of its parameters
+        undo.callback(
+            reshard, list(module.modules())
+        )  # else what FSDP2 gathered would be left in the place of its parameters
         belongings.copy()
         yield
 
@@ -106,7 +122,9 @@ class _Belongings:
         if not is_script(module):
             attributes = attributes_of(module)
             registries = [value for name, value in vars(module).items() if name not in attributes]
-            self._namespaces += [(value, dict(value)) for value in registries if isinstance(value, dict)]
+            self._namespaces += [
+                (value, dict(value)) for value in registries if isinstance(value, dict)
+            ]
 
     def _replace_in(self, namespace: dict[str, Any], attributes: dict[str, Any]) -> None:
         self._namespaces.append((namespace, dict(namespace)))
@@ -124,7 +142,9 @@ class _Belongings:
         with torch.no_grad():
             for tensor, value in self._values:
                 if not torch.equal(local(tensor), value):
-                    local(tensor).data.copy_(value)  # for autograd nothing has happened, and so it is
+                    local(tensor).data.copy_(
+                        value
+                    )  # for autograd nothing has happened, and so it is
         for parameter, requires_grad, gradient in self._flags:
             parameter.requires_grad_(requires_grad)
             parameter.grad = gradient
@@ -133,7 +153,9 @@ class _Belongings:
         """Return a copy of containers, tensors, arrays and generators, to any depth; everything else is itself."""
         if isinstance(value, SCALARS):
             return value
-        if id(value) not in self._memo and self._depth < 200:  # a chain of objects longer than that is left alone
+        if (
+            id(value) not in self._memo and self._depth < 200
+        ):  # a chain of objects longer than that is left alone
             self._memo[id(value)] = value  # a container that holds itself finds itself
             self._depth += 1
             self._memo[id(value)] = self._copy_of(value)
@@ -159,7 +181,9 @@ class _Belongings:
 
     def _hidden_module(self, value: nn.Module) -> nn.Module:
         """Set aside what belongs to a module that is kept in a list or an object, where torch does not see it."""
-        hidden = [module for module in value.modules() if module is value or id(module) not in self._memo]
+        hidden = [
+            module for module in value.modules() if module is value or id(module) not in self._memo
+        ]
         self._memo.update({id(module): module for module in hidden})
         for module in hidden:
             self._register(module)
@@ -208,9 +232,23 @@ def _slots_of(kind: type) -> tuple[str, ...]:
 # objects of these hold the run itself, not a state of the loss: copying what they hold would disturb it
 _OF_THE_RUN = (Trainer, Callback, Logger, LightningDataModule, torch.optim.Optimizer)
 _LIBRARIES = frozenset(
-    {"torch", "lightning", "pytorch_lightning", "lightning_fabric", "torchmetrics", "numpy", "lightning_landscape"}
+    {
+        "torch",
+        "lightning",
+        "pytorch_lightning",
+        "lightning_fabric",
+        "torchmetrics",
+        "numpy",
+        "lightning_landscape",
+    }
 )
-_PLAIN_OBJECTS = (argparse.Namespace, types.SimpleNamespace, collections.UserDict, collections.UserList, SobolEngine)
+_PLAIN_OBJECTS = (
+    argparse.Namespace,
+    types.SimpleNamespace,
+    collections.UserDict,
+    collections.UserList,
+    SobolEngine,
+)
 
 
 def _is_of_user(value: Any) -> bool:
@@ -220,7 +258,11 @@ def _is_of_user(value: Any) -> bool:
     """
     if isinstance(value, _PLAIN_OBJECTS):
         return True
-    if isinstance(value, (type, types.ModuleType, types.FunctionType, types.MethodType, Enum, *_OF_THE_RUN)):
+    if isinstance(
+        value, (type, types.ModuleType, types.FunctionType, types.MethodType, Enum, *_OF_THE_RUN)
+    ):
         return False
     package = type(value).__module__.partition(".")[0]
-    return package == "__main__" or (package not in _LIBRARIES and package not in sys.stdlib_module_names)
+    return package == "__main__" or (
+        package not in _LIBRARIES and package not in sys.stdlib_module_names
+    )

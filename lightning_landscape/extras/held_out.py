@@ -85,7 +85,11 @@ class Batches:
     def _all(self) -> list[Iterable[Any]]:
         if self._loaders is None:
             validation = self._source == VALIDATION
-            self._loaders = lightning_compat.validation_loaders(self._trainer) if validation else [self._given()]
+            self._loaders = (
+                lightning_compat.validation_loaders(self._trainer)
+                if validation
+                else [self._given()]
+            )
         return self._loaders
 
     def _given(self) -> Iterable[Any]:
@@ -137,7 +141,12 @@ class HeldOut:
         products: Products,
         measures: bool,
     ) -> None:
-        self._trainer, self._module, self._optimizer, self._replayer = trainer, module, optimizer, replayer
+        self._trainer, self._module, self._optimizer, self._replayer = (
+            trainer,
+            module,
+            optimizer,
+            replayer,
+        )
         self._processes, self._products, self._measures = processes, products, measures
         self._batches, self._fixed = Batches(trainer, source), fixed
 
@@ -146,7 +155,9 @@ class HeldOut:
         """How many batches are evaluated at each probe."""
         return 1 + self._fixed
 
-    def at(self, itself: Itself, x: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -> tuple[Values, list[Values]]:
+    def at(
+        self, itself: Itself, x: Mapping[str, Tensor], reference: Mapping[str, Tensor]
+    ) -> tuple[Values, list[Values]]:
         """Return the values of a new batch, and those of the fixed ones.
 
         Args:
@@ -155,14 +166,26 @@ class HeldOut:
             reference: x_p by name.
         """
         batches = [self._batches.take(), *self._batches.first(self._fixed)]
-        first, *others = [self._evaluate(replaced(itself.moments[0], self._placed(b)), itself, x, reference) for b in batches]
+        first, *others = [
+            self._evaluate(replaced(itself.moments[0], self._placed(b)), itself, x, reference)
+            for b in batches
+        ]
         return first, others
 
     def _placed(self, batch: Any) -> Any:
         return lightning_compat.on_device(self._trainer, batch)
 
-    def _evaluate(self, moment: Frozen, itself: Itself, x: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -> Values:
-        parameters, scale = optimized_parameters(self._module, self._optimizer), loss_scale(self._trainer)
+    def _evaluate(
+        self,
+        moment: Frozen,
+        itself: Itself,
+        x: Mapping[str, Tensor],
+        reference: Mapping[str, Tensor],
+    ) -> Values:
+        parameters, scale = (
+            optimized_parameters(self._module, self._optimizer),
+            loss_scale(self._trainer),
+        )
         with itself.there():
             loss, gradient = self._replayer.mean_loss_and_gradient([moment], parameters, scale)
         gradient = self._replayer.averaged(gradient, parameters)
@@ -176,7 +199,9 @@ class HeldOut:
             product, _ = self._products.inner_product_and_distance(x, reference, gradient, factor)
             squares = self._products.sq_change(gradient, factor, {}, 1.0)
         product, squares = self._processes.exchange(product, squares)[0]
-        return Values(self._processes.mean(loss), self._processes.mean(reference_loss), product, squares)
+        return Values(
+            self._processes.mean(loss), self._processes.mean(reference_loss), product, squares
+        )
 
 
 def replaced(moment: Frozen, batch: Any) -> Frozen:

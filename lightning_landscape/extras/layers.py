@@ -23,7 +23,11 @@ def layers_of(names: Iterable[str]) -> dict[str, list[str]]:
     """
     paths = {name: name.split(".") for name in names}
     shared = 0  # leading parts that all names have in common, their last parts, the parameters' own names, aside
-    while paths and all(len(path) > shared + 1 for path in paths.values()) and len({p[shared] for p in paths.values()}) == 1:
+    while (
+        paths
+        and all(len(path) > shared + 1 for path in paths.values())
+        and len({p[shared] for p in paths.values()}) == 1
+    ):
         shared += 1
     groups: dict[str, list[str]] = {}
     for name, path in paths.items():
@@ -32,7 +36,11 @@ def layers_of(names: Iterable[str]) -> dict[str, list[str]]:
 
 
 def layer_rows(
-    probe: Probe, here: Mapping[str, Tensor], there: Mapping[str, Tensor], gradient: Gradient, products: Products
+    probe: Probe,
+    here: Mapping[str, Tensor],
+    there: Mapping[str, Tensor],
+    gradient: Gradient,
+    products: Products,
 ) -> list[LayerRow]:
     """Return what each part contributes to a probe, in the order of the module's parameters.
 

@@ -80,7 +80,12 @@ class PerSample:
         sharded: bool,
         mixing: bool,
     ) -> None:
-        self._module, self._replayer, self._processes, self._products = module, replayer, processes, products
+        self._module, self._replayer, self._processes, self._products = (
+            module,
+            replayer,
+            processes,
+            products,
+        )
         self._sharded, self._mixing = sharded, mixing
         self._swap = Swap(module)
         self._counts = lightning_compat.has_batches_of_its_own(trainer)
@@ -88,7 +93,9 @@ class PerSample:
         """Whether forward mode runs while autograd records; None while neither has been tried"""
         self.about: dict[str, Any] = {
             "method": DIFFERENCES if sharded else None,
-            "method_reason": "forward mode does not go through sharded parameters" if sharded else None,
+            "method_reason": "forward mode does not go through sharded parameters"
+            if sharded
+            else None,
             "step": None,
             "error": {"absolute": 0.0, "relative": 0.0},
             "rounding": None,
@@ -108,7 +115,9 @@ class PerSample:
     def adopt(self, about: Mapping[str, Any] | None) -> None:
         """Go on from what a checkpoint holds; which way to take is found again."""
         if about is not None:
-            self.about |= {key: about[key] for key in about if key not in ("method", "method_reason")}
+            self.about |= {
+                key: about[key] for key in about if key not in ("method", "method_reason")
+            }
 
     # ---------------------------------------------------------------------------------------------------- at the first probe
 
@@ -143,7 +152,13 @@ class PerSample:
         if any(row[1] for row in found):
             self.about["mixing"] = any(row[0] > 0 for row in found)
         if self.about["mixing"]:
-            norms = sorted({type(m).__name__ for m in self._module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)})
+            norms = sorted(
+                {
+                    type(m).__name__
+                    for m in self._module.modules()
+                    if isinstance(m, nn.modules.batchnorm._BatchNorm)
+                }
+            )
             raise MisconfigurationException(
                 "LandscapeMonitor(per_sample=True) replaced some samples of the first mini-batch, and losses of others changed"
                 f"{f', with {norms[0]} in the module' if norms else ''}: the loss of one sample has no meaning by itself. "
@@ -160,7 +175,9 @@ class PerSample:
         state = thaw(moment, self._module.device)
         own = batch_of(state["args"], state["kwargs"])
         batch = with_first_half_replaced(own, len(losses))
-        seen = any(not torch.equal(a, b) for a, b in zip(tensors_in(own), tensors_in(batch), strict=True))
+        seen = any(
+            not torch.equal(a, b) for a, b in zip(tensors_in(own), tensors_in(batch), strict=True)
+        )
         with self._swap.to(here):
             others = self._replayer.sample_losses(replaced(moment, batch))
         half = len(losses) // 2
@@ -207,15 +224,23 @@ class PerSample:
         own = None if itself.differentiated is None else sorted(itself.differentiated)
         names = (own if self._sharded else self._processes.of_first(lambda: own)) or []
         x = {name: itself.x[name].to(self._module.device) for name in names}
-        working = {name: value.double() if value.dtype == torch.float64 else value.float() for name, value in x.items()}
+        working = {
+            name: value.double() if value.dtype == torch.float64 else value.float()
+            for name, value in x.items()
+        }
         direction = {name: value - reference[name].to(value) for name, value in working.items()}
         self.about["rounding"] = self._replayer.rounding(x.values()) if x else 1.0
         return _Line(x, direction)
 
     def _with_step(self, line: _Line) -> _Line:
-        length, size = (self._products.sq_change(vector, 1.0, {}, 1.0) ** 0.5 for vector in (line.direction, line.x))
+        length, size = (
+            self._products.sq_change(vector, 1.0, {}, 1.0) ** 0.5
+            for vector in (line.direction, line.x)
+        )
         # truncation falls with h² and rounding grows with 1/h: they meet at the cube root of the rounding error, beside ‖x‖
-        return line._replace(length=length, step=self.about["rounding"] ** (1 / 3) * max(size, length))
+        return line._replace(
+            length=length, step=self.about["rounding"] ** (1 / 3) * max(size, length)
+        )
 
     def _slopes(self, moment: Frozen, itself: Itself, line: _Line) -> _Slopes:
         if self.about["method"] == DIFFERENCES:
@@ -229,17 +254,25 @@ class PerSample:
             try:
                 with self._processes.agreed():
                     losses = self._by_forward_mode(moment, itself, line, graph).losses
-            except (RuntimeError, FailedElsewhere) as error:  # NotImplementedError is a RuntimeError
+            except (
+                RuntimeError,
+                FailedElsewhere,
+            ) as error:  # NotImplementedError is a RuntimeError
                 problem = problem or said(error).partition("\n")[0].partition(". ")[0].rstrip(".")
                 continue
             with itself.there():
                 plain = self._replayer.sample_losses(moment)
             near = self._replayer.rounding(line.x.values()) ** 0.5
-            same = len(plain) == len(losses) and torch.allclose(plain, losses, rtol=near, atol=near, equal_nan=True)
+            same = len(plain) == len(losses) and torch.allclose(
+                plain, losses, rtol=near, atol=near, equal_nan=True
+            )
             if self._processes.everywhere(same):
                 self._graph, self.about["method"] = graph, FORWARD
                 return
-            problem = problem or "other losses: kernels that have forward derivatives draw other random numbers"
+            problem = (
+                problem
+                or "other losses: kernels that have forward derivatives draw other random numbers"
+            )
         self.about |= {"method": DIFFERENCES, "method_reason": f"forward mode failed: {problem}"}
         rank_zero_warn(
             f"LandscapeMonitor(per_sample=...) takes finite differences, because forward mode failed: {problem}. Their largest "
@@ -248,7 +281,9 @@ class PerSample:
 
     def _by_forward_mode(self, moment: Frozen, itself: Itself, line: _Line, graph: bool) -> _Slopes:
         with itself.there():
-            losses, products = self._replayer.sample_derivatives(moment, line.direction, with_graph=graph)
+            losses, products = self._replayer.sample_derivatives(
+                moment, line.direction, with_graph=graph
+            )
         return _Slopes(losses, products, torch.zeros_like(products))
 
     def _by_differences(self, moment: Frozen, itself: Itself, line: _Line) -> _Slopes:
@@ -266,10 +301,18 @@ class PerSample:
             return _Slopes(losses, torch.zeros_like(losses), torch.zeros_like(losses))
         slopes, bends = [], []
         for width in (line.step, 2 * line.step):
-            ahead, behind = (self._at(moment, itself, line, sign * width / line.length) for sign in (1, -1))
+            ahead, behind = (
+                self._at(moment, itself, line, sign * width / line.length) for sign in (1, -1)
+            )
             slopes.append((ahead - behind) * (line.length / (2 * width)))
             bends.append((ahead - 2 * losses + behind) * (line.length / width))
-        rounding = 8 * self._replayer.rounding(line.x.values()) * float(losses.abs().max()) * line.length / line.step
+        rounding = (
+            8
+            * self._replayer.rounding(line.x.values())
+            * float(losses.abs().max())
+            * line.length
+            / line.step
+        )
         error = (slopes[0] - slopes[1]).abs() + (2 * bends[0] - bends[1]).abs() + rounding
         return _Slopes(losses, (4 * slopes[0] - slopes[1]) / 3, error)
 
@@ -292,7 +335,9 @@ class PerSample:
         fidelity, known = self.about["fidelity"], self.about["error"]
         fidelity["loss"] = max(fidelity["loss"], abs(means[0] - probe.loss))
         if size:
-            fidelity["inner_product"] = max(fidelity["inner_product"], abs(means[1] - probe.inner_product) / size)
+            fidelity["inner_product"] = max(
+                fidelity["inner_product"], abs(means[1] - probe.inner_product) / size
+            )
         if self.about["method"] == DIFFERENCES:
             self.about["step"] = max(self.about["step"] or 0.0, line.step)
             known["absolute"] = max(known["absolute"], absolute)

@@ -12,13 +12,23 @@ from lightning_landscape.functional.alpha_beta import (
     beta_min,
     interpolation_error,
 )
-from lightning_landscape.functional.constants import QUANTILES, Constant, largest_constant, smallest_constant
+from lightning_landscape.functional.constants import (
+    QUANTILES,
+    Constant,
+    largest_constant,
+    smallest_constant,
+)
 from lightning_landscape.functional.error_bound import error_bound_ratio
 from lightning_landscape.functional.gradient_angle import cosine
 from lightning_landscape.functional.polyak_lojasiewicz import polyak_lojasiewicz_ratio
 from lightning_landscape.functional.quadratic_growth import quadratic_growth_ratio
-from lightning_landscape.functional.quasar_convexity import quasar_convexity_interval, quasar_convexity_ratio
-from lightning_landscape.functional.relaxed_polyak_lojasiewicz import relaxed_polyak_lojasiewicz_ratio
+from lightning_landscape.functional.quasar_convexity import (
+    quasar_convexity_interval,
+    quasar_convexity_ratio,
+)
+from lightning_landscape.functional.relaxed_polyak_lojasiewicz import (
+    relaxed_polyak_lojasiewicz_ratio,
+)
 from lightning_landscape.functional.restricted_secant import restricted_secant_ratio
 from lightning_landscape.functional.smoothness import secant_smoothness_ratio, smoothness_ratio
 from lightning_landscape.functional.star_convexity import star_convexity_holds

@@ -8,8 +8,12 @@ from torch import Tensor
 def check_columns(**columns: Tensor) -> None:
     """Raise ``ValueError`` unless all columns are one-dimensional, of one length >= 1 and finite."""
     sizes = {name: tuple(column.shape) for name, column in columns.items()}
-    if len(set(sizes.values())) > 1 or any(len(size) != 1 or size[0] == 0 for size in sizes.values()):
-        raise ValueError(f"found columns of shapes {sizes}; supported are 1-D tensors of one length of at least 1")
+    if len(set(sizes.values())) > 1 or any(
+        len(size) != 1 or size[0] == 0 for size in sizes.values()
+    ):
+        raise ValueError(
+            f"found columns of shapes {sizes}; supported are 1-D tensors of one length of at least 1"
+        )
     for name, column in columns.items():
         if not bool(column.isfinite().all()):
             row = int((~column.isfinite()).nonzero()[0])

@@ -122,7 +122,9 @@ class FeasibleSet:
         """Return the corners (δ, β) of the lower boundary with δ > 0, ascending; ``rate_max`` is the last one."""
         if self.empty:
             return []
-        corners = [(rate, line.at(rate)) for rate, line in zip(self._breaks(), self.lines[1:], strict=True)]
+        corners = [
+            (rate, line.at(rate)) for rate, line in zip(self._breaks(), self.lines[1:], strict=True)
+        ]
         if self.rate_max is None:
             return corners
         end = (self.rate_max, max(line.at(self.rate_max) for line in self.lines))
@@ -143,7 +145,9 @@ class FeasibleSet:
         if self.empty or (ends and not bound.allows(ends[0])):
             return Best(None, None)
         breaks = self._breaks()
-        for line, left, right in zip(self.lines, [ZERO.slope, *breaks], [*breaks, None], strict=True):
+        for line, left, right in zip(
+            self.lines, [ZERO.slope, *breaks], [*breaks, None], strict=True
+        ):
             if right is not None and right <= bound.least_rate:
                 continue
             if ends and left >= ends[0]:
@@ -156,7 +160,11 @@ class FeasibleSet:
                 return self._at(start, bound)
             if growth >= 0:
                 return self._approached(line, start, bound)
-        return self._at(ends[0], bound) if ends else Best(None, bound.at_infinity(self.lines[-1].slope))
+        return (
+            self._at(ends[0], bound)
+            if ends
+            else Best(None, bound.at_infinity(self.lines[-1].slope))
+        )
 
     def _approached(self, line: Line, start: Fraction, bound: LinearFractional) -> Best:
         """Return what a bound tends to at the open left end of a line; no value where it falls without end."""
@@ -166,7 +174,9 @@ class FeasibleSet:
         return Best(None, bound.at_infinity(line.slope) if bound.grows_along(*line) == 0 else None)
 
     def _breaks(self) -> list[Fraction]:
-        return [crossing(flat, steep) for flat, steep in zip(self.lines, self.lines[1:], strict=False)]
+        return [
+            crossing(flat, steep) for flat, steep in zip(self.lines, self.lines[1:], strict=False)
+        ]
 
     def _at(self, rate: Fraction, bound: LinearFractional) -> Best:
         beta = max(line.at(rate) for line in self.lines)
@@ -196,7 +206,11 @@ def largest_agreeing(rows: Sequence[Row], count: int) -> list[Row] | None:
     value = _as_float(high)
     _, inverse_rate = _deepest(lines, value)
     spans = [_span(*line, value) for line in lines]
-    return [row for row, (first, last) in zip(active, spans, strict=True) if first <= inverse_rate <= last]
+    return [
+        row
+        for row, (first, last) in zip(active, spans, strict=True)
+        if first <= inverse_rate <= last
+    ]
 
 
 def _float_line(row: Row) -> tuple[float, float, float]:
@@ -218,7 +232,9 @@ def _span(slope: float, intercept: float, smallest: float, value: float) -> tupl
 
 def _deepest(lines: Sequence[tuple[float, float, float]], value: float) -> tuple[int, float]:
     """Return the largest number of rows that one u satisfies, and the first such u."""
-    spans = [(first, last) for first, last in (_span(*line, value) for line in lines) if first <= last]
+    spans = [
+        (first, last) for first, last in (_span(*line, value) for line in lines) if first <= last
+    ]
     openings, ends = sorted(first for first, _ in spans), sorted(last for _, last in spans)
     ended, best, where = 0, 0, inf
     for opened, position in enumerate(openings, start=1):

@@ -38,7 +38,11 @@ class LinearFractional:
     def parts(self, rate: Fraction, beta: Fraction) -> tuple[Fraction, Fraction, Fraction]:
         """Return initial distance, step-size noise and neighbourhood, whose sum is the value."""
         below = self.slope * rate - self.offset
-        return self.distance / below, (self.noise + self.noise_rate * rate) / below, self.spread * beta / below
+        return (
+            self.distance / below,
+            (self.noise + self.noise_rate * rate) / below,
+            self.spread * beta / below,
+        )
 
     def at(self, rate: Fraction, beta: Fraction) -> Fraction:
         """Return the value at a pair."""
@@ -47,7 +51,10 @@ class LinearFractional:
     def grows_along(self, slope: Fraction, intercept: Fraction) -> Fraction:
         """Return a number with the sign of the derivative in δ along the line β = slope · δ + intercept."""
         rising = self.noise_rate + self.spread * slope
-        return -(self.offset * rising + self.slope * (self.distance + self.noise + self.spread * intercept))
+        return -(
+            self.offset * rising
+            + self.slope * (self.distance + self.noise + self.spread * intercept)
+        )
 
     def at_infinity(self, slope: Fraction) -> Fraction:
         """Return the limit as δ → ∞ along a line β = slope · δ + intercept."""

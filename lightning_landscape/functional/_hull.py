@@ -9,7 +9,9 @@ _SLACK = 1e-9
 """Relative: far above the rounding of float64, so that nothing on the exact envelope is left out"""
 
 
-def near_envelope(*, loss: Tensor, reference_loss: Tensor, inner_product: Tensor, loss_infimum: Tensor) -> Tensor:
+def near_envelope(
+    *, loss: Tensor, reference_loss: Tensor, inner_product: Tensor, loss_infimum: Tensor
+) -> Tensor:
     r"""Which probes are on the upper envelope of the lines, or so near to it that float64 cannot tell.
 
     .. math:: \beta_{\min}(\delta) = \max_k \frac{\delta(a_k - b_k) - p_k}{b_k - l_k}
@@ -39,7 +41,13 @@ def near_envelope(*, loss: Tensor, reference_loss: Tensor, inner_product: Tensor
     slope, height = (loss - reference_loss) / below, -inner_product / below
     # what cancellation or overflow may have spoilt, degenerate rows among it, is kept
     unsure = below <= 1e-6 * (reference_loss.abs() + loss_infimum.abs()) * (loss_infimum != 0)
-    unsure |= (below <= 0) | ~slope.isfinite() | ~height.isfinite() | ~(slope.abs() < 1e100) | ~(height.abs() < 1e100)
+    unsure |= (
+        (below <= 0)
+        | ~slope.isfinite()
+        | ~height.isfinite()
+        | ~(slope.abs() < 1e100)
+        | ~(height.abs() < 1e100)
+    )
     kept = unsure.clone()
     (sure,) = (~unsure).nonzero(as_tuple=True)
     if not len(sure):
@@ -68,6 +76,8 @@ def _upper_hull(x: Tensor, y: Tensor) -> Tensor:
     return torch.tensor(hull, dtype=torch.float64)
 
 
-def _is_below(middle: tuple[float, float], left: tuple[float, float], right: tuple[float, float]) -> bool:
+def _is_below(
+    middle: tuple[float, float], left: tuple[float, float], right: tuple[float, float]
+) -> bool:
     share = (middle[0] - left[0]) / (right[0] - left[0])
     return middle[1] <= left[1] + share * (right[1] - left[1])

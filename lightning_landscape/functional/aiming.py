@@ -6,7 +6,9 @@ from lightning_landscape.functional._columns import check_columns, like
 from lightning_landscape.functional._ratio import largest_factor
 
 
-def aiming_ratio(*, loss: Tensor, inner_product: Tensor, loss_infimum: Tensor | float = 0.0) -> Tensor:
+def aiming_ratio(
+    *, loss: Tensor, inner_product: Tensor, loss_infimum: Tensor | float = 0.0
+) -> Tensor:
     r"""Largest θ with which the inequality holds at each probe; negative where the gradient does not aim at x_p.
 
     .. math:: \theta_k = p_k / (a_k - l_k)

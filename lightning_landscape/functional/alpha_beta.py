@@ -19,7 +19,13 @@ import torch
 from torch import Tensor
 
 from lightning_landscape.functional._columns import check_columns, check_infimum, exact, like
-from lightning_landscape.functional._envelope import Best, FeasibleSet, Row, as_float, largest_agreeing
+from lightning_landscape.functional._envelope import (
+    Best,
+    FeasibleSet,
+    Row,
+    as_float,
+    largest_agreeing,
+)
 from lightning_landscape.functional._hull import near_envelope
 
 _Columns = tuple[Tensor, Tensor, Tensor, Tensor]
@@ -68,14 +74,27 @@ def beta_min(
     """
     rates = torch.as_tensor(rate, dtype=torch.float64)
     if rates.ndim > 1 or not bool((rates > 0).all()) or not bool(rates.isfinite().all()):
-        raise ValueError(f"`rate` is {rate}; supported are positive finite values of α − β, shape () or (m,)")
-    region = feasible_set(loss=loss, reference_loss=reference_loss, inner_product=inner_product, loss_infimum=loss_infimum)
+        raise ValueError(
+            f"`rate` is {rate}; supported are positive finite values of α − β, shape () or (m,)"
+        )
+    region = feasible_set(
+        loss=loss,
+        reference_loss=reference_loss,
+        inner_product=inner_product,
+        loss_infimum=loss_infimum,
+    )
     betas = [region.beta_min(Fraction(value)) for value in rates.flatten().tolist()]
-    return _tensor([float("inf") if beta is None else as_float(beta) for beta in betas]).reshape(rates.shape)
+    return _tensor([float("inf") if beta is None else as_float(beta) for beta in betas]).reshape(
+        rates.shape
+    )
 
 
 def alpha_beta_vertices(
-    *, loss: Tensor, reference_loss: Tensor, inner_product: Tensor, loss_infimum: Tensor | float = 0.0
+    *,
+    loss: Tensor,
+    reference_loss: Tensor,
+    inner_product: Tensor,
+    loss_infimum: Tensor | float = 0.0,
 ) -> Tensor:
     """Corners (δ, β) of β_min over δ > 0, ascending in δ; where δ is bounded, its largest value is the last corner.
 
@@ -99,8 +118,15 @@ def alpha_beta_vertices(
         tensor([[0.5000, 0.0000],
                 [2.5000, 2.0000]], dtype=torch.float64)
     """
-    region = feasible_set(loss=loss, reference_loss=reference_loss, inner_product=inner_product, loss_infimum=loss_infimum)
-    return _tensor([[as_float(rate), as_float(beta)] for rate, beta in region.vertices()]).reshape(-1, 2)
+    region = feasible_set(
+        loss=loss,
+        reference_loss=reference_loss,
+        inner_product=inner_product,
+        loss_infimum=loss_infimum,
+    )
+    return _tensor([[as_float(rate), as_float(beta)] for rate, beta in region.vertices()]).reshape(
+        -1, 2
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +215,9 @@ class RunningBestAlphaBeta:
     def __len__(self) -> int:
         return self._count
 
-    def add(self, *, loss: float, reference_loss: float, inner_product: float, loss_infimum: float = 0.0) -> AlphaBetaPair:
+    def add(
+        self, *, loss: float, reference_loss: float, inner_product: float, loss_infimum: float = 0.0
+    ) -> AlphaBetaPair:
         """Add one probe and return the best pair over all so far.
 
         Args:
@@ -204,7 +232,9 @@ class RunningBestAlphaBeta:
         Raises:
             ValueError: as `beta_min`; the probe is not added then.
         """
-        columns = _checked(*(_tensor([value]) for value in (loss, reference_loss, inner_product, loss_infimum)))
+        columns = _checked(
+            *(_tensor([value]) for value in (loss, reference_loss, inner_product, loss_infimum))
+        )
         self._region = self._region.intersect(FeasibleSet.of(_rows(columns)))
         self._count += 1
         return _pair(self._region.best())
@@ -245,7 +275,9 @@ def alpha_beta_margin(
         tensor([0.0000, 1.5000], dtype=torch.float64)
     """
     infimum = like(loss_infimum, loss)
-    check_columns(loss=loss, reference_loss=reference_loss, inner_product=inner_product, loss_infimum=infimum)
+    check_columns(
+        loss=loss, reference_loss=reference_loss, inner_product=inner_product, loss_infimum=infimum
+    )
     a, b, p = loss.double(), reference_loss.double(), inner_product.double()
     return p - alpha * (a - b) + beta * (a - infimum)
 
@@ -284,13 +316,19 @@ def alpha_beta_violations(
     """
     columns = {"loss": loss, "reference_loss": reference_loss, "inner_product": inner_product}
     margin = alpha_beta_margin(alpha, beta, loss_infimum=loss_infimum, **columns)
-    a, b, p, low = (column.double().abs() for column in (*columns.values(), like(loss_infimum, loss)))
+    a, b, p, low = (
+        column.double().abs() for column in (*columns.values(), like(loss_infimum, loss))
+    )
     scale = p + torch.as_tensor(alpha).abs() * (a + b) + torch.as_tensor(beta).abs() * (a + low)
     return margin < -4 * torch.finfo(torch.float64).eps * scale
 
 
 def alpha_beta_impossible(
-    *, loss: Tensor, reference_loss: Tensor, inner_product: Tensor, loss_infimum: Tensor | float = 0.0
+    *,
+    loss: Tensor,
+    reference_loss: Tensor,
+    inner_product: Tensor,
+    loss_infimum: Tensor | float = 0.0,
 ) -> Tensor:
     """Whether no pair at all holds at a probe: ``b = l`` with ``a > b, p ≤ 0`` or ``a = b, p < 0``.
 
@@ -315,7 +353,9 @@ def alpha_beta_impossible(
     return (b <= low) & torch.where(a > b, p <= 0, p < 0)
 
 
-def interpolation_error(*, reference_loss: Tensor, loss_infimum: Tensor | float = 0.0) -> tuple[Tensor, Tensor]:
+def interpolation_error(
+    *, reference_loss: Tensor, loss_infimum: Tensor | float = 0.0
+) -> tuple[Tensor, Tensor]:
     r"""Estimate of the interpolation error and its standard error.
 
     .. math:: \sigma^2 = \mathrm{mean}_k\,(b_k - l_k)
@@ -349,16 +389,24 @@ def mean_and_error(values: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def feasible_set(
-    *, loss: Tensor, reference_loss: Tensor, inner_product: Tensor, loss_infimum: Tensor | float = 0.0
+    *,
+    loss: Tensor,
+    reference_loss: Tensor,
+    inner_product: Tensor,
+    loss_infimum: Tensor | float = 0.0,
 ) -> FeasibleSet:
     """Return the set of all feasible (δ, β) as exact lines; the arguments are those of `beta_min`."""
     return _region(_checked(loss, reference_loss, inner_product, loss_infimum))
 
 
-def _checked(loss: Tensor, reference_loss: Tensor, inner_product: Tensor, loss_infimum: Tensor | float) -> _Columns:
+def _checked(
+    loss: Tensor, reference_loss: Tensor, inner_product: Tensor, loss_infimum: Tensor | float
+) -> _Columns:
     """Return the four columns as float64, if they are well formed."""
     infimum = like(loss_infimum, loss)
-    check_columns(loss=loss, reference_loss=reference_loss, inner_product=inner_product, loss_infimum=infimum)
+    check_columns(
+        loss=loss, reference_loss=reference_loss, inner_product=inner_product, loss_infimum=infimum
+    )
     check_infimum(loss, reference_loss, infimum)
     return loss.double(), reference_loss.double(), inner_product.double(), infimum
 
@@ -405,7 +453,13 @@ def _pair(best: Best) -> AlphaBetaPair:
         missing = _tensor(float("nan"))
         return AlphaBetaPair(missing, missing, missing, ratio, attained=False)
     rate, beta = best.pair
-    return AlphaBetaPair(_tensor(as_float(rate + beta)), _tensor(as_float(beta)), _tensor(as_float(rate)), ratio, True)
+    return AlphaBetaPair(
+        _tensor(as_float(rate + beta)),
+        _tensor(as_float(beta)),
+        _tensor(as_float(rate)),
+        ratio,
+        True,
+    )
 
 
 def _tensor(values: float | Sequence[float] | Sequence[Sequence[float]]) -> Tensor:

@@ -6,7 +6,9 @@ from lightning_landscape.functional._columns import check_columns, like
 from lightning_landscape.functional._ratio import largest_factor
 
 
-def polyak_lojasiewicz_ratio(*, grad_sq_norm: Tensor, loss: Tensor, loss_infimum: Tensor | float = 0.0) -> Tensor:
+def polyak_lojasiewicz_ratio(
+    *, grad_sq_norm: Tensor, loss: Tensor, loss_infimum: Tensor | float = 0.0
+) -> Tensor:
     r"""Largest μ with which the inequality holds at each probe.
 
     .. math:: \mu_k = G_k^2 / (2(a_k - l_k))

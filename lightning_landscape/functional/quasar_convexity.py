@@ -6,7 +6,9 @@ from torch import Tensor
 from lightning_landscape.functional._columns import check_columns
 
 
-def quasar_convexity_ratio(*, loss: Tensor, reference_loss: Tensor, inner_product: Tensor) -> Tensor:
+def quasar_convexity_ratio(
+    *, loss: Tensor, reference_loss: Tensor, inner_product: Tensor
+) -> Tensor:
     r"""The θ at which each probe's inequality turns.
 
     .. math:: \theta_k = p_k / (a_k - b_k)
@@ -41,7 +43,9 @@ def quasar_convexity_ratio(*, loss: Tensor, reference_loss: Tensor, inner_produc
     return torch.where(gap == 0, ratio, product / gap)
 
 
-def quasar_convexity_interval(*, loss: Tensor, reference_loss: Tensor, inner_product: Tensor) -> tuple[Tensor, Tensor]:
+def quasar_convexity_interval(
+    *, loss: Tensor, reference_loss: Tensor, inner_product: Tensor
+) -> tuple[Tensor, Tensor]:
     r"""All θ > 0 with which quasar convexity holds at every probe: an interval.
 
     .. math:: \max\bigl(0, \max_{a_k < b_k} \theta_k\bigr) \le \theta \le \min_{a_k > b_k} \theta_k
@@ -66,7 +70,9 @@ def quasar_convexity_interval(*, loss: Tensor, reference_loss: Tensor, inner_pro
         >>> lower.item(), upper.item()
         (0.25, 0.5)
     """
-    ratio = quasar_convexity_ratio(loss=loss, reference_loss=reference_loss, inner_product=inner_product)
+    ratio = quasar_convexity_ratio(
+        loss=loss, reference_loss=reference_loss, inner_product=inner_product
+    )
     gap = loss.double() - reference_loss.double()
     lower = torch.cat([ratio.new_zeros(1), ratio[gap < 0]]).max()
     upper = torch.cat([ratio.new_tensor([torch.inf]), ratio[gap > 0]]).min()

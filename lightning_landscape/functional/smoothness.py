@@ -6,7 +6,9 @@ from lightning_landscape.functional._columns import check_columns, like
 from lightning_landscape.functional._ratio import smallest_factor
 
 
-def smoothness_ratio(*, grad_sq_norm: Tensor, loss: Tensor, loss_infimum: Tensor | float = 0.0) -> Tensor:
+def smoothness_ratio(
+    *, grad_sq_norm: Tensor, loss: Tensor, loss_infimum: Tensor | float = 0.0
+) -> Tensor:
     r"""Smallest L with which the self-bounding inequality holds at each probe: a lower bound of the true L.
 
     .. math:: L_k = G_k^2 / (2(a_k - l_k))

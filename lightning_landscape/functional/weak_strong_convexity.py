@@ -6,7 +6,9 @@ from lightning_landscape.functional._columns import check_columns
 from lightning_landscape.functional._ratio import largest_factor
 
 
-def weak_strong_convexity_ratio(*, loss: Tensor, reference_loss: Tensor, inner_product: Tensor, sq_distance: Tensor) -> Tensor:
+def weak_strong_convexity_ratio(
+    *, loss: Tensor, reference_loss: Tensor, inner_product: Tensor, sq_distance: Tensor
+) -> Tensor:
     r"""Largest μ with which the inequality holds at each probe; μ = 0 is star convexity.
 
     .. math:: \mu_k = 2(p_k - (a_k - b_k)) / D_k^2
@@ -32,5 +34,12 @@ def weak_strong_convexity_ratio(*, loss: Tensor, reference_loss: Tensor, inner_p
         >>> weak_strong_convexity_ratio(loss=3 * one, reference_loss=one, inner_product=4 * one, sq_distance=8 * one)
         tensor([0.5000], dtype=torch.float64)
     """
-    check_columns(loss=loss, reference_loss=reference_loss, inner_product=inner_product, sq_distance=sq_distance)
-    return largest_factor(2 * (inner_product.double() - (loss.double() - reference_loss.double())), sq_distance)
+    check_columns(
+        loss=loss,
+        reference_loss=reference_loss,
+        inner_product=inner_product,
+        sq_distance=sq_distance,
+    )
+    return largest_factor(
+        2 * (inner_product.double() - (loss.double() - reference_loss.double())), sq_distance
+    )

@@ -46,7 +46,9 @@ def squared_norm(gradients: Iterable[Tensor]) -> float:
     for gradient in gradients:
         values = gradient.values() if gradient.is_sparse else gradient
         values = torch.view_as_real(values) if values.is_complex() else values
-        wide = torch.float32 if values.device.type == "mps" else torch.float64  # which MPS does not have
+        wide = (
+            torch.float32 if values.device.type == "mps" else torch.float64
+        )  # which MPS does not have
         totals[values.device].append(torch.linalg.vector_norm(values, dtype=wide).square())
     # one transfer a device, not one a parameter
     return sum((float(torch.stack(squares).sum().item()) for squares in totals.values()), start=0.0)
@@ -69,7 +71,9 @@ def across_ranks(loss: float, sq_norm: float, device: torch.device) -> tuple[flo
     # gathered, not summed: every rank adds the same numbers in the same order, and can compare the norms
     dist.all_gather(rows, mine)
     losses, sq_norms = zip(*(row.tolist() for row in rows), strict=True)
-    if all(map(isfinite, losses + sq_norms)) and max(sq_norms) > (1 + SAME_GRADIENT) * min(sq_norms):
+    if all(map(isfinite, losses + sq_norms)) and max(sq_norms) > (1 + SAME_GRADIENT) * min(
+        sq_norms
+    ):
         raise RuntimeError(
             f"found squared gradient norms {list(sq_norms)} on the ranks; supported is the same averaged gradient on every "
             "rank, as after DDP's backward, because all ranks take one step; gradients in shards (FSDP, tensor parallel) or "

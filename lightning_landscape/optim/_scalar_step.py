@@ -35,7 +35,9 @@ class ScalarStep(Optimizer, ABC):
         super().__init__(params, {name: float(value) for name, value in constants.items()})
 
     @abstractmethod
-    def _next(self, shared: Numbers, options: Numbers, excess: float, sq_norm: float) -> dict[str, float]:
+    def _next(
+        self, shared: Numbers, options: Numbers, excess: float, sq_norm: float
+    ) -> dict[str, float]:
         """Return what is remembered after this step, with γ_k as ``step_size``.
 
         Args:
@@ -50,7 +52,9 @@ class ScalarStep(Optimizer, ABC):
         for name, value in options.items():
             if name == "loss_infimum":
                 if not isfinite(value):
-                    raise ValueError(f"`loss_infimum` is {value}; supported are finite numbers, 0 where no loss is negative")
+                    raise ValueError(
+                        f"`loss_infimum` is {value}; supported are finite numbers, 0 where no loss is negative"
+                    )
             else:
                 check_positive(name, value)
 
@@ -83,7 +87,9 @@ class ScalarStep(Optimizer, ABC):
         """
         options = self._options()
         if self.needs_loss and closure is None and loss is None:
-            if options["lr"] == 0 and not any(bool(gradient.any()) for _, gradient in self._gradients()):
+            if options["lr"] == 0 and not any(
+                bool(gradient.any()) for _, gradient in self._gradients()
+            ):
                 return None  # torch.distributed.checkpoint's way to ask for the state
             raise self._no_loss("neither a closure nor loss=")
         loss = self._evaluate(closure, loss)
@@ -109,7 +115,11 @@ class ScalarStep(Optimizer, ABC):
         """
         others = self.param_groups[0] if self.param_groups else self.defaults
         known = others if self.param_groups else self.memory
-        group = {name: others[name] for name in self.constants} | {name: known[name] for name in self.memory} | param_group
+        group = (
+            {name: others[name] for name in self.constants}
+            | {name: known[name] for name in self.memory}
+            | param_group
+        )
         options = {name: float(group[name]) for name in self.constants}
         if self.param_groups:
             check_agreement(type(self).__name__, [self._options(), options])
@@ -118,10 +128,14 @@ class ScalarStep(Optimizer, ABC):
         super().add_param_group(group)
 
     def _options(self) -> dict[str, float]:
-        options = [{name: float(group[name]) for name in self.constants} for group in self.param_groups]
+        options = [
+            {name: float(group[name]) for name in self.constants} for group in self.param_groups
+        ]
         check_agreement(type(self).__name__, options)
         if not 0 <= options[0]["lr"] < inf:
-            raise ValueError(f"`lr` is {options[0]['lr']}; supported are schedules with finite values that are not negative")
+            raise ValueError(
+                f"`lr` is {options[0]['lr']}; supported are schedules with finite values that are not negative"
+            )
         return options[0]
 
     def _evaluate(self, closure: Callable[[], Any] | None, loss: Any) -> Any:
@@ -138,10 +152,14 @@ class ScalarStep(Optimizer, ABC):
         return loss if returned is None else returned
 
     def _gradients(self) -> list[tuple[Tensor, Tensor]]:
-        parameters = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
+        parameters = [
+            p for group in self.param_groups for p in group["params"] if p.grad is not None
+        ]
         return [(p, p.grad.coalesce() if p.grad.is_sparse else p.grad) for p in parameters]
 
-    def _move(self, gradients: list[tuple[Tensor, Tensor]], options: Numbers, loss: float, sq_norm: float) -> None:
+    def _move(
+        self, gradients: list[tuple[Tensor, Tensor]], options: Numbers, loss: float, sq_norm: float
+    ) -> None:
         infimum = options.get("loss_infimum", 0.0)
         if self.needs_loss and loss < infimum:
             raise ValueError(

@@ -58,7 +58,9 @@ class AdaGradNormMax(ScalarStep):
         super()._check(options)
         check_positive("b_init²", options["b_init"] * options["b_init"])
 
-    def _next(self, shared: Numbers, options: Numbers, excess: float, sq_norm: float) -> dict[str, float]:
+    def _next(
+        self, shared: Numbers, options: Numbers, excess: float, sq_norm: float
+    ) -> dict[str, float]:
         c_sq = max(shared["c_sq"], sq_norm)
         b_sq = (shared["b_sq"] or options["b_init"] * options["b_init"]) + c_sq
         return {"step_size": options["lr"] / sqrt(b_sq), "c_sq": c_sq, "b_sq": b_sq}

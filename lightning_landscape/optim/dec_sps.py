@@ -58,14 +58,18 @@ class DecSPS(ScalarStep):
     constants = ("lr", "c_init", "loss_infimum")
     memory: ClassVar[dict[str, float]] = {"step_size": nan, "k": 0, "bound": nan}
 
-    def __init__(self, params: ParamsT, lr: float = 1.0, c_init: float = 1.0, loss_infimum: float = 0.0) -> None:
+    def __init__(
+        self, params: ParamsT, lr: float = 1.0, c_init: float = 1.0, loss_infimum: float = 0.0
+    ) -> None:
         super().__init__(params, lr=lr, c_init=c_init, loss_infimum=loss_infimum)
 
     def _check(self, options: Numbers) -> None:
         super()._check(options)
         check_positive("c_init · lr", options["c_init"] * options["lr"])
 
-    def _next(self, shared: Numbers, options: Numbers, excess: float, sq_norm: float) -> dict[str, float]:
+    def _next(
+        self, shared: Numbers, options: Numbers, excess: float, sq_norm: float
+    ) -> dict[str, float]:
         k, bound = int(shared["k"]), shared["bound"]
         if not k:
             # a warm-up from 0 would never leave 0

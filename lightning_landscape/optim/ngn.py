@@ -55,7 +55,9 @@ class NGN(ScalarStep):
     def __init__(self, params: ParamsT, lr: float = 1.0, loss_infimum: float = 0.0) -> None:
         super().__init__(params, lr=lr, loss_infimum=loss_infimum)
 
-    def _next(self, shared: Numbers, options: Numbers, excess: float, sq_norm: float) -> dict[str, float]:
+    def _next(
+        self, shared: Numbers, options: Numbers, excess: float, sq_norm: float
+    ) -> dict[str, float]:
         gamma = options["lr"]
         if gamma == 0 or sq_norm == 0:
             # 0 · ∞ and 0/0 otherwise, where the loss is l

@@ -52,8 +52,12 @@ class SPSMax(ScalarStep):
 
     constants = ("lr", "c", "loss_infimum")
 
-    def __init__(self, params: ParamsT, lr: float = 1.0, c: float = 1.0, loss_infimum: float = 0.0) -> None:
+    def __init__(
+        self, params: ParamsT, lr: float = 1.0, c: float = 1.0, loss_infimum: float = 0.0
+    ) -> None:
         super().__init__(params, lr=lr, c=c, loss_infimum=loss_infimum)
 
-    def _next(self, shared: Numbers, options: Numbers, excess: float, sq_norm: float) -> dict[str, float]:
+    def _next(
+        self, shared: Numbers, options: Numbers, excess: float, sq_norm: float
+    ) -> dict[str, float]:
         return {"step_size": min(ratio(excess / options["c"], sq_norm), options["lr"])}

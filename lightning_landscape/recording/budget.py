@@ -95,7 +95,11 @@ class Budget:
             return 0.0
         ahead = self.planned - now.steps
         known = 0 < ahead < math.inf
-        cost, at_end, per_step = median_low(self.costs), self._at_end(now), self._of_training(now) / now.steps
+        cost, at_end, per_step = (
+            median_low(self.costs),
+            self._at_end(now),
+            self._of_training(now) / now.steps,
+        )
         if self.probes == 1 and (not known or cost <= self._left(now, ahead)):
             return 0.0
         price, rate = cost + at_end(now.kept + 1) - at_end(now.kept), self._rate * per_step
@@ -136,7 +140,12 @@ class Budget:
 
     def state(self) -> dict[str, Any]:
         """Return what a checkpoint holds: plain numbers."""
-        return {"costs": list(self.costs), "probes": self.probes, "replay": self.replay, "evaluation": self.evaluation}
+        return {
+            "costs": list(self.costs),
+            "probes": self.probes,
+            "replay": self.replay,
+            "evaluation": self.evaluation,
+        }
 
     def adopt(self, state: Mapping[str, Any]) -> None:
         """Go on from a checkpoint."""

@@ -24,15 +24,28 @@ class Clock:
         evaluations: how many evaluations a number of kept probes takes at the end.
     """
 
-    def __init__(self, trainer: Trainer, processes: Processes, share: float | None, evaluations: Callable[[int], int]) -> None:
-        self._trainer, self._processes, self._share, self._evaluations = trainer, processes, share, evaluations
+    def __init__(
+        self,
+        trainer: Trainer,
+        processes: Processes,
+        share: float | None,
+        evaluations: Callable[[int], int],
+    ) -> None:
+        self._trainer, self._processes, self._share, self._evaluations = (
+            trainer,
+            processes,
+            share,
+            evaluations,
+        )
         self._started, self._before, self._from_step = time.perf_counter(), 0.0, trainer.global_step
         self._budget = self._new_budget()
 
     def _new_budget(self) -> Budget | None:
         if self._share is None:
             return None
-        return Budget(self._share, self._evaluations, planned_steps(self._trainer) - self._from_step)
+        return Budget(
+            self._share, self._evaluations, planned_steps(self._trainer) - self._from_step
+        )
 
     @property
     def elapsed(self) -> float:

@@ -19,7 +19,12 @@ from lightning_landscape.vectors.gradients import (
     read_gradient,
     unscaling_factor,
 )
-from lightning_landscape.vectors.parameters import copied, local_values, named_parameters, optimized_parameters
+from lightning_landscape.vectors.parameters import (
+    copied,
+    local_values,
+    named_parameters,
+    optimized_parameters,
+)
 from lightning_landscape.vectors.products import Products
 
 
@@ -51,8 +56,15 @@ class StepSums:
         products: measures steps.
     """
 
-    def __init__(self, trainer: Trainer, module: LightningModule, optimizer: Optimizer, products: Products) -> None:
-        self._trainer, self._module, self._optimizer, self._products = trainer, module, optimizer, products
+    def __init__(
+        self, trainer: Trainer, module: LightningModule, optimizer: Optimizer, products: Products
+    ) -> None:
+        self._trainer, self._module, self._optimizer, self._products = (
+            trainer,
+            module,
+            optimizer,
+            products,
+        )
         self._backward_passes = 0
         self._gradient = Gradient({}, 1.0)
         self._before: dict[str, Tensor] = {}
@@ -101,8 +113,12 @@ class StepSums:
             return
         parameters = named_parameters(self._module)
         after = local_values({name: parameters[name] for name in before})
-        measures = self._products.step(before, after, self._gradient.raw, self._gradient.factor, expected=self._expected)
-        if not is_finite(*measures):  # an overflow: what moved nevertheless was not along a gradient
+        measures = self._products.step(
+            before, after, self._gradient.raw, self._gradient.factor, expected=self._expected
+        )
+        if not is_finite(
+            *measures
+        ):  # an overflow: what moved nevertheless was not along a gradient
             measures = self._products.step(before, after, {}, 1.0)
         self.sums.steps += 1
         self.sums.step_size += measures.step_size

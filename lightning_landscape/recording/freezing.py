@@ -68,7 +68,12 @@ def thaw(frozen: Frozen, device: torch.device | None = None) -> Any:
 
 
 def _is_plain(value: Tensor) -> bool:
-    return value.layout == torch.strided and value.dtype in _DTYPES and value.device.type != "meta" and not value.is_nested
+    return (
+        value.layout == torch.strided
+        and value.dtype in _DTYPES
+        and value.device.type != "meta"
+        and not value.is_nested
+    )
 
 
 class _Freezer(pickle.Pickler):
@@ -89,10 +94,15 @@ class _Freezer(pickle.Pickler):
         if id(value) not in self._seen:
             name = str(len(self._tensors))
             detached = value.detach()
-            self._tensors[name] = detached.to("cpu", copy=True, memory_format=torch.contiguous_format)
+            self._tensors[name] = detached.to(
+                "cpu", copy=True, memory_format=torch.contiguous_format
+            )
             strides = None if value.is_contiguous() else _dense_strides(detached)
             # the value is kept beside its key so that its id cannot be taken by another tensor meanwhile
-            self._seen[id(value)] = (value, ("tensor", name, str(value.device), value.requires_grad, strides))
+            self._seen[id(value)] = (
+                value,
+                ("tensor", name, str(value.device), value.requires_grad, strides),
+            )
         return self._seen[id(value)][1]
 
 
@@ -103,7 +113,9 @@ def _dense_strides(value: Tensor) -> tuple[int, ...] | None:
 
 
 class _Thawer(pickle.Unpickler):
-    def __init__(self, file: io.BytesIO, tensors: dict[str, Tensor], device: torch.device | None) -> None:
+    def __init__(
+        self, file: io.BytesIO, tensors: dict[str, Tensor], device: torch.device | None
+    ) -> None:
         super().__init__(file)
         self._tensors, self._device = tensors, device
         self._thawed: dict[str, Tensor] = {}
@@ -123,4 +135,6 @@ class _Thawer(pickle.Unpickler):
         target = torch.device(device) if self._device is None or device == "cpu" else self._device
         if strides is None:
             return stored.to(target, copy=True)
-        return torch.empty_strided(stored.shape, strides, dtype=stored.dtype, device=target).copy_(stored)
+        return torch.empty_strided(stored.shape, strides, dtype=stored.dtype, device=target).copy_(
+            stored
+        )

@@ -20,7 +20,12 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_landscape.evaluation.completion import INITIAL_LOSSES, Completion, Track, warn_held_out
+from lightning_landscape.evaluation.completion import (
+    INITIAL_LOSSES,
+    Completion,
+    Track,
+    warn_held_out,
+)
 from lightning_landscape.evaluation.fidelity import Fidelity, FidelityCheck, There
 from lightning_landscape.evaluation.reference import FINAL, Reference
 from lightning_landscape.evaluation.replay import Loss, Replayer
@@ -95,7 +100,12 @@ class Measurement:
         fixed_batches: int = 0,
         per_sample: bool | str = False,
     ) -> None:
-        self._trainer, self._module, self._optimizer, self._processes = trainer, module, optimizer, processes
+        self._trainer, self._module, self._optimizer, self._processes = (
+            trainer,
+            module,
+            optimizer,
+            processes,
+        )
         self._loss_infimum, self.reference = loss_infimum, reference
         parameters = named_parameters(module)
         self.sharded = any(map(is_sharded, parameters.values()))
@@ -110,9 +120,19 @@ class Measurement:
         self.replay_seconds = 0.0
         """Time of the first evaluation of a loss"""
         self.replayer = Replayer(trainer, module, loss, processes, self.sharded, bool(per_sample))
-        self._checks = FidelityCheck(trainer, module, optimizer, self.replayer, processes, self._products)
+        self._checks = FidelityCheck(
+            trainer, module, optimizer, self.replayer, processes, self._products
+        )
         self._swap = Swap(module, store.memory.copied)
-        stored = StoredProbes(module, store, self.replayer, self._swap, processes, self._products, sharded=self.sharded)
+        stored = StoredProbes(
+            module,
+            store,
+            self.replayer,
+            self._swap,
+            processes,
+            self._products,
+            sharded=self.sharded,
+        )
         self._stores_iterates = stored.measures
         self._held_out: HeldOut | None = None
         if held_out is not None:
@@ -162,7 +182,9 @@ class Measurement:
         """Probes whose step was not lr times the gradient: something clipped or changed it, or the optimiser is no SGD"""
         self.learning_rates: tuple[float, float] | None = None
         """The smallest and the largest learning rate over the probes; ``nan`` where parameter groups have several"""
-        summing = exact_sums and (self.sharded or processes.first)  # where all have the same parameters, one adds
+        summing = exact_sums and (
+            self.sharded or processes.first
+        )  # where all have the same parameters, one adds
         self.sums = StepSums(trainer, module, optimizer, self._products) if summing else None
 
     @property
@@ -227,8 +249,14 @@ class Measurement:
             (names, left), self._left = self._left, None
             parameters = named_parameters(self._module)
             here = all(name in parameters for name in names)  # pruning renames them
-            now = fingerprint({name: parameters[name] for name in names}) if here else left.new_zeros(0)
-            same = here and (torch.equal(now, left) or torch.allclose(now, left, rtol=0, atol=0, equal_nan=True))
+            now = (
+                fingerprint({name: parameters[name] for name in names})
+                if here
+                else left.new_zeros(0)
+            )
+            same = here and (
+                torch.equal(now, left) or torch.allclose(now, left, rtol=0, atol=0, equal_nan=True)
+            )
             self.moved_between += not same
 
     def look_away(self) -> None:
@@ -320,7 +348,11 @@ class Measurement:
             if probe is not None and not self.schedule.kept and not self._replays_before_steps:
                 self._check_replay(window, self._there_after(window))
                 self._raise_noted()
-            change = self._change_or_nan(window) if probe is not None and self.rows.secants is not None else math.nan
+            change = (
+                self._change_or_nan(window)
+                if probe is not None and self.rows.secants is not None
+                else math.nan
+            )
             if probe is not None and self.reference is not None:
                 probe = self._at_reference(probe, window, self.reference)
             if probe is None:
@@ -340,7 +372,11 @@ class Measurement:
         parameters = optimized_parameters(self._module, self._optimizer)
         scale = loss_scale(self._trainer)
         try:
-            with self._processes.agreed(), self.replayer.silence(), self._swap.to(self._others_of(window)):
+            with (
+                self._processes.agreed(),
+                self.replayer.silence(),
+                self._swap.to(self._others_of(window)),
+            ):
                 _, there = self.replayer.mean_loss_and_gradient(window.moments, parameters, scale)
         except Exception as error:
             self.rows.secants = None
@@ -359,10 +395,16 @@ class Measurement:
 
         What the window did not copy was as it was stored last; since then a hook may have moved it (a teacher, an average).
         """
-        now = local_values({n: p for n, p in named_parameters(self._module).items() if n not in window.before})
+        now = local_values(
+            {n: p for n, p in named_parameters(self._module).items() if n not in window.before}
+        )
         store = self.rows.store
-        others = window.others or (store.newest_others() if now and store.others_changed(now) else {})
-        return {n: value for n, value in others.items() if n in now}  # what has joined the optimiser since is x, and moves
+        others = window.others or (
+            store.newest_others() if now and store.others_changed(now) else {}
+        )
+        return {
+            n: value for n, value in others.items() if n in now
+        }  # what has joined the optimiser since is x, and moves
 
     def take_sums(self) -> None:
         """Copy x_k and g_k for the sums over all steps."""
@@ -379,11 +421,17 @@ class Measurement:
     def _measure(self, window: Window, after: Mapping[str, Tensor]) -> Probe | None:
         lr = window.lr * window.share if window.lr is not None else math.nan
         gradient = window.gradient
-        measures = self._products.step(window.before, after, gradient.raw, gradient.factor, expected=lr)
+        measures = self._products.step(
+            window.before, after, gradient.raw, gradient.factor, expected=lr
+        )
         self._check_agreement(window.step, measures.grad_sq_norm, measures.step_size)
         if not is_finite(window.loss, *measures):
             return None
-        rounding = measures.residual / math.sqrt(measures.grad_sq_norm) if measures.grad_sq_norm else math.inf
+        rounding = (
+            measures.residual / math.sqrt(measures.grad_sq_norm)
+            if measures.grad_sq_norm
+            else math.inf
+        )
         self._note_learning_rate(math.nan if window.lr is None else window.lr)
         if not abs(measures.step_size - lr) <= 1e-3 * abs(lr) + rounding:
             self.off_schedule += 1
@@ -410,7 +458,10 @@ class Measurement:
         """
         rows = self._processes.exchange(step, *measures)
         for own, row in zip(rows[0], zip(*rows, strict=True), strict=True):
-            if not all(value == own or abs(value - own) <= 1e-5 * abs(own) or value != value for value in row):
+            if not all(
+                value == own or abs(value - own) <= 1e-5 * abs(own) or value != value
+                for value in row
+            ):
                 raise ValueError(
                     f"found processes with different gradients or steps at step {step}: {row}; supported are strategies that "
                     "keep the parameters of all processes the same"
@@ -427,7 +478,9 @@ class Measurement:
 
         Not where graphs of CUDA may have been captured: they leave gradients in memory that another forward pass takes.
         """
-        return not (self._module.device.type == "cuda" and "torch._inductor.cudagraph_trees" in sys.modules)
+        return not (
+            self._module.device.type == "cuda" and "torch._inductor.cudagraph_trees" in sys.modules
+        )
 
     def _there_before(self, window: Window) -> There:
         """Return what puts the module to x_k before the step, where it is: no copy is made."""
@@ -456,14 +509,19 @@ class Measurement:
         if not self._processes.everywhere(is_finite(window.loss, size)):
             return  # no probe
         try:
-            with self._processes.agreed(), self.replayer.silence(put_back={*self._others_of(window), *window.before}):
+            with (
+                self._processes.agreed(),
+                self.replayer.silence(put_back={*self._others_of(window), *window.before}),
+            ):
                 started = time.perf_counter()
                 self._checks.loss(window.step, window.local_loss, window.moments, there)
                 self.replay_seconds = time.perf_counter() - started
                 self._checks.gradient(window.gradient, window.moments, there)
         except Exception as error:  # nobody is to be refused for it
             self._swap.recover()
-            traceback.clear_frames(error.__traceback__)  # else what the replay has made stays there while the step is made
+            traceback.clear_frames(
+                error.__traceback__
+            )  # else what the replay has made stays there while the step is made
             self.note(error.with_traceback(None))
 
     def _at_reference(self, probe: Probe, window: Window, reference: Reference) -> Probe | None:
@@ -508,7 +566,12 @@ class Measurement:
         """Return a block in which other losses of a step may be evaluated; parameters are put back when it ends."""
         x = {**self._others_of(window), **window.before}
         with self.replayer.silence(put_back=x), self._swap.one_after_another():
-            yield Itself(window.moments, x, list(window.gradient.raw), lambda *values: self._swap.to(x, *values))
+            yield Itself(
+                window.moments,
+                x,
+                list(window.gradient.raw),
+                lambda *values: self._swap.to(x, *values),
+            )
 
     def _keep(self, probe: Probe, window: Window) -> None:
         self.rows.add(probe)
@@ -525,7 +588,9 @@ class Measurement:
         """Return what this process stores of a window."""
         kept = window.kept(parameters=self._stores_iterates, gradient=self._stores_iterates)
         earlier = len(self.schedule.kept) - 1
-        return replace(kept, natively=earlier & (earlier - 1) == 0)  # numbers 0, 1, 2, 4, …, which a thinning leaves in time
+        return replace(
+            kept, natively=earlier & (earlier - 1) == 0
+        )  # numbers 0, 1, 2, 4, …, which a thinning leaves in time
 
     def _keep_for_initial_loss(self, window: Window) -> None:
         """With x_p at hand the row is complete but for its loss at x_0: keep x_0, and the batches chosen for it."""
@@ -535,7 +600,9 @@ class Measurement:
                 self.rows.drop_stored(step)
         if window.step in chosen:
             start = window.step == first and self._stores_iterates
-            self.rows.write_if_there_is_room(window.step, window.kept(parameters=start, gradient=False))
+            self.rows.write_if_there_is_room(
+                window.step, window.kept(parameters=start, gradient=False)
+            )
 
     @contextmanager
     def _timed(self) -> Iterator[None]:
@@ -584,12 +651,17 @@ class Measurement:
         """
         self._raise_noted()
         shared = set.intersection(*map(set, self._processes.of_each(self.schedule.kept)))
-        for step in [step for step in self.schedule.kept if step not in shared]:  # a failure may have come in between
+        for step in [
+            step for step in self.schedule.kept if step not in shared
+        ]:  # a failure may have come in between
             self.rows.lose(step, "unevaluable")
         with self.replayer.silence():
             self._completion.at(reference, track)
         rows = self._processes.exchange(self.moved_between, self.rows.store.nbytes)
-        self.moved_between, self.stored_bytes = int(max(row[0] for row in rows)), int(sum(row[1] for row in rows))
+        self.moved_between, self.stored_bytes = (
+            int(max(row[0] for row in rows)),
+            int(sum(row[1] for row in rows)),
+        )
 
     def sq_distance(self, here: Mapping[str, Tensor], reference: Reference) -> float:
         """Return ‖x − x_p‖² for parameters x by name; ``nan`` where the reference does not have them all."""
@@ -604,7 +676,9 @@ class Measurement:
     def provisional(self) -> ProbeTable:
         """Return some of the probes kept so far, evaluated at the current iterate in the place of x_p."""
         with self._timed(), self.replayer.silence():
-            return self._completion.provisional(Reference(self.current_parameters(), FINAL, None, None))
+            return self._completion.provisional(
+                Reference(self.current_parameters(), FINAL, None, None)
+            )
 
     # ------------------------------------------------------------------------------------------------- stop and resume
 
@@ -616,7 +690,9 @@ class Measurement:
             "processes": self._processes.size,
             "fidelity": asdict(self.fidelity),
             "gradients_enabled": self.replayer.gradients_enabled,
-            "about_samples": None if self.per_sample is None else copy.deepcopy(self.per_sample.about),
+            "about_samples": None
+            if self.per_sample is None
+            else copy.deepcopy(self.per_sample.about),
             "seconds": self.seconds,
             "off_schedule": self.off_schedule,
             "moved_between": self.moved_between,
@@ -633,7 +709,10 @@ class Measurement:
         if self.per_sample is not None:
             self.per_sample.adopt(state.get("about_samples"))
         self.seconds = state["seconds"]
-        self.off_schedule, self.moved_between = state.get("off_schedule", 0), state.get("moved_between", 0)
+        self.off_schedule, self.moved_between = (
+            state.get("off_schedule", 0),
+            state.get("moved_between", 0),
+        )
         rates = state.get("learning_rates")
         self.learning_rates = None if rates is None else (rates[0], rates[1])
         if self.sums is not None and state.get("exact_sums") is not None:

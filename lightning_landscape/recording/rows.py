@@ -12,7 +12,13 @@ from torch import Tensor
 
 from lightning_landscape.probes import Probe, ProbeTable, from_scalars, to_scalars
 from lightning_landscape.recording.schedule import Schedule
-from lightning_landscape.records import Accuracy, FixedBatchRow, LayerRow, PerSampleRow, SegmentPoint
+from lightning_landscape.records import (
+    Accuracy,
+    FixedBatchRow,
+    LayerRow,
+    PerSampleRow,
+    SegmentPoint,
+)
 from lightning_landscape.store.kept import Kept, Unwritten
 from lightning_landscape.store.store import ProbeStore
 from lightning_landscape.training.processes import Processes
@@ -30,7 +36,13 @@ class Rows:
     """
 
     def __init__(
-        self, schedule: Schedule, store: ProbeStore, processes: Processes, *, secant: bool = False, per_layer: bool = False
+        self,
+        schedule: Schedule,
+        store: ProbeStore,
+        processes: Processes,
+        *,
+        secant: bool = False,
+        per_layer: bool = False,
     ) -> None:
         self.schedule, self.store, self._processes = schedule, store, processes
         self.table = ProbeTable()
@@ -159,7 +171,14 @@ class Rows:
             self.table = ProbeTable(probe for probe in self.table if probe.step not in gone)
             for step in gone:
                 self.drop_stored(step)
-                for rows in (self.secants, self.layers, self.held_out, self.fixed_batches, self.accuracies, self.per_sample):
+                for rows in (
+                    self.secants,
+                    self.layers,
+                    self.held_out,
+                    self.fixed_batches,
+                    self.accuracies,
+                    self.per_sample,
+                ):
                     if rows is not None:
                         rows.pop(step, None)
 
@@ -198,11 +217,15 @@ class Rows:
             "next_step": self.schedule.next_step,
             "dropped": dict(self.dropped),
             "digests": {str(step): list(known) for step, known in self._digests.items()},
-            "secants": None if self.secants is None else {str(step): change for step, change in self.secants.items()},
+            "secants": None
+            if self.secants is None
+            else {str(step): change for step, change in self.secants.items()},
             "held_out": [to_scalars(probe) for probe in self.held_out.values()],
             "fixed_batches": [astuple(row) for rows in self.fixed_batches.values() for row in rows],
             "per_sample": {str(step): samples for step, samples in self.per_sample.items()},
-            "layers": None if self.layers is None else [astuple(row) for rows in self.layers.values() for row in rows],
+            "layers": None
+            if self.layers is None
+            else [astuple(row) for rows in self.layers.values() for row in rows],
         }
 
     def adopt(self, state: Mapping[str, Any], folder: Path) -> None:
@@ -212,16 +235,31 @@ class Rows:
         self.schedule.stride, self.schedule.next_step = state["stride"], state["next_step"]
         there = self._linked(state["digests"], folder)
         # the run may have gone on after the checkpoint and thinned its table before it ended: then so do we
-        while len(kept := self.schedule.kept) > 2 and not there.issuperset(kept) and there.issuperset(kept[::2]):
+        while (
+            len(kept := self.schedule.kept) > 2
+            and not there.issuperset(kept)
+            and there.issuperset(kept[::2])
+        ):
             self.schedule.thin()
         expected = self.schedule.kept
-        usable = [probe for probe in rows if probe.step in expected and (probe.evaluated or probe.step in there)]
+        usable = [
+            probe
+            for probe in rows
+            if probe.step in expected and (probe.evaluated or probe.step in there)
+        ]
         self.table, self.schedule.kept = ProbeTable(usable), [probe.step for probe in usable]
         for step in there.difference(self.schedule.kept):
             self.drop_stored(step)
-        self.dropped = {**state["dropped"], "unevaluable": state["dropped"]["unevaluable"] + len(expected) - len(usable)}
+        self.dropped = {
+            **state["dropped"],
+            "unevaluable": state["dropped"]["unevaluable"] + len(expected) - len(usable),
+        }
         if self.secants is not None and state.get("secants") is not None:
-            self.secants = {int(k): change for k, change in state["secants"].items() if int(k) in self.schedule.kept}
+            self.secants = {
+                int(k): change
+                for k, change in state["secants"].items()
+                if int(k) in self.schedule.kept
+            }
         if self.layers is not None:
             for row in itertools.starmap(LayerRow, state.get("layers") or []):
                 if row.step in self.schedule.kept:
@@ -234,7 +272,9 @@ class Rows:
             if one.step in self.schedule.kept:
                 self.fixed_batches.setdefault(one.step, []).append(one)
         known = {int(step): samples for step, samples in state.get("per_sample", {}).items()}
-        self.per_sample = {step: samples for step, samples in known.items() if step in self.schedule.kept}
+        self.per_sample = {
+            step: samples for step, samples in known.items() if step in self.schedule.kept
+        }
 
     def _adopt(self, folder: Path, step: int, digest: str) -> bool:
         try:
@@ -248,7 +288,9 @@ class Rows:
         own = set()
         for step in self.schedule.kept:
             known = digests.get(str(step), [])
-            if len(known) == self._processes.size and self._adopt(folder, step, known[self._processes.rank]):
+            if len(known) == self._processes.size and self._adopt(
+                folder, step, known[self._processes.rank]
+            ):
                 own.add(step)
                 self._digests[step] = list(known)
         shared = set.intersection(*map(set, self._processes.of_each(sorted(own))))
@@ -263,4 +305,6 @@ def _raise_first(unwritten: list[Unwritten], lost: list[int]) -> None:
         error = unwritten[0].error
         if not isinstance(error, OSError):
             raise error
-        raise OSError(error.errno, f"{error.strerror}, while storing the probes of steps {lost}") from error
+        raise OSError(
+            error.errno, f"{error.strerror}, while storing the probes of steps {lost}"
+        ) from error

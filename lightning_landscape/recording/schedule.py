@@ -45,7 +45,11 @@ class Schedule:
             spacing: steps between probes that a budget asks for, at least.
         """
         dropped: list[int] = []
-        while self.due(step) and self.kept and (len(self.kept) >= self.max_probes or self.stride < spacing):
+        while (
+            self.due(step)
+            and self.kept
+            and (len(self.kept) >= self.max_probes or self.stride < spacing)
+        ):
             dropped += self.thin()
         return dropped
 

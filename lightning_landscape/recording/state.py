@@ -27,21 +27,62 @@ from lightning_landscape.training import lightning_compat
 
 # bookkeeping of torch and Lightning, which no forward pass depends on; parameters and buffers are handled by themselves
 _INTERNAL = frozenset(
-    {"_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", "_trainer", "_fabric", "_compiler_ctx"}
-    | {"training_step", "log", "log_dict", "print", "_is_full_backward_hook", "_load_state_dict_post_hooks"}
+    {
+        "_parameters",
+        "_buffers",
+        "_modules",
+        "_non_persistent_buffers_set",
+        "_trainer",
+        "_fabric",
+        "_compiler_ctx",
+    }
+    | {
+        "training_step",
+        "log",
+        "log_dict",
+        "print",
+        "_is_full_backward_hook",
+        "_load_state_dict_post_hooks",
+    }
 )
 _HOOKS = ("_hooks", "_hooks_with_kwargs", "_hooks_always_called")
 _OF_TORCH = _INTERNAL.union(name for name in vars(nn.Module()) if name.endswith(_HOOKS))
 """Of these every module has about twenty: they are looked up, not looked at"""
-SCALARS = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size, range, slice)
-_CONTAINERS = (list, tuple, dict, set, frozenset, collections.deque, collections.OrderedDict, collections.Counter)
+SCALARS = (
+    type(None),
+    bool,
+    int,
+    float,
+    complex,
+    str,
+    bytes,
+    torch.dtype,
+    torch.device,
+    torch.Size,
+    range,
+    slice,
+)
+_CONTAINERS = (
+    list,
+    tuple,
+    dict,
+    set,
+    frozenset,
+    collections.deque,
+    collections.OrderedDict,
+    collections.Counter,
+)
 
 
 def attributes_of(module: nn.Module) -> dict[str, Any]:
     """Return the plain Python attributes of one module, its training flag among them, without torch's hooks."""
     if is_script(module):
         return {}
-    return {name: value for name, value in module.__dict__.items() if name not in _OF_TORCH and not name.endswith(_HOOKS)}
+    return {
+        name: value
+        for name, value in module.__dict__.items()
+        if name not in _OF_TORCH and not name.endswith(_HOOKS)
+    }
 
 
 def is_script(module: nn.Module) -> bool:
@@ -56,7 +97,9 @@ def is_array(value: Any) -> bool:
 
 def is_random(value: Any) -> bool:
     """Return whether a value is a random number generator that a module keeps for itself."""
-    return isinstance(value, (torch.Generator, random.Random)) or type(value).__module__.startswith("numpy.random")
+    return isinstance(value, (torch.Generator, random.Random)) or type(value).__module__.startswith(
+        "numpy.random"
+    )
 
 
 def _is_plain_container(value: Any) -> bool:
@@ -72,10 +115,14 @@ LARGEST_ATTRIBUTE = 10_000
 def _storable(value: Any) -> bool:
     """Return whether a value consists of nothing but numbers, text, tensors, arrays, generators and containers of them."""
     layer, seen = [value], 0
-    for _ in range(32):  # layers of containers; what is nested deeper, or holds itself, is not stored
+    for _ in range(
+        32
+    ):  # layers of containers; what is nested deeper, or holds itself, is not stored
         others = [item for item in layer if not isinstance(item, SCALARS)]
         containers = [item for item in others if _is_plain_container(item)]
-        if len(containers) < len(others) and not all(_is_plain_container(i) or _is_storable_leaf(i) for i in others):
+        if len(containers) < len(others) and not all(
+            _is_plain_container(i) or _is_storable_leaf(i) for i in others
+        ):
             return False
         layer = [part for item in containers for part in _parts(item)]
         seen += len(layer)
@@ -85,7 +132,11 @@ def _storable(value: Any) -> bool:
 
 
 def _parts(container: Any) -> tuple[Any, ...]:
-    return (*container.keys(), *container.values()) if isinstance(container, dict) else tuple(container)
+    return (
+        (*container.keys(), *container.values())
+        if isinstance(container, dict)
+        else tuple(container)
+    )
 
 
 def _is_storable_leaf(value: Any) -> bool:
@@ -108,7 +159,11 @@ def capture(trainer: Trainer, module: LightningModule) -> dict[str, Any]:
         attributes = attributes_of(submodule)
         kept = {}
         if not isinstance(submodule, Metric):
-            kept = {name: value for name, value in attributes.items() if isinstance(value, SCALARS) or _storable(value)}
+            kept = {
+                name: value
+                for name, value in attributes.items()
+                if isinstance(value, SCALARS) or _storable(value)
+            }
         buffers = {} if is_script(submodule) else dict(submodule._buffers)
         modules[path] = {"names": list(attributes), "attributes": kept, "buffers": buffers}
     return {
@@ -140,10 +195,17 @@ def _put_back_module(module: nn.Module, state: dict[str, Any]) -> None:
 
 def _in_place(current: Tensor | None, value: Tensor | None) -> Tensor | None:
     """Write ``value`` into the tensor that is there, where it fits: compiled code and views may hold on to it."""
-    if current is None or value is None or current.shape != value.shape or current.dtype != value.dtype:
+    if (
+        current is None
+        or value is None
+        or current.shape != value.shape
+        or current.dtype != value.dtype
+    ):
         return value
     if not torch.equal(current, value.to(current.device)):
-        current.data.copy_(value)  # it is put back, so autograd need not know: a graph of the user's may wait meanwhile
+        current.data.copy_(
+            value
+        )  # it is put back, so autograd need not know: a graph of the user's may wait meanwhile
     return current
 
 
@@ -154,7 +216,10 @@ def read_random_state(device: torch.device) -> dict[str, Any]:
     """Return the states of torch's, the device's, Python's and (where it is in use) numpy's global generators."""
     version, words, normal = random.getstate()
     # as bytes: pickled one by one, its 625 integers would take longer than all else of a small module
-    state: dict[str, Any] = {"torch": torch.get_rng_state(), "python": (version, array.array("I", words).tobytes(), normal)}
+    state: dict[str, Any] = {
+        "torch": torch.get_rng_state(),
+        "python": (version, array.array("I", words).tobytes(), normal),
+    }
     if device.type not in ("cpu", "meta"):
         state["device"] = torch.get_device_module(device).get_rng_state(device).cpu()
     if "numpy" in sys.modules:

@@ -86,7 +86,12 @@ class Window:
         """The part of a whole window that this one is: Lightning divides a short last one by the whole number"""
         self.stepping = False
         """Whether the window has come to the optimiser's step"""
-        self._trainer, self._module, self._optimizer, self._store = trainer, module, optimizer, store
+        self._trainer, self._module, self._optimizer, self._store = (
+            trainer,
+            module,
+            optimizer,
+            store,
+        )
         self._replayer, self._processes, self._timed = replayer, processes, timed
         self.may_refuse = may_refuse
         """Whether no optimiser step was made before"""
@@ -111,7 +116,9 @@ class Window:
     def watch(self) -> None:
         """Watch the batch that is about to start."""
         self.look_away()
-        self._door = Doorstep(self._trainer, self._kept_from_user(self._enter), self._kept_from_user(self._leave))
+        self._door = Doorstep(
+            self._trainer, self._kept_from_user(self._enter), self._kept_from_user(self._leave)
+        )
 
     def look_away(self) -> None:
         """Give the module its ``training_step`` back."""
@@ -132,7 +139,11 @@ class Window:
                     self._timed(function)(*args)
                 except Exception as error:
                     self._error = error
-                    if self.may_refuse and self._processes.size == 1 and isinstance(error, MisconfigurationException):
+                    if (
+                        self.may_refuse
+                        and self._processes.size == 1
+                        and isinstance(error, MisconfigurationException)
+                    ):
                         raise
 
         return kept
@@ -147,7 +158,9 @@ class Window:
         others = {} if self._replayer.of_user else self._others_at_the_door()
         if not self._module.automatic_optimization:
             self._forget_zeroed()
-            self._gradients_before = {name: _sampled(p.grad) for name, p in self._parameters() if p.grad is not None}
+            self._gradients_before = {
+                name: _sampled(p.grad) for name, p in self._parameters() if p.grad is not None
+            }
         try:
             self._arriving = self._replayer.moment(args, kwargs, others)
         except TypeError as error:
@@ -166,7 +179,9 @@ class Window:
             try:
                 loss = scalar_loss(output)
             except TypeError as error:
-                raise MisconfigurationException(f"LandscapeMonitor, step {self.step}: {error}") from error
+                raise MisconfigurationException(
+                    f"LandscapeMonitor, step {self.step}: {error}"
+                ) from error
             if loss is None:
                 return
             self._losses.append(float(loss))
@@ -193,11 +208,15 @@ class Window:
         Which batches a step by hand is of nobody says: those that added to its gradient, and were not zeroed since.
         """
         touched = [
-            (p.numel(), name, p.grad) for name, p in self._parameters() if p.grad is not None and self._adds(name, p.grad)
+            (p.numel(), name, p.grad)
+            for name, p in self._parameters()
+            if p.grad is not None and self._adds(name, p.grad)
         ]
         if not touched:
             return False
-        _, name, gradient = min(touched, key=lambda entry: entry[0])  # it is held until the step: a small one
+        _, name, gradient = min(
+            touched, key=lambda entry: entry[0]
+        )  # it is held until the step: a small one
         self._traces.append((name, gradient))
         return True
 
@@ -208,7 +227,10 @@ class Window:
     def _forget_zeroed(self) -> None:
         """Forget the batches whose gradients are gone, as ``zero_grad`` sets them to None."""
         present = dict(self._parameters())
-        kept = [present[name].grad is gradient if name in present else False for name, gradient in self._traces]
+        kept = [
+            present[name].grad is gradient if name in present else False
+            for name, gradient in self._traces
+        ]
         self.moments = list(itertools.compress(self.moments, kept))
         self._traces = list(itertools.compress(self._traces, kept))
 
@@ -226,8 +248,15 @@ class Window:
         if self.others is None:
             self.others, self._first_others = self._changed(others), sampled(others)
             return {}
-        now, first = sampled(others), self._first_others  # one that has not moved is left out: it may join x later
-        return {n: value for n, value in others.items() if n not in first or not torch.equal(now[n], first[n])}
+        now, first = (
+            sampled(others),
+            self._first_others,
+        )  # one that has not moved is left out: it may join x later
+        return {
+            n: value
+            for n, value in others.items()
+            if n not in first or not torch.equal(now[n], first[n])
+        }
 
     def _changed(self, others: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return a copy of the parameters that are not x, where they are not those last stored."""
@@ -267,10 +296,14 @@ class Window:
             scale = loss_scale(self._trainer)
             try:
                 with self._replayer.silence():
-                    self.local_loss, raw = self._replayer.mean_loss_and_gradient(self.moments, parameters, scale)
+                    self.local_loss, raw = self._replayer.mean_loss_and_gradient(
+                        self.moments, parameters, scale
+                    )
             except Exception as error:
                 kind = (
-                    "one loss a sample, a tensor of shape (B,)," if self._replayer.per_sample else "a tensor with one element"
+                    "one loss a sample, a tensor of shape (B,),"
+                    if self._replayer.per_sample
+                    else "a tensor with one element"
                 )
                 raise MisconfigurationException(
                     f"LandscapeMonitor(loss=...) failed at step {self.step}, {type(error).__name__}: {error}. Supported is a "
@@ -281,7 +314,9 @@ class Window:
         else:
             self.local_loss = sum(self._losses) / len(self._losses)
             self.share = 1 / accumulation_factor(self._trainer, len(self._losses))
-            factor = unscaling_factor(self._trainer, self._optimizer) * accumulation_factor(self._trainer, len(self._losses))
+            factor = unscaling_factor(self._trainer, self._optimizer) * accumulation_factor(
+                self._trainer, len(self._losses)
+            )
             self.gradient = present_gradient(parameters, factor)
         self.loss = self._processes.mean(self.local_loss)
         if self.measurable:
@@ -290,7 +325,9 @@ class Window:
     def hold_gradient(self) -> None:
         """Copy g_k, which training is about to change."""
         if self.measurable and not self._replayer.of_user:  # that of a user's loss is ours already
-            self.gradient = Gradient(self._store.memory.copied(self.gradient.raw), self.gradient.factor)
+            self.gradient = Gradient(
+                self._store.memory.copied(self.gradient.raw), self.gradient.factor
+            )
 
     def let_go_of_gradient(self) -> None:
         """Give the memory of g_k back, where nobody will ask for it any more."""
@@ -299,7 +336,11 @@ class Window:
     @property
     def training_loss(self) -> float | None:
         """What ``training_step`` returned, the mean over this process's micro-batches; None under manual optimisation."""
-        return sum(self._losses) / len(self._losses) if self._losses and len(self._losses) == len(self.moments) else None
+        return (
+            sum(self._losses) / len(self._losses)
+            if self._losses and len(self._losses) == len(self.moments)
+            else None
+        )
 
     @property
     def measurable(self) -> bool:
@@ -319,4 +360,6 @@ class Window:
 
 def _sampled(gradient: Tensor) -> Tensor:
     """Return some elements of a gradient, in which it is seen when something is added."""
-    return fingerprint({"": gradient if gradient.layout == torch.strided else gradient.coalesce().values()})
+    return fingerprint(
+        {"": gradient if gradient.layout == torch.strided else gradient.coalesce().values()}
+    )

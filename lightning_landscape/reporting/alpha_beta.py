@@ -16,7 +16,9 @@ _METRIC = AlphaBeta()
 """For what is asked of whole columns, without a state"""
 
 
-def alpha_beta_condition(table: ProbeTable, drop: dict[str, Any], windows: int, run: dict[str, Any]) -> dict[str, Any]:
+def alpha_beta_condition(
+    table: ProbeTable, drop: dict[str, Any], windows: int, run: dict[str, Any]
+) -> dict[str, Any]:
     """Return the entry of the α-β-condition.
 
     Args:
@@ -45,11 +47,19 @@ def alpha_beta_condition(table: ProbeTable, drop: dict[str, Any], windows: int, 
         "interpolation_error": number(result["interpolation_error"]) if result else None,
         "interpolation_error_se": number(result["interpolation_error_se"]) if result else None,
         "informativeness": informativeness,
-        "informative": informativeness is not None and informativeness < 1 and is_faithful(run, achieved),
+        "informative": informativeness is not None
+        and informativeness < 1
+        and is_faithful(run, achieved),
         "violated": int(result["violated"]) if result else None,
-        "degenerate_rows": int((table.column("reference_loss") == table.column("loss_infimum")).sum()),
-        "vertices": [[number(rate), number(beta)] for rate, beta in result["vertices"]] if result else [],
-        "coverage": {share: _pair_with_size(pair) for share, pair in result["coverage"].items()} if result else {},
+        "degenerate_rows": int(
+            (table.column("reference_loss") == table.column("loss_infimum")).sum()
+        ),
+        "vertices": [[number(rate), number(beta)] for rate, beta in result["vertices"]]
+        if result
+        else [],
+        "coverage": {share: _pair_with_size(pair) for share, pair in result["coverage"].items()}
+        if result
+        else {},
         "windows": [
             {"from": start, "to": end, "probes": len(rows), **_window(rows)}
             for start, end, rows in table.windows(windows, run["steps"])

@@ -13,12 +13,17 @@ from lightning_landscape.reporting.numbers import number, shown
 TERMS = {
     "initial_distance": ("the distance of the start", "which more steps shrink"),
     "step_size_noise": ("the noise of the step size", ""),
-    "neighbourhood": ("β σ²", "which no step size shrinks; larger batches, or a model that fits every mini-batch better, do"),
+    "neighbourhood": (
+        "β σ²",
+        "which no step size shrinks; larger batches, or a model that fits every mini-batch better, do",
+    ),
 }
 """What each part of a bound is, and what can be done about it; of the noise of the step size every theorem says that itself"""
 
 
-def entries(certificates: Sequence[Certificate], drop: float | None, run: dict[str, Any]) -> dict[str, Any]:
+def entries(
+    certificates: Sequence[Certificate], drop: float | None, run: dict[str, Any]
+) -> dict[str, Any]:
     """Return ``bounds``: one entry a theorem, by its key; none is proved of a run whose replays are off."""
     found = {certificate.theorem: _entry(certificate, drop) for certificate in certificates}
     if not is_faithful(run, drop):
@@ -42,7 +47,9 @@ def _entry(certificate: Certificate, drop: float | None) -> dict[str, Any]:
         "terms": _terms(certificate.terms),
         "limit": number(certificate.limit),
         "measured": number(certificate.measured),
-        "informativeness": number(value / drop) if value is not None and drop is not None and drop > 0 else None,
+        "informativeness": number(value / drop)
+        if value is not None and drop is not None and drop > 0
+        else None,
     }
 
 
@@ -50,7 +57,9 @@ def _terms(terms: Terms | None) -> dict[str, float | None]:
     return {name: number(getattr(terms, name)) if terms else None for name in TERMS}
 
 
-def theory_sentences(certificates: Sequence[Certificate], run: dict[str, Any], drop: float | None) -> str:
+def theory_sentences(
+    certificates: Sequence[Certificate], run: dict[str, Any], drop: float | None
+) -> str:
     """Return what theory promises of a run, and what its own trajectory certifies, for a practitioner to act on."""
     if not is_faithful(run, drop):
         return ""  # nothing that follows from these replays is to be acted on
@@ -71,7 +80,12 @@ def theory_sentences(certificates: Sequence[Certificate], run: dict[str, Any], d
 
 def own_theorem(run: dict[str, Any]) -> str:
     """Return the key of the theorem that is about the optimiser in use; plain SGD's for all that have none."""
-    own = {"SPSMax": "sps_max", "DecSPS": "dec_sps", "NGN": "ngn", "AdaGradNormMax": "adagrad_norm_max"}
+    own = {
+        "SPSMax": "sps_max",
+        "DecSPS": "dec_sps",
+        "NGN": "ngn",
+        "AdaGradNormMax": "adagrad_norm_max",
+    }
     return own.get(run["optimizer"]["class"], "sgd")
 
 
@@ -95,4 +109,6 @@ def _dominant(certificate: Certificate) -> str:
     advice = advice or certificate.noise_remedy
     if certificate.remedy and terms.dominant == "neighbourhood":
         advice = f"because the step rules out the pair with the smallest β/δ, which {certificate.remedy} would allow"
-    return f"; {getattr(terms, terms.dominant) / total:.0%} of it is {what}{advice and f', {advice}'}"
+    return (
+        f"; {getattr(terms, terms.dominant) / total:.0%} of it is {what}{advice and f', {advice}'}"
+    )

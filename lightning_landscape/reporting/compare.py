@@ -19,7 +19,14 @@ from lightning_landscape.loading import Run
 from lightning_landscape.probes import SCHEMA, ProbeTable
 from lightning_landscape.reporting.conditions import NO_PROBE, reason_against_infimum
 from lightning_landscape.reporting.fidelity import infidelity, is_faithful
-from lightning_landscape.reporting.grouping import Key, differences, key_of, names_of, order, unknown
+from lightning_landscape.reporting.grouping import (
+    Key,
+    differences,
+    key_of,
+    names_of,
+    order,
+    unknown,
+)
 from lightning_landscape.reporting.numbers import number
 from lightning_landscape.reporting.summary import drop_of
 from lightning_landscape.reporting.tables import NONE, TextTable, shown
@@ -88,7 +95,9 @@ def compare(runs: Sequence[Run], group_by: str | None = None) -> Comparison:
     """
     named = dict(zip(names_of([run.path for run in runs]), runs, strict=True))
     if len(named) < len(runs):
-        raise ValueError("found the same run twice; supported is every run once, else it would count twice in means")
+        raise ValueError(
+            "found the same run twice; supported is every run once, else it would count twice in means"
+        )
     if group_by is None:
         groups = tuple(pool(name, {name: run}) for name, run in named.items())
         return Comparison(None, groups, pool(ALL, named) if len(named) > 1 else None)
@@ -106,13 +115,19 @@ def compare(runs: Sequence[Run], group_by: str | None = None) -> Comparison:
     return Comparison(group_by, groups, None, tuple(_notes(group_by, left_out, members)))
 
 
-def _notes(group_by: str, left_out: list[str], members: Mapping[Key, Mapping[str, Run]]) -> list[str]:
+def _notes(
+    group_by: str, left_out: list[str], members: Mapping[Key, Mapping[str, Run]]
+) -> list[str]:
     others = {name for runs in members.values() for name in differences(runs.values())}
     notes = []
     if left_out:
-        notes.append(f"{', '.join(left_out)}: no {group_by} is known of them, so they are in no group.")
+        notes.append(
+            f"{', '.join(left_out)}: no {group_by} is known of them, so they are in no group."
+        )
     if others:
-        notes.append(f"Runs of one group differ in {', '.join(sorted(others))} as well: its worst case is over these, too.")
+        notes.append(
+            f"Runs of one group differ in {', '.join(sorted(others))} as well: its worst case is over these, too."
+        )
     return notes
 
 
@@ -127,18 +142,34 @@ def pool(key: Key, runs: Mapping[str, Run]) -> Group:
     probes, names = sum(map(len, tables.values())), tuple(runs)
     usable = [table for table in tables.values() if len(table)]
     wrong = [
-        f"{name}: {said}" for name, rows in tables.items() if (said := reason_against_infimum(rows, "loss", "reference_loss"))
+        f"{name}: {said}"
+        for name, rows in tables.items()
+        if (said := reason_against_infimum(rows, "loss", "reference_loss"))
     ]
     empty = [f"{name}: {NO_PROBE}" for name, rows in tables.items() if not len(rows)]
-    if wrong or not usable:  # a run without probes asks nothing of a pair, one whose infimum is none cannot be asked
+    if (
+        wrong or not usable
+    ):  # a run without probes asks nothing of a pair, one whose infimum is none cannot be asked
         return Group(key, names, probes, reason="; ".join([*wrong, *empty]))
-    region = reduce(FeasibleSet.intersect, (feasible_set(**table.columns(*_COLUMNS)) for table in usable))
+    region = reduce(
+        FeasibleSet.intersect, (feasible_set(**table.columns(*_COLUMNS)) for table in usable)
+    )
     sigma = _interpolation_error(usable)
     best, drop = region.best(), _mean_drop(runs)
     neighbourhood = None if best.value is None else number(as_float(best.value * sigma))
-    silent = neighbourhood == 0 and best.pair is None  # no loss is above the reference, which says nothing
-    worth = None if neighbourhood is None or drop is None or drop <= 0 or silent else number(neighbourhood / drop)
-    minds = [*empty, *_infidelities(runs), *([_no_pair(neighbourhood)] if best.pair is None else [])]
+    silent = (
+        neighbourhood == 0 and best.pair is None
+    )  # no loss is above the reference, which says nothing
+    worth = (
+        None
+        if neighbourhood is None or drop is None or drop <= 0 or silent
+        else number(neighbourhood / drop)
+    )
+    minds = [
+        *empty,
+        *_infidelities(runs),
+        *([_no_pair(neighbourhood)] if best.pair is None else []),
+    ]
     return Group(
         key=key,
         runs=names,
@@ -159,7 +190,10 @@ def pool(key: Key, runs: Mapping[str, Run]) -> Group:
 def _interpolation_error(tables: Sequence[ProbeTable]) -> Fraction:
     gaps: list[Fraction] = []
     for table in tables:
-        references, infima = exact(table.column("reference_loss")), exact(table.column("loss_infimum"))
+        references, infima = (
+            exact(table.column("reference_loss")),
+            exact(table.column("loss_infimum")),
+        )
         gaps += [b - low for b, low in zip(references, infima, strict=True)]
     return sum(gaps, Fraction(0)) / len(gaps)
 
@@ -183,7 +217,11 @@ def _no_pair(neighbourhood: float | None) -> str:
 
 
 def _infidelities(runs: Mapping[str, Run]) -> list[str]:
-    parts = {name: run.summary["run"] for name, run in runs.items() if run.summary and run.summary["run"].get("fidelity")}
+    parts = {
+        name: run.summary["run"]
+        for name, run in runs.items()
+        if run.summary and run.summary["run"].get("fidelity")
+    }
     return [
         f"not to be relied on, {name}: {infidelity(part)}"
         for name, part in parts.items()
@@ -198,7 +236,13 @@ def as_dict(comparison: Comparison) -> dict[str, Any]:
     """Return a comparison as strict JSON holds it."""
     rows = [{**asdict(group), "beta_min": _by_rate(group.beta_min)} for group in comparison.rows]
     last = rows.pop() if comparison.pooled is not None else None
-    return {"schema": SCHEMA, "group_by": comparison.group_by, "groups": rows, "pooled": last, "notes": list(comparison.notes)}
+    return {
+        "schema": SCHEMA,
+        "group_by": comparison.group_by,
+        "groups": rows,
+        "pooled": last,
+        "notes": list(comparison.notes),
+    }
 
 
 def _by_rate(betas: Sequence[float | None]) -> dict[str, float | None]:
@@ -215,7 +259,16 @@ def as_table(comparison: Comparison) -> TextTable:
             str(group.key),
             str(len(group.runs)),
             str(group.probes),
-            *map(shown, (group.alpha, group.beta, group.rate, group.interpolation_error, group.neighbourhood)),
+            *map(
+                shown,
+                (
+                    group.alpha,
+                    group.beta,
+                    group.rate,
+                    group.interpolation_error,
+                    group.neighbourhood,
+                ),
+            ),
             *map(shown, group.beta_min),
             shown(group.drop),
             NONE if group.informativeness is None else f"{group.informativeness:.2g}",

@@ -30,12 +30,36 @@ def draw(comparison: Comparison) -> Figure:
     groups = comparison.groups
     figure = Figure(figsize=(11, 3.4), layout="constrained")
     left, middle, right = figure.subplots(1, 3)
-    _curves(left, groups, {"α": [g.alpha for g in groups], "β": [g.beta for g in groups], "α − β": [g.rate for g in groups]})
     _curves(
-        middle, groups, {"neighbourhood (β/δ) σ²": [g.neighbourhood for g in groups], "mean drop": [g.drop for g in groups]}
+        left,
+        groups,
+        {
+            "α": [g.alpha for g in groups],
+            "β": [g.beta for g in groups],
+            "α − β": [g.rate for g in groups],
+        },
     )
-    _curves(right, groups, {f"β_min({rate:g})": [g.beta_min[place] for g in groups] for place, rate in enumerate(RATES)})
-    for axes, what in ((left, "pair with the smallest β/δ"), (middle, "loss"), (right, "smallest β at fixed δ")):
+    _curves(
+        middle,
+        groups,
+        {
+            "neighbourhood (β/δ) σ²": [g.neighbourhood for g in groups],
+            "mean drop": [g.drop for g in groups],
+        },
+    )
+    _curves(
+        right,
+        groups,
+        {
+            f"β_min({rate:g})": [g.beta_min[place] for g in groups]
+            for place, rate in enumerate(RATES)
+        },
+    )
+    for axes, what in (
+        (left, "pair with the smallest β/δ"),
+        (middle, "loss"),
+        (right, "smallest β at fixed δ"),
+    ):
         axes.set(xlabel=comparison.group_by or "run", ylabel=what)
     return figure
 
@@ -43,16 +67,30 @@ def draw(comparison: Comparison) -> Figure:
 def _curves(axes: Axes, groups: Sequence[Group], curves: dict[str, list[float | None]]) -> None:
     keys = [group.key for group in groups]
     numeric = _are_numbers(keys)
-    places = [float(key) for key in keys] if numeric else [float(place) for place in range(len(keys))]
-    for (name, values), colour, marker, line in zip(curves.items(), COLOURS, MARKERS, LINES, strict=False):
+    places = (
+        [float(key) for key in keys] if numeric else [float(place) for place in range(len(keys))]
+    )
+    for (name, values), colour, marker, line in zip(
+        curves.items(), COLOURS, MARKERS, LINES, strict=False
+    ):
         heights = [float("nan") if value is None else value for value in values]
         style = line if numeric else "none"
-        axes.plot(places, heights, color=colour, marker=marker, linestyle=style, fillstyle="none", label=name)
+        axes.plot(
+            places,
+            heights,
+            color=colour,
+            marker=marker,
+            linestyle=style,
+            fillstyle="none",
+            label=name,
+        )
     if numeric and min(places) > 0 and max(places) > 10 * min(places):
         axes.set_xscale("log")
         axes.set_xticks([], minor=True)
     if not numeric:
-        axes.set_xticks(places, [str(key) for key in keys], rotation=30, ha="right", rotation_mode="anchor")
+        axes.set_xticks(
+            places, [str(key) for key in keys], rotation=30, ha="right", rotation_mode="anchor"
+        )
     elif len(keys) <= _TICKS:
         axes.set_xticks(places, [f"{key:g}" for key in places])
     axes.legend(fontsize="small")

@@ -18,7 +18,12 @@ from lightning_landscape.reporting.numbers import number
 NO_PROBE = "no probe was evaluated at the reference"
 
 
-_NOTHING: dict[str, Any] = {"violated": None, "violated_share": None, "violated_between": None, "quantiles": {}}
+_NOTHING: dict[str, Any] = {
+    "violated": None,
+    "violated_share": None,
+    "violated_between": None,
+    "quantiles": {},
+}
 
 
 ALONE: dict[str, Any] = {"sync_on_compute": False}
@@ -44,11 +49,15 @@ def metrics() -> dict[str, C.WorstCase]:
 
 
 _METRICS = metrics()
-_RELAXED = {exponent: C.RelaxedPolyakLojasiewicz(exponent=exponent, **ALONE) for exponent in EXPONENTS}
+_RELAXED = {
+    exponent: C.RelaxedPolyakLojasiewicz(exponent=exponent, **ALONE) for exponent in EXPONENTS
+}
 """For what is asked of whole columns, without a state"""
 
 
-def other_conditions(evidence: Evidence, windows: int, secants: Mapping[int, float]) -> dict[str, Any]:
+def other_conditions(
+    evidence: Evidence, windows: int, secants: Mapping[int, float]
+) -> dict[str, Any]:
     """Return the entries of all conditions but the α-β-condition.
 
     Args:
@@ -60,10 +69,15 @@ def other_conditions(evidence: Evidence, windows: int, secants: Mapping[int, flo
     found = {key: _entry(metric, evidence, slices) for key, metric in _METRICS.items()}
     found["relaxed_polyak_lojasiewicz"] |= {
         "exponent": EXPONENTS[0],
-        "exponents": {f"{exponent:g}": _entry(metric, evidence, slices) for exponent, metric in _RELAXED.items()},
+        "exponents": {
+            f"{exponent:g}": _entry(metric, evidence, slices)
+            for exponent, metric in _RELAXED.items()
+        },
     }
     mu, upper = found["restricted_secant"]["value"], found["upper_error_bound"]["value"]
-    found["upper_error_bound"]["restricted_secant_over_it"] = number(mu / upper) if mu is not None and upper else None
+    found["upper_error_bound"]["restricted_secant_over_it"] = (
+        number(mu / upper) if mu is not None and upper else None
+    )
     found["smoothness"]["secant"] = _secant(evidence.table, secants)
     return found
 
@@ -88,14 +102,21 @@ def columns_of(metric: C.WorstCase, table: ProbeTable, full_batch: bool) -> dict
     return columns
 
 
-def _entry(metric: C.WorstCase, evidence: Evidence, slices: Sequence[tuple[int, int, ProbeTable]]) -> dict[str, Any]:
+def _entry(
+    metric: C.WorstCase, evidence: Evidence, slices: Sequence[tuple[int, int, ProbeTable]]
+) -> dict[str, Any]:
     table, full = evidence.table, evidence.full_batch
     return {
         "constant": metric.constant,
         **_found(metric, table, full),
         "measured_on": "full batch" if full else "mini-batch",
         "windows": [
-            {"from": start, "to": end, "probes": len(rows), **_in_window(_found(metric, rows, full))}
+            {
+                "from": start,
+                "to": end,
+                "probes": len(rows),
+                **_in_window(_found(metric, rows, full)),
+            }
             for start, end, rows in slices
         ],
     }
@@ -108,7 +129,9 @@ def _found(metric: C.WorstCase, table: ProbeTable, full_batch: bool) -> dict[str
     if reason is not None:
         return {"value": None, "step": None, **_NOTHING, "reason": reason}
     result = metric.over(**columns_of(metric, table, full_batch))
-    steps = [int(table[int(row)].step) for row in result["violated"].reshape(-1).nonzero().flatten()]
+    steps = [
+        int(table[int(row)].step) for row in result["violated"].reshape(-1).nonzero().flatten()
+    ]
     step = None if result["row"] is None else int(table[result["row"]].step)
     value = float(result["value"])
     extra = {"lower": number(result["lower"])} if "lower" in result else {}
@@ -119,7 +142,9 @@ def _found(metric: C.WorstCase, table: ProbeTable, full_batch: bool) -> dict[str
         "violated": len(steps),
         "violated_share": float(result["violated_share"]),
         "violated_between": [steps[0], steps[-1]] if steps else None,
-        "quantiles": {f"{share:g}": number(q) for share, q in zip(QUANTILES, result["quantiles"], strict=True)},
+        "quantiles": {
+            f"{share:g}": number(q) for share, q in zip(QUANTILES, result["quantiles"], strict=True)
+        },
         "reason": _reason(value, step, "lower" in result),
     }
 
@@ -133,14 +158,25 @@ def _reason(value: float, step: int | None, interval: bool) -> str | None:
     if math.isfinite(value):
         return None
     if interval:
-        return "no probe is above the reference: every θ holds" if value > 0 else "no θ > 0 holds at every probe"
-    return "no probe asks anything of it" if math.isnan(value) else f"no constant holds at step {step}"
+        return (
+            "no probe is above the reference: every θ holds"
+            if value > 0
+            else "no θ > 0 holds at every probe"
+        )
+    return (
+        "no probe asks anything of it" if math.isnan(value) else f"no constant holds at step {step}"
+    )
 
 
 def _secant(table: ProbeTable, secants: Mapping[int, float]) -> dict[str, Any] | None:
     """Return the smoothness between consecutive iterates, where it was measured."""
-    lengths = {p.step: p.step_size * p.step_size * p.grad_sq_norm + p.step_residual * p.step_residual for p in table}
-    rows = [probe for probe in table if probe.step in secants and math.isfinite(lengths[probe.step])]
+    lengths = {
+        p.step: p.step_size * p.step_size * p.grad_sq_norm + p.step_residual * p.step_residual
+        for p in table
+    }
+    rows = [
+        probe for probe in table if probe.step in secants and math.isfinite(lengths[probe.step])
+    ]
     if not rows:
         return None
     metric = C.SecantSmoothness(**ALONE)
@@ -151,5 +187,7 @@ def _secant(table: ProbeTable, secants: Mapping[int, float]) -> dict[str, Any] |
         "value": number(result["value"]),
         "step": rows[result["row"]].step if result["row"] is not None else None,
         "probes": len(rows),
-        "quantiles": {f"{share:g}": number(q) for share, q in zip(QUANTILES, result["quantiles"], strict=True)},
+        "quantiles": {
+            f"{share:g}": number(q) for share, q in zip(QUANTILES, result["quantiles"], strict=True)
+        },
     }

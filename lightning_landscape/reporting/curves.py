@@ -42,7 +42,9 @@ class RunCurves:
         values = {tag: float(curve[0]) for tag, curve in curves.items()}
         if probe.evaluated:
             values |= self._running.add(probe)
-        self._writer.write_point(probe.logged_step, {**values, **scalars.layer_curves(layers), "overhead": overhead})
+        self._writer.write_point(
+            probe.logged_step, {**values, **scalars.layer_curves(layers), "overhead": overhead}
+        )
 
     def provisional(self, table: ProbeTable, step: int) -> None:
         """Write what rows say that were evaluated at the present iterate, before x_p is known."""
@@ -63,7 +65,13 @@ class RunCurves:
             curves |= {**scalars.known_with_reference(table), **scalars.running_alpha_beta(table)}
         self._writer.write(table, curves)
 
-    def finish(self, table: ProbeTable, summary: dict[str, Any], steps: int, layers: Mapping[int, Sequence[LayerRow]]) -> None:
+    def finish(
+        self,
+        table: ProbeTable,
+        summary: dict[str, Any],
+        steps: int,
+        layers: Mapping[int, Sequence[LayerRow]],
+    ) -> None:
         """Write what is known only now: all that needs x_p, or after a live run the report's own values at the last step."""
         if not self._writer.writes:
             return
@@ -74,10 +82,15 @@ class RunCurves:
         if not self._live:
             self._writer.write(rows, {**scalars.known_with_reference(rows), **running, **final})
             for probe in rows:
-                self._writer.write_point(probe.logged_step, scalars.layer_curves(layers.get(probe.step, ())))
+                self._writer.write_point(
+                    probe.logged_step, scalars.layer_curves(layers.get(probe.step, ()))
+                )
         else:
             self._writer.write(rows, final)
-        after, total = max(steps, self._newest + 1), {"overhead": summary["run"]["overhead"]["total"]}
+        after, total = (
+            max(steps, self._newest + 1),
+            {"overhead": summary["run"]["overhead"]["total"]},
+        )
         if not len(rows):
             self._writer.write_point(after, total)
         else:
@@ -113,7 +126,9 @@ class CurveWriter:
 
     def write_point(self, step: int, values: Mapping[str, float]) -> None:
         """Write values at one step, but those that are not finite."""
-        finite = {f"{self._prefix}/{tag}": value for tag, value in values.items() if math.isfinite(value)}
+        finite = {
+            f"{self._prefix}/{tag}": value for tag, value in values.items() if math.isfinite(value)
+        }
         if not finite:
             return
         for logger in tuple(self._loggers):
@@ -122,7 +137,11 @@ class CurveWriter:
     def _write_to(self, logger: Logger, step: int, values: Mapping[str, float]) -> None:
         try:
             separator = logger.group_separator
-            logger.log_metrics({tag.replace("/", separator): value for tag, value in values.items()}, step=step)
+            logger.log_metrics(
+                {tag.replace("/", separator): value for tag, value in values.items()}, step=step
+            )
         except Exception as error:
             self._loggers.remove(logger)
-            rank_zero_warn(f"LandscapeMonitor no longer logs to {type(logger).__name__}: {error}; its files go on")
+            rank_zero_warn(
+                f"LandscapeMonitor no longer logs to {type(logger).__name__}: {error}; its files go on"
+            )

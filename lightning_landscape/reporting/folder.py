@@ -14,7 +14,15 @@ from lightning.pytorch import Trainer
 
 from lightning_landscape.files import HELD_OUT_CSV, PROBES_CSV, PROBES_JSONL, RECORDS_CSV, SUMMARY
 from lightning_landscape.probes import Probe, ProbeTable, to_json_line, write_atomically
-from lightning_landscape.records import FixedBatchRow, LayerRow, PerSampleRow, Record, SecantRow, SegmentPoint, records_to_csv
+from lightning_landscape.records import (
+    FixedBatchRow,
+    LayerRow,
+    PerSampleRow,
+    Record,
+    SecantRow,
+    SegmentPoint,
+    records_to_csv,
+)
 
 CSV_SECONDS = 30.0
 """While training, ``probes.csv`` is rewritten no more often than this"""
@@ -110,7 +118,9 @@ class RunFolder:
         """
         self._written_beside = time.monotonic()
         if secants is not None:
-            self._write_records(SecantRow, [SecantRow(step, secants[step]) for step in sorted(secants)])
+            self._write_records(
+                SecantRow, [SecantRow(step, secants[step]) for step in sorted(secants)]
+            )
         if layers:
             self._write_records(LayerRow, [row for step in sorted(layers) for row in layers[step]])
         if segments:
@@ -118,7 +128,10 @@ class RunFolder:
         if held_out:
             self._write(HELD_OUT_CSV, ProbeTable(held_out.values()).to_csv())
         if fixed_batches:
-            self._write_records(FixedBatchRow, [row for step in sorted(fixed_batches) for row in fixed_batches[step]])
+            self._write_records(
+                FixedBatchRow,
+                [row for step in sorted(fixed_batches) for row in fixed_batches[step]],
+            )
         if samples:
             self._write_records(PerSampleRow, samples)
 
@@ -127,7 +140,9 @@ class RunFolder:
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Write ``summary.json`` atomically, as strict JSON."""
-        self._write(SUMMARY, json.dumps(summary, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+        self._write(
+            SUMMARY, json.dumps(summary, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+        )
 
     def finish(self, table: ProbeTable, summary: dict[str, Any]) -> None:
         """Write the final table and summary; the lines, which say no more, go."""

@@ -65,7 +65,11 @@ def differences(runs: Iterable[Run]) -> set[str]:
     """Return the hyper-parameters, but a seed, in which some runs differ."""
     described = [_hparams(run) for run in runs]
     names = {name for values in described for name in values if "seed" not in name.lower()}
-    return {name for name in names if any(values.get(name) != described[0].get(name) for values in described)}
+    return {
+        name
+        for name in names
+        if any(values.get(name) != described[0].get(name) for values in described)
+    }
 
 
 def _hparams(run: Run) -> Mapping[str, Any]:
@@ -78,7 +82,9 @@ def _lookup(values: Any, name: str) -> Any:
         return None
     if name in values:
         return values[name]
-    inner = (_lookup(values[key], name[len(key) + 1 :]) for key in values if name.startswith(f"{key}."))
+    inner = (
+        _lookup(values[key], name[len(key) + 1 :]) for key in values if name.startswith(f"{key}.")
+    )
     return next((found for found in inner if found is not None), None)
 
 

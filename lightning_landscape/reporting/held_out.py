@@ -17,7 +17,9 @@ from lightning_landscape.reporting.numbers import number
 _COLUMNS = ("loss", "reference_loss", "inner_product", "loss_infimum")
 
 
-def held_out_entry(held_out: ProbeTable, table: ProbeTable, found: Mapping[str, Any]) -> dict[str, Any] | None:
+def held_out_entry(
+    held_out: ProbeTable, table: ProbeTable, found: Mapping[str, Any]
+) -> dict[str, Any] | None:
     """Return what one held-out batch a probe says; None without any.
 
     Args:
@@ -73,12 +75,16 @@ def fixed_batches_entry(
         "batches": len({row.batch for row in rows}),
         "probes": len(by_step),
         "alpha_beta": _pair(None if reason else _columns_of(rows, infimum)),
-        "steps": [] if reason else [_at_step(step, by_step[step], infimum, found) for step in sorted(by_step)],
+        "steps": []
+        if reason
+        else [_at_step(step, by_step[step], infimum, found) for step in sorted(by_step)],
         "reason": reason,
     }
 
 
-def _at_step(step: int, rows: Sequence[FixedBatchRow], infimum: float, found: Mapping[str, Any]) -> dict[str, Any]:
+def _at_step(
+    step: int, rows: Sequence[FixedBatchRow], infimum: float, found: Mapping[str, Any]
+) -> dict[str, Any]:
     """Return the worst case over the batches at one x_k: β that the reported δ needs, the smallest margin, violations."""
     columns = _columns_of(rows, infimum)
     margins = F.alpha_beta_margin(found["alpha"], found["beta"], **columns)
@@ -118,7 +124,10 @@ def _joined(table: ProbeTable, held_out: ProbeTable) -> dict[str, torch.Tensor]:
 
 def _columns_of(rows: Sequence[FixedBatchRow], infimum: float) -> dict[str, torch.Tensor]:
     names = ("loss", "reference_loss", "inner_product")
-    columns = {name: torch.tensor([getattr(row, name) for row in rows], dtype=torch.float64) for name in names}
+    columns = {
+        name: torch.tensor([getattr(row, name) for row in rows], dtype=torch.float64)
+        for name in names
+    }
     return columns | {"loss_infimum": torch.full((len(rows),), infimum, dtype=torch.float64)}
 
 
@@ -133,8 +142,14 @@ def _pair(rows: ProbeTable | dict[str, torch.Tensor] | None) -> dict[str, Any]:
         inner_product=columns["inner_product"],
         loss_infimum=columns["loss_infimum"],
     )
-    return {name: number(getattr(best, name)) for name in ("alpha", "beta", "rate")} | {"attained": bool(best.attained)}
+    return {name: number(getattr(best, name)) for name in ("alpha", "beta", "rate")} | {
+        "attained": bool(best.attained)
+    }
 
 
 def _reason_without_pair(found: Mapping[str, Any]) -> str | None:
-    return None if found["alpha"] is not None and found["beta"] is not None else "there is no pair to put to the test"
+    return (
+        None
+        if found["alpha"] is not None and found["beta"] is not None
+        else "there is no pair to put to the test"
+    )

@@ -78,7 +78,9 @@ def escaped(text: str) -> str:
     text = "".join(_MARKUP.get(letter, letter) for letter in " ".join(text.split()))
     text = text.replace(r"β\_min", r"$\beta_{\min}$")
     text = re.sub(r"(?<![\w\\])([xf])\\_([A-Za-z0-9])(?!\w)", r"$\1_{\2}$", text)
-    text = re.sub("[⁰¹²³⁴⁵⁶⁷⁸⁹⁻]+", lambda found: f"$^{{{found.group().translate(_SUPERSCRIPTS)}}}$", text)
+    text = re.sub(
+        "[⁰¹²³⁴⁵⁶⁷⁸⁹⁻]+", lambda found: f"$^{{{found.group().translate(_SUPERSCRIPTS)}}}$", text
+    )
     text = "".join(f"${_MATH[letter]}$" if letter in _MATH else letter for letter in text)
     return re.sub(r"(?<!\\)\$( ?)\$", r"\1", text)  # formulas side by side are one
 
@@ -110,7 +112,10 @@ def _layout(table: TextTable) -> list[str]:
     long = [max(map(len, cells)) > LONGEST_CELL for cells in columns]
     paragraph = f"p{{{0.6 / max(sum(long), 1):.2f}\\linewidth}}"
     numeric = table.numeric or (False,) * len(columns)
-    return [paragraph if wraps else "r" if number else "l" for wraps, number in zip(long, numeric, strict=True)]
+    return [
+        paragraph if wraps else "r" if number else "l"
+        for wraps, number in zip(long, numeric, strict=True)
+    ]
 
 
 def _line(cells: Iterable[str]) -> str:

@@ -10,7 +10,14 @@ from typing import Any, TypeVar
 
 from lightning_landscape.bounds import Evidence, certify
 from lightning_landscape.files import PROBES_CSV, PROBES_JSONL, RECORDS_CSV, SUMMARY
-from lightning_landscape.loading import Run, read_lines, read_records, read_secants, read_summary, read_table
+from lightning_landscape.loading import (
+    Run,
+    read_lines,
+    read_records,
+    read_secants,
+    read_summary,
+    read_table,
+)
 from lightning_landscape.probes import SCHEMA, Probe, ProbeTable
 from lightning_landscape.records import LayerRow, SegmentPoint
 from lightning_landscape.reporting.alpha_beta import alpha_beta_condition
@@ -57,7 +64,9 @@ def read(folder: Path) -> Found:
         summary,
         secants=_attempt(lambda: read_secants(folder), "secant.csv", notes),
         layers=_attempt(lambda: read_records(folder, LayerRow), RECORDS_CSV[LayerRow], notes),
-        segments=_attempt(lambda: read_records(folder, SegmentPoint), RECORDS_CSV[SegmentPoint], notes),
+        segments=_attempt(
+            lambda: read_records(folder, SegmentPoint), RECORDS_CSV[SegmentPoint], notes
+        ),
     )
     return Found(run, tuple(notes + _missing(run)))
 
@@ -77,8 +86,14 @@ def _usable(summary: dict[str, Any] | None) -> dict[str, Any] | None:
     for part in ("run", "conditions", "bounds"):
         if not isinstance(summary.get(part), dict):
             raise ValueError(f"found no {part!r} in it; supported is what a run writes")
-    if not all(isinstance(entry, dict) for part in ("conditions", "bounds") for entry in summary[part].values()):
-        raise ValueError("found a condition or a bound that is no object; supported is what a run writes")
+    if not all(
+        isinstance(entry, dict)
+        for part in ("conditions", "bounds")
+        for entry in summary[part].values()
+    ):
+        raise ValueError(
+            "found a condition or a bound that is no object; supported is what a run writes"
+        )
     if not _is_finite(summary):
         raise ValueError("found a number that is not finite, where strict JSON has none")
     return summary
@@ -94,7 +109,9 @@ def _is_finite(value: Any) -> bool:
 
 def _table(folder: Path, notes: list[str]) -> ProbeTable:
     """Return the rows that can be computed with; where the table is damaged, those of the lines."""
-    table = _attempt(lambda: read_table(folder), f"the table of probes ({PROBES_CSV}, {PROBES_JSONL})", notes)
+    table = _attempt(
+        lambda: read_table(folder), f"the table of probes ({PROBES_CSV}, {PROBES_JSONL})", notes
+    )
     if table is None:
         table = _attempt(lambda: read_lines(folder), PROBES_JSONL, notes) or ProbeTable()
         if len(table):
@@ -114,7 +131,9 @@ def _are_finite(probe: Probe, names: tuple[str, ...]) -> bool:
 
 def _with_whole_reference(probe: Probe) -> Probe:
     """Return a probe that counts as not evaluated where one of the columns that need the reference is missing."""
-    values: dict[str, Any] = {} if _are_finite(probe, _OF_THE_REFERENCE) else dict.fromkeys(_OF_THE_REFERENCE)
+    values: dict[str, Any] = (
+        {} if _are_finite(probe, _OF_THE_REFERENCE) else dict.fromkeys(_OF_THE_REFERENCE)
+    )
     if not _are_finite(probe, ("initial_loss",)):
         values["initial_loss"] = None
     return probe.with_values(**values)
@@ -122,7 +141,11 @@ def _with_whole_reference(probe: Probe) -> Probe:
 
 def _missing(run: Run) -> list[str]:
     """Say what a run did not write, or did not finish."""
-    return [said for said in (_about_lines(run), _about_summary(run), _about_evaluation(run.table)) if said]
+    return [
+        said
+        for said in (_about_lines(run), _about_summary(run), _about_evaluation(run.table))
+        if said
+    ]
 
 
 def _about_lines(run: Run) -> str:
@@ -151,8 +174,9 @@ def _about_evaluation(table: ProbeTable) -> str:
             f"None of the {missing} probes was evaluated at the reference, so no condition can be computed; the loss "
             f"was {shown(table[0].loss)} at step {table[0].step} and {shown(table[-1].loss)} at step {table[-1].step}."
         )
-    return f"{missing} of {len(table)} probes were not evaluated at the reference; conditions are those of the others." * bool(
-        missing
+    return (
+        f"{missing} of {len(table)} probes were not evaluated at the reference; conditions are those of the others."
+        * bool(missing)
     )
 
 
@@ -171,7 +195,10 @@ def summary_of_table(table: ProbeTable) -> dict[str, Any]:
     return {
         "schema": SCHEMA,
         "run": {**run, "drop": drop},
-        "conditions": {"alpha_beta": alpha_beta, **other_conditions(Evidence(table, run), WINDOWS, {})},
+        "conditions": {
+            "alpha_beta": alpha_beta,
+            **other_conditions(Evidence(table, run), WINDOWS, {}),
+        },
         "bounds": bounds,
         "bound_in_force": None,
         "verdict": verdict(alpha_beta, drop, run, len(rows)) + caveats(rows, drop, WINDOWS, run),

@@ -47,7 +47,10 @@ def per_sample_entry(
     kept = {step: samples[step] for step in sorted(samples) if step in logged}
     finite = {step: rows[rows.isfinite().all(dim=1)] for step, rows in kept.items()}
     finite = {step: rows for step, rows in finite.items() if len(rows)}
-    columns = _columns(torch.cat(list(finite.values())) if finite else torch.zeros(0, 3, dtype=torch.float64), infimum)
+    columns = _columns(
+        torch.cat(list(finite.values())) if finite else torch.zeros(0, 3, dtype=torch.float64),
+        infimum,
+    )
     reason = _reason(finite, infimum)
     has_pair = found["alpha"] is not None and found["beta"] is not None
     untested = reason or (None if has_pair else "there is no pair to put to the test")
@@ -68,7 +71,9 @@ def per_sample_entry(
         "reason": untested,
     }
     if untested is None:
-        steps = [_at_step(step, logged[step], rows, infimum, found) for step, rows in finite.items()]
+        steps = [
+            _at_step(step, logged[step], rows, infimum, found) for step, rows in finite.items()
+        ]
         margins = F.alpha_beta_margin(found["alpha"], found["beta"], **columns)
         violated = int(F.alpha_beta_violations(found["alpha"], found["beta"], **columns).sum())
         tight = int(margins.argmin())
@@ -82,7 +87,9 @@ def per_sample_entry(
     return entry
 
 
-def _at_step(step: int, logged_step: int, rows: Tensor, infimum: float, found: Mapping[str, Any]) -> dict[str, Any]:
+def _at_step(
+    step: int, logged_step: int, rows: Tensor, infimum: float, found: Mapping[str, Any]
+) -> dict[str, Any]:
     columns = _columns(rows, infimum)
     margins = F.alpha_beta_margin(found["alpha"], found["beta"], **columns)
     violated = F.alpha_beta_violations(found["alpha"], found["beta"], **columns)
@@ -101,16 +108,26 @@ def per_sample_sentence(entry: Mapping[str, Any] | None) -> str:
     if entry is None:
         return ""
     if not entry["samples"]:
-        return f" No single sample was evaluated{f': {why}' if (why := entry['stopped_by']) else ''}."
-    said = f" Single samples were evaluated in part ({entry['stopped_by']})." if entry["stopped_by"] else ""
+        return (
+            f" No single sample was evaluated{f': {why}' if (why := entry['stopped_by']) else ''}."
+        )
+    said = (
+        f" Single samples were evaluated in part ({entry['stopped_by']})."
+        if entry["stopped_by"]
+        else ""
+    )
     count, bad, pair = entry["samples"], entry["violated"], entry["alpha_beta"]
     if entry["mixing"] == "allowed":
-        said += " Single samples are each with the rest of their mini-batch, on which they may depend."
+        said += (
+            " Single samples are each with the rest of their mini-batch, on which they may depend."
+        )
     if bad is not None:
         how = "holds for all" if bad == 0 else f"is violated by {bad} ({bad / count:.2%}) of"
         said += f" The same pair {how} {count} single samples."
     if pair["beta"] is not None and bad != 0:
-        said += f" For every one of them α = {shown(pair['alpha'])}, β = {shown(pair['beta'])} hold."
+        said += (
+            f" For every one of them α = {shown(pair['alpha'])}, β = {shown(pair['beta'])} hold."
+        )
     if entry["violated"] is None:
         said += f" Of single samples nothing can be said: {entry['reason']}."
     trained = entry["training_loss"]
@@ -160,7 +177,9 @@ def _conditions(columns: dict[str, Tensor] | None, finite: Mapping[int, Tensor])
             metric.update(**{name: columns[name] for name in metric.columns})
             result = metric.compute()
             value = number(result["value"])
-            place = {} if value is None or result["row"] is None else _place(finite, int(result["row"]))
+            place = (
+                {} if value is None or result["row"] is None else _place(finite, int(result["row"]))
+            )
             entry |= {"value": value, **place, "violated_share": number(result["violated_share"])}
         entries[key] = entry
     return entries
@@ -207,6 +226,8 @@ def _pair(columns: dict[str, Tensor] | None) -> dict[str, Any]:
         inner_product=few["inner_product"],
         loss_infimum=few["loss_infimum"],
     )
-    size, _ = F.interpolation_error(reference_loss=columns["reference_loss"], loss_infimum=columns["loss_infimum"])
+    size, _ = F.interpolation_error(
+        reference_loss=columns["reference_loss"], loss_infimum=columns["loss_infimum"]
+    )
     pair = {name: number(getattr(best, name)) for name in ("alpha", "beta", "rate")}
     return {**pair, "attained": bool(best.attained), "neighbourhood": number(best.ratio * size)}

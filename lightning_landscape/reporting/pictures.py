@@ -30,12 +30,16 @@ def draw(
     except ImportError as error:
         if error.name is None or not error.name.startswith("matplotlib"):
             raise
-        rank_zero_info("LandscapeMonitor draws no pictures without matplotlib: pip install lightning-landscape[plots]")
+        rank_zero_info(
+            "LandscapeMonitor draws no pictures without matplotlib: pip install lightning-landscape[plots]"
+        )
         return {}
     try:
         drawn = figures.draw_all(table, summary, list(segments), held_out)
         figures.save(drawn, folder / FOLDER)
     except Exception as error:
-        rank_zero_warn(f"LandscapeMonitor could not draw its pictures: {type(error).__name__}: {error}; the files are complete")
+        rank_zero_warn(
+            f"LandscapeMonitor could not draw its pictures: {type(error).__name__}: {error}; the files are complete"
+        )
         return {}
     return drawn

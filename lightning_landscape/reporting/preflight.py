@@ -71,7 +71,11 @@ def preflight(plan: Plan) -> str:
         _probes(plan),
         _disk(plan),
     ]
-    lines += [_end(plan), f"conditions: α-β, {', '.join(map(_words, metrics()))}", *_theorems(plan.run)]
+    lines += [
+        _end(plan),
+        f"conditions: α-β, {', '.join(map(_words, metrics()))}",
+        *_theorems(plan.run),
+    ]
     wrapper = textwrap.TextWrapper(WIDTH, initial_indent=_INDENT, subsequent_indent=2 * _INDENT)
     wrapper.break_long_words = wrapper.break_on_hyphens = False  # a path stays whole, to be copied
     wrapped = map(wrapper.fill, lines)
@@ -100,7 +104,11 @@ def _loss(loss: Mapping[str, Any], processes: int, *, of_samples: bool) -> str:
 def _parameters(plan: Plan) -> str:
     measured, others = plan.run["parameters"], plan.module_parameters - plan.run["parameters"]
     said = f"x: {measured:,} parameters, those of {plan.run['optimizer']['class']}"
-    return said + (f"; {others:,} others of the module are not measured" if others > 0 else ", all of the module")
+    return said + (
+        f"; {others:,} others of the module are not measured"
+        if others > 0
+        else ", all of the module"
+    )
 
 
 def _reference(reference: Mapping[str, Any]) -> str:
@@ -124,13 +132,19 @@ def _probes(plan: Plan) -> str:
 def _th(number: int) -> str:
     if number == 1:
         return "single"
-    ending = "th" if number % 100 in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
+    ending = (
+        "th" if number % 100 in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
+    )
     return f"{number}{ending}"
 
 
 def _disk(plan: Plan) -> str:
     """Say what is stored, how much that is, where, and what becomes of it."""
-    where = "a temporary folder, removed at the end (fast_dev_run)" if plan.folder is None else plan.folder
+    where = (
+        "a temporary folder, removed at the end (fast_dev_run)"
+        if plan.folder is None
+        else plan.folder
+    )
     if plan.run["reference"]["kind"] != "final":
         what = f"up to 32 of your mini-batches and {_size(plan.probe_bytes // 2)} of parameters"
     else:
@@ -152,11 +166,17 @@ def _size(count: float) -> str:
 
 
 def _end(plan: Plan) -> str:
-    what = "at x_p, at x_0 and on lines between" if plan.run["reference"]["kind"] == "final" else "at x_0 and on a line to x_p"
+    what = (
+        "at x_p, at x_0 and on lines between"
+        if plan.run["reference"]["kind"] == "final"
+        else "at x_0 and on a line to x_p"
+    )
     said = f"at the end: {'up to' if math.isinf(plan.steps) else 'about'} {plan.evaluations} forward passes, {what}"
     beside = []
     if plan.held_out:
-        beside.append("one held-out batch" if plan.held_out == 1 else f"{plan.held_out} held-out batches")
+        beside.append(
+            "one held-out batch" if plan.held_out == 1 else f"{plan.held_out} held-out batches"
+        )
     if plan.per_sample:
         beside.append(f"every single sample ({plan.per_sample} passes)")
     if not beside:
@@ -180,14 +200,18 @@ def _theorems(run: Mapping[str, Any]) -> list[str]:
         return [f"theory: no theorem can apply: {'; '.join(reasons)}"]
     lines = [f"theory that may apply: {', '.join(_bases(possible))}"]
     if groups:
-        lines.append(f"not: {'; '.join(f'{_joined(_bases(names))} ({reason})' for reason, names in groups.items())}")
+        lines.append(
+            f"not: {'; '.join(f'{_joined(_bases(names))} ({reason})' for reason, names in groups.items())}"
+        )
     return lines
 
 
 def _bases(titles: list[str]) -> list[str]:
     """Leave out the sharper version of a theorem that is named itself."""
     return [
-        title for title in titles if title.removesuffix(", sharper") == title or title.removesuffix(", sharper") not in titles
+        title
+        for title in titles
+        if title.removesuffix(", sharper") == title or title.removesuffix(", sharper") not in titles
     ]
 
 

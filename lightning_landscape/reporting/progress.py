@@ -13,13 +13,17 @@ def tracker(trainer: Trainer) -> Callable[[Sequence[int], str], Iterable[int]]:
     """Return a function that shows progress over steps under a label; it shows nothing where the Trainer shows no bar."""
     bar = trainer.progress_bar_callback
     shown = bar is not None and trainer.is_global_zero
-    display = getattr(bar, "progress", None)  # RichProgressBar's own; a terminal has room for one such display
+    display = getattr(
+        bar, "progress", None
+    )  # RichProgressBar's own; a terminal has room for one such display
 
     def track(steps: Sequence[int], label: str) -> Iterable[int]:
         described = f"landscape: {label}"
         if shown and steps and display is not None and display.live.is_started:
             return _in(display, steps, described)
-        plain: Iterable[int] = tqdm(steps, desc=described, disable=not (shown and steps), leave=False, unit="probe")
+        plain: Iterable[int] = tqdm(
+            steps, desc=described, disable=not (shown and steps), leave=False, unit="probe"
+        )
         return plain
 
     return track

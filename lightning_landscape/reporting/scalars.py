@@ -37,7 +37,9 @@ def known_while_training(table: ProbeTable) -> Curves:
 
 def known_with_reference(table: ProbeTable) -> Curves:
     """Return the curves of a probe's own values that need the reference."""
-    product, squares, distance = (table.column(n) for n in ("inner_product", "grad_sq_norm", "sq_distance"))
+    product, squares, distance = (
+        table.column(n) for n in ("inner_product", "grad_sq_norm", "sq_distance")
+    )
     return {
         "reference_loss": table.column("reference_loss"),
         "gap": table.column("loss") - table.column("reference_loss"),
@@ -56,7 +58,10 @@ def condition_curves(table: ProbeTable, keys: Sequence[str]) -> Curves:
         return {}
     chosen = {key: _CONDITIONS[key] for key in keys}
     columns = table.columns(*{name for metric in chosen.values() for name in metric.columns})
-    return {f"{key}/{m.constant}": m.ratio(**{name: columns[name] for name in m.columns}) for key, m in chosen.items()}
+    return {
+        f"{key}/{m.constant}": m.ratio(**{name: columns[name] for name in m.columns})
+        for key, m in chosen.items()
+    }
 
 
 def bound_curves(table: ProbeTable, run: Mapping[str, Any]) -> Curves:
@@ -68,7 +73,11 @@ def bound_curves(table: ProbeTable, run: Mapping[str, Any]) -> Curves:
     """
     evidence = Evidence(table, run)
     certificates = {theorem.name: theorem.certify(evidence) for theorem in THEOREMS}
-    curves = {f"bound/{t.name}": t.curve(evidence, certificates[t.name]) for t in THEOREMS if certificates[t.name].applies}
+    curves = {
+        f"bound/{t.name}": t.curve(evidence, certificates[t.name])
+        for t in THEOREMS
+        if certificates[t.name].applies
+    }
     best = in_force(list(certificates.values()))
     if best is not None:
         upper = curves[f"bound/{best.theorem}"]
@@ -97,17 +106,25 @@ class RunningAlphaBeta:
             self._defined = False
         if not self._defined or b is None or probe.inner_product is None:
             return {}
-        pair = self._pairs.add(loss=probe.loss, reference_loss=b, inner_product=probe.inner_product, loss_infimum=low)
+        pair = self._pairs.add(
+            loss=probe.loss, reference_loss=b, inner_product=probe.inner_product, loss_infimum=low
+        )
         self._excess += b - low
         neighbourhood = float(pair.ratio) * self._excess / len(self._pairs)
-        values = {f"alpha_beta/{name}": float(getattr(pair, name)) for name in ("alpha", "beta", "rate")}
+        values = {
+            f"alpha_beta/{name}": float(getattr(pair, name)) for name in ("alpha", "beta", "rate")
+        }
         return {**values, "alpha_beta/neighbourhood": neighbourhood}
 
 
 def bounds_of_the_whole(summary: dict[str, Any]) -> dict[str, float]:
     """Return the bounds after all steps, as the report has them, by tag, and as ``bound/final`` the one that is in force."""
     bounds = summary["bounds"]
-    values = {f"bound/{name}": bound["value"] for name, bound in bounds.items() if bound["value"] is not None}
+    values = {
+        f"bound/{name}": bound["value"]
+        for name, bound in bounds.items()
+        if bound["value"] is not None
+    }
     best = summary["bound_in_force"]
     return values if best is None else {**values, "bound/final": bounds[best]["value"]}
 
@@ -145,7 +162,10 @@ def running_alpha_beta(table: ProbeTable, drop: float | None = None) -> Curves:
     running = RunningAlphaBeta()
     points = [running.add(probe) for probe in table]
     tags = points[0] if points else {}
-    curves = {tag: torch.tensor([p.get(tag, math.nan) for p in points], dtype=torch.float64) for tag in tags}
+    curves = {
+        tag: torch.tensor([p.get(tag, math.nan) for p in points], dtype=torch.float64)
+        for tag in tags
+    }
     if drop is not None and drop > 0 and curves:
         curves["alpha_beta/informativeness"] = curves["alpha_beta/neighbourhood"] / drop
     return curves

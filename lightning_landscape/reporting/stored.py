@@ -14,7 +14,10 @@ from lightning_landscape.reporting.numbers import number, shown
 
 
 def accuracy_entry(
-    table: ProbeTable, run: Mapping[str, Any], accuracies: Mapping[int, Accuracy], best: Certificate | None
+    table: ProbeTable,
+    run: Mapping[str, Any],
+    accuracies: Mapping[int, Accuracy],
+    best: Certificate | None,
 ) -> dict[str, Any] | None:
     r"""Return the largest errors over the probes, and between what numbers the neighbourhood and the bound in force lie.
 
@@ -32,17 +35,27 @@ def accuracy_entry(
         Errors of p relative to ‖g‖‖x − x_p‖ and of D relative to ‖x − x_p‖, their bounds and what was measured where a probe
         was stored as it was, too; None where no codec changed anything.
     """
-    probes = [(probe, accuracies[probe.step]) for probe in table.evaluated if probe.step in accuracies]
+    probes = [
+        (probe, accuracies[probe.step]) for probe in table.evaluated if probe.step in accuracies
+    ]
     if not probes:
         return None
     measured = [(probe, accuracy) for probe, accuracy in probes if accuracy.exact is not None]
     worst, best_case = _moved(table, accuracies, -1), _moved(table, accuracies, 1)
     return {
-        "inner_product": {"bound": _largest(_bounds(probes, 0)), "measured": _largest(_errors(measured, 0))},
-        "distance": {"bound": _largest(_bounds(probes, 1)), "measured": _largest(_errors(measured, 1))},
+        "inner_product": {
+            "bound": _largest(_bounds(probes, 0)),
+            "measured": _largest(_errors(measured, 0)),
+        },
+        "distance": {
+            "bound": _largest(_bounds(probes, 1)),
+            "measured": _largest(_errors(measured, 1)),
+        },
         "measured_at": [probe.step for probe, _ in measured],
         "neighbourhood": [_neighbourhood(best_case), _neighbourhood(worst)],
-        "bound_in_force": None if best is None else [_bound(best_case, run, best), _bound(worst, run, best)],
+        "bound_in_force": None
+        if best is None
+        else [_bound(best_case, run, best), _bound(worst, run, best)],
     }
 
 
@@ -64,7 +77,11 @@ def accuracy_sentence(store: Mapping[str, Any]) -> str:
 
 def _said(error: Mapping[str, Any]) -> str:
     bound = "more than all" if error["bound"] is None else f"{error['bound']:.2g}"
-    return bound if error["measured"] is None else f"{bound} (measured on some: {error['measured']:.2g})"
+    return (
+        bound
+        if error["measured"] is None
+        else f"{bound} (measured on some: {error['measured']:.2g})"
+    )
 
 
 def _bounds(probes: list[tuple[Probe, Accuracy]], column: int) -> list[float]:
@@ -85,7 +102,12 @@ def _errors(probes: list[tuple[Probe, Accuracy]], column: int) -> list[float]:
         product, square = accuracy.exact or (math.nan, math.nan)
         distance = math.sqrt(square)
         if column == 0:
-            found.append(_share(abs((probe.inner_product or 0.0) - product), math.sqrt(probe.grad_sq_norm) * distance))
+            found.append(
+                _share(
+                    abs((probe.inner_product or 0.0) - product),
+                    math.sqrt(probe.grad_sq_norm) * distance,
+                )
+            )
         else:
             found.append(_share(abs(math.sqrt(probe.sq_distance or 0.0) - distance), distance))
     return found
@@ -106,7 +128,11 @@ def _moved(table: ProbeTable, accuracies: Mapping[int, Accuracy], sign: int) -> 
     rows = []
     for probe in table.evaluated:
         accuracy = accuracies.get(probe.step)
-        if accuracy is not None and probe.inner_product is not None and probe.sq_distance is not None:
+        if (
+            accuracy is not None
+            and probe.inner_product is not None
+            and probe.sq_distance is not None
+        ):
             distance = max(math.sqrt(probe.sq_distance) - sign * accuracy.distance, 0.0)
             product = probe.inner_product + sign * accuracy.inner_product
             probe = probe.with_values(inner_product=product, sq_distance=distance**2)
@@ -115,11 +141,17 @@ def _moved(table: ProbeTable, accuracies: Mapping[int, Accuracy], sign: int) -> 
 
 
 def _neighbourhood(table: ProbeTable) -> float | None:
-    columns: dict[str, Any] = table.columns("loss", "reference_loss", "inner_product", "loss_infimum")
+    columns: dict[str, Any] = table.columns(
+        "loss", "reference_loss", "inner_product", "loss_infimum"
+    )
     return _or_none(
         lambda: (
             float(F.best_alpha_beta(**columns).ratio)
-            * float(F.interpolation_error(reference_loss=columns["reference_loss"], loss_infimum=columns["loss_infimum"])[0])
+            * float(
+                F.interpolation_error(
+                    reference_loss=columns["reference_loss"], loss_infimum=columns["loss_infimum"]
+                )[0]
+            )
         )
     )
 

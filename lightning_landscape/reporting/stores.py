@@ -36,7 +36,12 @@ def _is_ours(entry: Path) -> bool:
         if re.fullmatch(r"process-\d+", entry.name):  # of a distributed run
             return all(map(_is_ours, entry.iterdir()))
         return re.fullmatch(r"\d{12}|\.\d{12}\.part", entry.name) is not None
-    return re.fullmatch(r"(others|base-\d+)\.safetensors|\.(others|base-\d+)\.safetensors\.tmp", entry.name) is not None
+    return (
+        re.fullmatch(
+            r"(others|base-\d+)\.safetensors|\.(others|base-\d+)\.safetensors\.tmp", entry.name
+        )
+        is not None
+    )
 
 
 def leftover(folder: Path) -> Leftover | None:

@@ -14,7 +14,11 @@ from lightning_landscape.records import Accuracy, FixedBatchRow
 from lightning_landscape.reporting.alpha_beta import alpha_beta_condition
 from lightning_landscape.reporting.certificates import entries, theory_sentences
 from lightning_landscape.reporting.conditions import other_conditions
-from lightning_landscape.reporting.held_out import fixed_batches_entry, held_out_entry, held_out_sentence
+from lightning_landscape.reporting.held_out import (
+    fixed_batches_entry,
+    held_out_entry,
+    held_out_sentence,
+)
 from lightning_landscape.reporting.numbers import number
 from lightning_landscape.reporting.per_sample import per_sample_entry, per_sample_sentence
 from lightning_landscape.reporting.stored import accuracy_entry, accuracy_sentence
@@ -53,12 +57,21 @@ def summarise(
     beside = held_out_entry(ProbeTable(held_out), rows, alpha_beta)
     fixed = fixed_batches_entry(fixed_batches, run, alpha_beta)
     if "store" in run:
-        run = {**run, "store": {**run["store"], "accuracy": accuracy_entry(table, run, accuracies or {}, best)}}
+        run = {
+            **run,
+            "store": {
+                **run["store"],
+                "accuracy": accuracy_entry(table, run, accuracies or {}, best),
+            },
+        }
     single = per_sample_entry(samples or {}, rows, about_samples, run, alpha_beta)
     return {
         "schema": SCHEMA,
         "run": {**run, "drop": drop},
-        "conditions": {"alpha_beta": alpha_beta, **other_conditions(evidence, windows, secants or {})},
+        "conditions": {
+            "alpha_beta": alpha_beta,
+            **other_conditions(evidence, windows, secants or {}),
+        },
         "held_out": beside,
         "fixed_batches": fixed,
         "per_sample": single,
@@ -77,7 +90,17 @@ def drop_of(table: ProbeTable) -> dict[str, Any]:
     """Return the estimate of f(x_0) − f(x_p): mean over the rows with ``initial_loss``, and its standard error."""
     rows = ProbeTable(probe for probe in table.evaluated if probe.initial_loss is not None)
     if not len(rows):
-        return {"value": None, "standard_error": None, "rows": 0, "reason": "no probe has its loss at x_0 evaluated"}
+        return {
+            "value": None,
+            "standard_error": None,
+            "rows": 0,
+            "reason": "no probe has its loss at x_0 evaluated",
+        }
     value, error = mean_and_error(rows.column("initial_loss") - rows.column("reference_loss"))
     reason = "the standard error needs two rows" if len(rows) < 2 else None
-    return {"value": number(value), "standard_error": number(error), "rows": len(rows), "reason": reason}
+    return {
+        "value": number(value),
+        "standard_error": number(error),
+        "rows": len(rows),
+        "reason": reason,
+    }

@@ -27,7 +27,10 @@ class TextTable:
     @property
     def numeric(self) -> tuple[bool, ...]:
         """Of each column whether it holds numbers, which are aligned at their right."""
-        return tuple(any(map(_is_number, cells)) and all(map(_may_be_number, cells)) for cells in zip(*self.rows, strict=True))
+        return tuple(
+            any(map(_is_number, cells)) and all(map(_may_be_number, cells))
+            for cells in zip(*self.rows, strict=True)
+        )
 
 
 def of_summary(summary: Mapping[str, Any]) -> list[TextTable]:
@@ -43,7 +46,11 @@ def findings(summary: Mapping[str, Any]) -> TextTable:
     """Return what was measured, and what the α-β-condition says of it."""
     run, found = at(summary, "run") or {}, at(summary, "conditions", "alpha_beta") or {}
     angle = at(summary, "conditions", "gradient_angle") or {}
-    drop, sigma, error = at(run, "drop", "value"), found.get("interpolation_error"), found.get("interpolation_error_se")
+    drop, sigma, error = (
+        at(run, "drop", "value"),
+        found.get("interpolation_error"),
+        found.get("interpolation_error_se"),
+    )
     rows = [
         ("probes", "", _probes(run)),
         ("reference", "x_p", _reference(run)),
@@ -53,7 +60,11 @@ def findings(summary: Mapping[str, Any]) -> TextTable:
         ("rate", "δ = α − β", shown(found.get("rate"))),
         ("interpolation error", "σ²", with_error(sigma, error)),
         ("neighbourhood", "(β/δ) σ²", _neighbourhood(found)),
-        ("drop achieved by training", "f(x_0) − f(x_p)", with_error(drop, at(run, "drop", "standard_error"))),
+        (
+            "drop achieved by training",
+            "f(x_0) − f(x_p)",
+            with_error(drop, at(run, "drop", "standard_error")),
+        ),
         ("informativeness", "neighbourhood / drop", _informativeness(found, drop)),
         *(_coverage(share, pair) for share, pair in (found.get("coverage") or {}).items()),
         ("probes that violate the pair", "", _violations(found, run)),
@@ -62,7 +73,10 @@ def findings(summary: Mapping[str, Any]) -> TextTable:
     ]
     reason = found.get("reason")
     return TextTable(
-        "Findings: the α-β-condition along this run", ("quantity", "symbol", "value"), tuple(rows), (reason,) if reason else ()
+        "Findings: the α-β-condition along this run",
+        ("quantity", "symbol", "value"),
+        tuple(rows),
+        (reason,) if reason else (),
     )
 
 
@@ -95,7 +109,10 @@ def theorems(summary: Mapping[str, Any]) -> TextTable:
             (
                 key,
                 shown(bound.get("value")),
-                *(shown(at(bound, "terms", term)) if bound.get("applies") else "" for term in TERMS),
+                *(
+                    shown(at(bound, "terms", term)) if bound.get("applies") else ""
+                    for term in TERMS
+                ),
                 "" if bound.get("informativeness") is None else f"{bound['informativeness']:.2g}",
                 str(bound.get("status") or NONE).replace("_", " "),
                 f"({reasons.setdefault(reason, len(reasons) + 1)})" if reason else "",
@@ -104,7 +121,11 @@ def theorems(summary: Mapping[str, Any]) -> TextTable:
     headers = ("theorem", "bound", "= distance", "+ noise", "+ β σ²", "/ drop", "status", "why")
     notes = [f"({number}) {reason}." for reason, number in reasons.items()]
     force = summary.get("bound_in_force")
-    said = f"The smallest bound on the best iterate is that of {force}." if force else "No bound is in force."
+    said = (
+        f"The smallest bound on the best iterate is that of {force}."
+        if force
+        else "No bound is in force."
+    )
     return TextTable(
         "Theorems: bound = distance of the start + noise of the step size + neighbourhood",
         headers,
@@ -129,9 +150,19 @@ def as_markdown(tables: Iterable[TextTable]) -> str:
 
 
 def _markdown(table: TextTable) -> str:
-    rule = "|" + "".join("---:|" if number else "---|" for number in table.numeric or [False] * len(table.headers))
+    rule = "|" + "".join(
+        "---:|" if number else "---|" for number in table.numeric or [False] * len(table.headers)
+    )
     lines = [_pipes(table.headers), rule, *map(_pipes, table.rows)]
-    return "\n".join([f"### {_escaped(table.title)}", "", *lines, "", *(f"{_escaped(note)}\n" for note in table.notes)])
+    return "\n".join(
+        [
+            f"### {_escaped(table.title)}",
+            "",
+            *lines,
+            "",
+            *(f"{_escaped(note)}\n" for note in table.notes),
+        ]
+    )
 
 
 def _pipes(cells: Iterable[str]) -> str:
@@ -200,7 +231,11 @@ def _fidelity(run: Mapping[str, Any]) -> str:
     exact, size = at(run, "fidelity", "exact"), at(run, "fidelity", "max_abs")
     if exact is None:
         return "not checked"
-    return "exact" if exact else f"off by {'a number that is not finite' if size is None else f'{size:.2g}'}"
+    return (
+        "exact"
+        if exact
+        else f"off by {'a number that is not finite' if size is None else f'{size:.2g}'}"
+    )
 
 
 def _neighbourhood(found: Mapping[str, Any]) -> str:
@@ -215,26 +250,38 @@ def _informativeness(found: Mapping[str, Any], drop: float | None) -> str:
 
 
 def _coverage(share: str, pair: Mapping[str, Any]) -> tuple[str, str, str]:
-    values = "α = {}, β = {}, neighbourhood {}".format(*(shown(pair.get(key)) for key in ("alpha", "beta", "neighbourhood")))
+    values = "α = {}, β = {}, neighbourhood {}".format(
+        *(shown(pair.get(key)) for key in ("alpha", "beta", "neighbourhood"))
+    )
     return f"best pair at {float(share):.0%} of the probes", "α, β", values
 
 
 def _violations(found: Mapping[str, Any], run: Mapping[str, Any]) -> str:
-    return NONE if found.get("violated") is None else f"{found['violated']} of {_count(run.get('probes'))}"
+    return (
+        NONE
+        if found.get("violated") is None
+        else f"{found['violated']} of {_count(run.get('probes'))}"
+    )
 
 
 def _angle(angle: Mapping[str, Any]) -> str:
     if angle.get("value") is None:
         return NONE
     median = at(angle, "quantiles", "0.5")
-    return f"{angle['value']:.3f} smallest" + (f", {median:.3f} median" if median is not None else "")
+    return f"{angle['value']:.3f} smallest" + (
+        f", {median:.3f} median" if median is not None else ""
+    )
 
 
 def _overhead(run: Mapping[str, Any]) -> str:
-    share, seconds, total = (at(run, "overhead", key) for key in ("training", "finalisation_s", "total"))
+    share, seconds, total = (
+        at(run, "overhead", key) for key in ("training", "finalisation_s", "total")
+    )
     if share is None or seconds is None:
         return "not known"
-    return f"{share:.1%}, then {seconds:.1f} s of evaluation" + (f": {total:.1%} in all" if total is not None else "")
+    return f"{share:.1%}, then {seconds:.1f} s of evaluation" + (
+        f": {total:.1%} in all" if total is not None else ""
+    )
 
 
 def _where(entry: Mapping[str, Any]) -> str:
@@ -250,4 +297,6 @@ def _violated(entry: Mapping[str, Any]) -> str:
     if not between:
         return str(entry["violated"])
     first, last = between
-    return f"{entry['violated']}, " + (f"at step {first}" if first == last else f"in steps {first} to {last}")
+    return f"{entry['violated']}, " + (
+        f"at step {first}" if first == last else f"in steps {first} to {last}"
+    )

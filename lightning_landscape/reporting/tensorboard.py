@@ -40,20 +40,34 @@ def layout(prefix: str) -> dict[str, dict[str, list[Any]]]:
         >>> layout("landscape")["Loss landscape"]["Loss gap and the bound in force"]
         ['Margin', ['landscape/bound/gap', 'landscape/bound/lower', 'landscape/bound/in_force']]
     """
-    tag = f"{prefix}/{{}}".format  # a multiline chart takes regular expressions, a margin chart names
+    tag = (
+        f"{prefix}/{{}}".format
+    )  # a multiline chart takes regular expressions, a margin chart names
     charts = {
-        "Loss gap and the bound in force": ["Margin", [tag("bound/gap"), tag("bound/lower"), tag("bound/in_force")]],
+        "Loss gap and the bound in force": [
+            "Margin",
+            [tag("bound/gap"), tag("bound/lower"), tag("bound/in_force")],
+        ],
         "Margin of the α-β-condition": ["Multiline", [tag("alpha_beta/margin")]],
         "Cosine of gradient and x − x_p": ["Multiline", [tag("cosine")]],
         "α, β and α − β up to here": ["Multiline", [tag("alpha_beta/(alpha|beta|rate)$")]],
         "Neighbourhood up to here": ["Multiline", [tag("alpha_beta/neighbourhood$")]],
         "Constants of single probes": ["Multiline", [tag(name) for name in CONSTANTS]],
-        "α, β and α − β before x_p is known": ["Multiline", [tag("live/alpha_beta/(alpha|beta|rate)$")]],
+        "α, β and α − β before x_p is known": [
+            "Multiline",
+            [tag("live/alpha_beta/(alpha|beta|rate)$")],
+        ],
     }
     return {CATEGORY: charts}
 
 
-def declare(loggers: Iterable[Logger], prefix: str, *, with_layout: bool, hparams: Mapping[Logger, Mapping[str, Any]]) -> None:
+def declare(
+    loggers: Iterable[Logger],
+    prefix: str,
+    *,
+    with_layout: bool,
+    hparams: Mapping[Logger, Mapping[str, Any]],
+) -> None:
     """Declare layout and results before the module and Lightning do.
 
     Of two layouts TensorBoard takes the later one, of two declarations of results the first: a layout of the user's module
@@ -66,9 +80,17 @@ def declare(loggers: Iterable[Logger], prefix: str, *, with_layout: bool, hparam
         hparams: of the loggers to which Lightning is about to declare them with ``hp_metric``.
     """
     if with_layout:
-        _each(loggers, "add_custom_scalars", lambda writer, _: writer.add_custom_scalars(layout(prefix)))
+        _each(
+            loggers,
+            "add_custom_scalars",
+            lambda writer, _: writer.add_custom_scalars(layout(prefix)),
+        )
     named = [logger for logger in loggers if logger in hparams]
-    _each(named, "add_hparams", lambda writer, logger: _declare_results(writer, prefix, hparams[logger]))
+    _each(
+        named,
+        "add_hparams",
+        lambda writer, logger: _declare_results(writer, prefix, hparams[logger]),
+    )
 
 
 def _declare_results(writer: Any, prefix: str, params: Mapping[str, Any]) -> None:
@@ -79,7 +101,9 @@ def _declare_results(writer: Any, prefix: str, params: Mapping[str, Any]) -> Non
     experiment, _, _ = hparams(  # type: ignore[no-untyped-call]
         dict(params), dict.fromkeys(results, 0.0)
     )
-    writer._get_file_writer().add_summary(experiment)  # as Lightning does; ``add_hparams`` would start a run of its own
+    writer._get_file_writer().add_summary(
+        experiment
+    )  # as Lightning does; ``add_hparams`` would start a run of its own
 
 
 def show_text(loggers: Iterable[Logger], prefix: str, text: str, step: int) -> None:
@@ -87,7 +111,9 @@ def show_text(loggers: Iterable[Logger], prefix: str, text: str, step: int) -> N
     _each(loggers, "add_text", lambda writer, _: writer.add_text(f"{prefix}/verdict", text, step))
 
 
-def show_figures(loggers: Iterable[Logger], prefix: str, figures: Mapping[str, Figure], step: int) -> None:
+def show_figures(
+    loggers: Iterable[Logger], prefix: str, figures: Mapping[str, Figure], step: int
+) -> None:
     """Give pictures to the loggers that take them: TensorBoard, Weights & Biases, MLflow; the others do without."""
 
     def in_tensorboard(writer: Any, _: Logger) -> None:
@@ -119,4 +145,6 @@ def _each(loggers: Iterable[Logger], method: str, show: Callable[[Any, Logger], 
             if hasattr(experiment, method):
                 show(experiment, logger)
         except Exception as error:
-            rank_zero_warn(f"LandscapeMonitor could not show everything in {type(logger).__name__}: {error}; its files have it")
+            rank_zero_warn(
+                f"LandscapeMonitor could not show everything in {type(logger).__name__}: {error}; its files have it"
+            )

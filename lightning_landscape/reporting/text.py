@@ -59,4 +59,7 @@ def _widths(table: TextTable, width: int) -> list[int | None]:
     widths = [max(map(len, cells)) for cells in zip(table.headers, *table.rows, strict=True)]
     widest = max(range(len(widths)), key=widths.__getitem__)
     left = width - (sum(widths) + 2 * (len(widths) - 1) - widths[widest])
-    return [max(left, _NARROWEST) if column == widest and widths[column] > left else None for column in range(len(widths))]
+    return [
+        max(left, _NARROWEST) if column == widest and widths[column] > left else None
+        for column in range(len(widths))
+    ]

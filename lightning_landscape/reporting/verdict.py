@@ -14,10 +14,14 @@ FEW_PROBES = 10
 """Fewer than these are said to be few"""
 
 
-def verdict(alpha_beta: dict[str, Any], drop: dict[str, Any], run: dict[str, Any], probes: int) -> str:
+def verdict(
+    alpha_beta: dict[str, Any], drop: dict[str, Any], run: dict[str, Any], probes: int
+) -> str:
     """Return one plain sentence: what holds, and what it is worth."""
     size, achieved = alpha_beta["neighbourhood"], drop["value"]
-    warning = early_end(run) + ("" if is_faithful(run, achieved) else f"Not to be relied on, {infidelity(run)}. ")
+    warning = early_end(run) + (
+        "" if is_faithful(run, achieved) else f"Not to be relied on, {infidelity(run)}. "
+    )
     if size is None:
         return f"{warning}Nothing can be said of the α-β-condition: {alpha_beta['reason']}."
     if alpha_beta["attained"]:
@@ -39,7 +43,9 @@ def verdict(alpha_beta: dict[str, Any], drop: dict[str, Any], run: dict[str, Any
 
 def early_end(run: dict[str, Any]) -> str:
     """Say that measuring, or training, stopped before its end, if it did."""
-    return "" if run["complete"] else f"Measured in part, up to an early end ({run['stopped_by']}). "
+    return (
+        "" if run["complete"] else f"Measured in part, up to an early end ({run['stopped_by']}). "
+    )
 
 
 def _all(probes: int) -> str:
@@ -50,7 +56,13 @@ def caveats(table: ProbeTable, drop: dict[str, Any], windows: int, run: dict[str
     """Return what to mind, as further sentences."""
     rounding = run["fidelity"]["exact"] is False and is_faithful(run, drop["value"])
     said = f" In rounding, {infidelity(run)}." if rounding else ""
-    return said + _part_caveat(run) + _gradient_caveat(run) + _reference_caveat(table, windows, run) + _few_probes_caveat(table)
+    return (
+        said
+        + _part_caveat(run)
+        + _gradient_caveat(run)
+        + _reference_caveat(table, windows, run)
+        + _few_probes_caveat(table)
+    )
 
 
 def _part_caveat(run: dict[str, Any]) -> str:
@@ -58,9 +70,7 @@ def _part_caveat(run: dict[str, Any]) -> str:
     others = run.get("trained_elsewhere")
     if not others:
         return ""
-    return (
-        f" x is {run['part']!r}: {others} other tensors were trained too, and each loss is with them as they were at its step."
-    )
+    return f" x is {run['part']!r}: {others} other tensors were trained too, and each loss is with them as they were at its step."
 
 
 def _gradient_caveat(run: dict[str, Any]) -> str:

@@ -85,7 +85,9 @@ class Background:
         try:
             while self._one():
                 pass
-        except BaseException:  # jobs deal with their own errors: this is no way to end, but it hangs nobody
+        except (
+            BaseException
+        ):  # jobs deal with their own errors: this is no way to end, but it hangs nobody
             with self._changed:
                 self._active, self._thread = False, None
             raise
@@ -98,7 +100,10 @@ class Background:
                 self._changed.wait_for(lambda: self._jobs, _LINGER)
                 self._idle = False
             if not self._jobs:
-                self._active, self._thread = False, None  # at once: a job that comes now needs another thread
+                self._active, self._thread = (
+                    False,
+                    None,
+                )  # at once: a job that comes now needs another thread
                 return False
             job = self._jobs.popleft()
         try:

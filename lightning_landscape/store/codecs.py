@@ -77,7 +77,10 @@ class Int8(Codec):
 
     @override
     def planes(self, elements: int) -> dict[str, tuple[int, torch.dtype]]:
-        return {"codes": (elements, torch.int8), "scales": (-(-elements // self.group), torch.float32)}
+        return {
+            "codes": (elements, torch.int8),
+            "scales": (-(-elements // self.group), torch.float32),
+        }
 
     @override
     def encode(self, block: Tensor, generator: torch.Generator) -> Planes:
@@ -131,7 +134,10 @@ def encoded(codec: Codec, tensor: Tensor, base: Tensor | None, seed: str) -> Pla
         True
     """
     generator = torch.Generator().manual_seed(zlib.crc32(seed.encode()))
-    whole = {name: torch.empty(size, dtype=dtype) for name, (size, dtype) in codec.planes(tensor.numel()).items()}
+    whole = {
+        name: torch.empty(size, dtype=dtype)
+        for name, (size, dtype) in codec.planes(tensor.numel()).items()
+    }
     working = working_dtype(tensor.dtype)
     flat, beneath = tensor.reshape(-1), None if base is None else base.reshape(-1)
     for start in range(0, flat.numel(), BLOCK):
@@ -143,7 +149,13 @@ def encoded(codec: Codec, tensor: Tensor, base: Tensor | None, seed: str) -> Pla
     return whole
 
 
-def decoded(codec: Codec, planes: Mapping[str, Tensor], dtype: torch.dtype, shape: torch.Size, base: Tensor | None) -> Tensor:
+def decoded(
+    codec: Codec,
+    planes: Mapping[str, Tensor],
+    dtype: torch.dtype,
+    shape: torch.Size,
+    base: Tensor | None,
+) -> Tensor:
     """Return the tensor of which `encoded` gave the planes.
 
     Args:
@@ -157,12 +169,16 @@ def decoded(codec: Codec, planes: Mapping[str, Tensor], dtype: torch.dtype, shap
     beneath, working = None if base is None else base.reshape(-1), working_dtype(dtype)
     for start in range(0, whole.numel(), BLOCK):
         into = whole[start : start + BLOCK]
-        block = codec.decode({name: _part(codec, planes, name, start, into.numel()) for name in planes}, working)
+        block = codec.decode(
+            {name: _part(codec, planes, name, start, into.numel()) for name in planes}, working
+        )
         into.copy_(block if beneath is None else block + beneath[start : start + BLOCK].to(working))
     return whole.view(shape)
 
 
-def _part(codec: Codec, planes: Mapping[str, Tensor], name: str, start: int, elements: int) -> Tensor:
+def _part(
+    codec: Codec, planes: Mapping[str, Tensor], name: str, start: int, elements: int
+) -> Tensor:
     """Return the part of a plane that belongs to the block which starts at an element."""
     begin = codec.planes(start)[name][0]
     return planes[name][begin : begin + codec.planes(elements)[name][0]]

@@ -20,7 +20,13 @@ from torch import Tensor
 
 from lightning_landscape.store.codecs import BLOCK, CODECS, Codec, decoded, encoded, working_dtype
 from lightning_landscape.store.memory import Memory
-from lightning_landscape.store.tensor_files import link, read_header, read_tensors, save_tensors, write_tensors
+from lightning_landscape.store.tensor_files import (
+    link,
+    read_header,
+    read_tensors,
+    save_tensors,
+    write_tensors,
+)
 from lightning_landscape.vectors.gradients import Gradient
 
 PARAMETERS, GRADIENT = "parameters", "gradient"
@@ -41,7 +47,11 @@ class CodecError:
 
     def __add__(self, other: CodecError) -> CodecError:
         """Return the sum."""
-        return CodecError(self.gradient + other.gradient, self.product + other.product, self.iterate + other.iterate)
+        return CodecError(
+            self.gradient + other.gradient,
+            self.product + other.product,
+            self.iterate + other.iterate,
+        )
 
     def times(self, share: float) -> CodecError:
         """Return a share of it."""
@@ -75,12 +85,22 @@ class Encoder:
     def base_bytes(self, parameters: Mapping[str, Tensor]) -> int:
         """Return how many bytes x_0 takes beside the probes."""
         codec = self._codec
-        return sum(tensor.nbytes for tensor in parameters.values() if codec is not None and codec.shrinks(tensor))
+        return sum(
+            tensor.nbytes
+            for tensor in parameters.values()
+            if codec is not None and codec.shrinks(tensor)
+        )
 
     # -------------------------------------------------------------------------------------------------------- writing
 
     def write(
-        self, folder: Path, seed: str, parameters: Mapping[str, Tensor] | None, gradient: Gradient | None, *, natively: bool
+        self,
+        folder: Path,
+        seed: str,
+        parameters: Mapping[str, Tensor] | None,
+        gradient: Gradient | None,
+        *,
+        natively: bool,
     ) -> CodecError:
         """Write x_k and g_k into a probe's folder.
 
@@ -102,14 +122,26 @@ class Encoder:
             if parameters is not None:
                 write_tensors(folder / f"{PARAMETERS}.safetensors", parameters, private=True)
             if gradient is not None:
-                write_tensors(folder / f"{GRADIENT}.safetensors", gradient.raw, factor, private=True)
+                write_tensors(
+                    folder / f"{GRADIENT}.safetensors", gradient.raw, factor, private=True
+                )
             return CodecError()
         x, g = parameters or {}, {} if gradient is None else gradient.raw
         self._extend_base(self._codec, x)
-        files = {PARAMETERS: _File(self._name, self._codec, self._base), GRADIENT: _File(self._name, self._codec, {})}
+        files = {
+            PARAMETERS: _File(self._name, self._codec, self._base),
+            GRADIENT: _File(self._name, self._codec, {}),
+        }
         total = CodecError()
         for name in dict.fromkeys((*x, *g)):
-            total += self._add(files, name, x.get(name), g.get(name), 1.0 if gradient is None else gradient.factor, seed)
+            total += self._add(
+                files,
+                name,
+                x.get(name),
+                g.get(name),
+                1.0 if gradient is None else gradient.factor,
+                seed,
+            )
         for base in self._bases(self._folder):
             link(base, folder / base.name)
         if parameters is not None:
@@ -122,10 +154,18 @@ class Encoder:
         return total
 
     def _add(
-        self, files: Mapping[str, _File], name: str, x: Tensor | None, g: Tensor | None, factor: float, seed: str
+        self,
+        files: Mapping[str, _File],
+        name: str,
+        x: Tensor | None,
+        g: Tensor | None,
+        factor: float,
+        seed: str,
     ) -> CodecError:
         """Add a parameter and its gradient to their files; as they are, where a codec cannot hold them."""
-        x_read = None if x is None else files[PARAMETERS].add(name, x, f"{seed} {PARAMETERS} {name}")
+        x_read = (
+            None if x is None else files[PARAMETERS].add(name, x, f"{seed} {PARAMETERS} {name}")
+        )
         g_read = None if g is None else files[GRADIENT].add(name, g, f"{seed} {GRADIENT} {name}")
         error = _error(x, x_read, g, g_read, factor)
         if not math.isfinite(error.gradient + error.product + error.iterate):
@@ -137,7 +177,11 @@ class Encoder:
 
     def _extend_base(self, codec: Codec, x: Mapping[str, Tensor]) -> None:
         """Write down the first values of parameters that have none yet."""
-        new = {name: tensor for name, tensor in x.items() if codec.shrinks(tensor) and not _alike(self._base.get(name), tensor)}
+        new = {
+            name: tensor
+            for name, tensor in x.items()
+            if codec.shrinks(tensor) and not _alike(self._base.get(name), tensor)
+        }
         if new:
             path = self._folder / f"{_BASE}{len(self._bases(self._folder))}.safetensors"
             save_tensors(path, new, private=True)
@@ -145,19 +189,26 @@ class Encoder:
 
     def adopt(self, folder: Path) -> None:
         """Go on from the x_0 of a probe that was taken over from another store."""
-        if self._codec is not None and len(bases := self._bases(folder)) > len(self._bases(self._folder)):
+        if self._codec is not None and len(bases := self._bases(folder)) > len(
+            self._bases(self._folder)
+        ):
             for base in bases:
                 link(base, self._folder / base.name)
                 self._base.update(load_file(base))
 
     @staticmethod
     def _bases(folder: Path) -> list[Path]:
-        return sorted(folder.glob(f"{_BASE}*.safetensors"), key=lambda path: int(path.stem.removeprefix(_BASE)))
+        return sorted(
+            folder.glob(f"{_BASE}*.safetensors"),
+            key=lambda path: int(path.stem.removeprefix(_BASE)),
+        )
 
     # -------------------------------------------------------------------------------------------------------- reading
 
     @classmethod
-    def read(cls, folder: Path, part: str, memory: Memory | None = None, *, natively: bool = False) -> dict[str, Tensor]:
+    def read(
+        cls, folder: Path, part: str, memory: Memory | None = None, *, natively: bool = False
+    ) -> dict[str, Tensor]:
         """Return x_k or g_k by name, without its factor.
 
         Args:
@@ -169,7 +220,9 @@ class Encoder:
         return cls._read(folder, part, memory, natively=natively)[0]
 
     @classmethod
-    def read_gradient(cls, folder: Path, memory: Memory | None = None, *, natively: bool = False) -> Gradient:
+    def read_gradient(
+        cls, folder: Path, memory: Memory | None = None, *, natively: bool = False
+    ) -> Gradient:
         """Return g_k; arguments as of `read`."""
         raw, header = cls._read(folder, GRADIENT, memory, natively=natively)
         return Gradient(raw, float(header[_FACTOR]))
@@ -198,7 +251,9 @@ class Encoder:
         for name, about in json.loads(header[_ENCODED]).items():
             planes = {plane: tensors.pop(f"{name}|{plane}") for plane in codec.planes(0)}
             beneath = base[name] if about[_DIFFERENCE] else None
-            read[name] = decoded(codec, planes, getattr(torch, about["dtype"]), torch.Size(about["shape"]), beneath)
+            read[name] = decoded(
+                codec, planes, getattr(torch, about["dtype"]), torch.Size(about["shape"]), beneath
+            )
         return {**tensors, **read}, header
 
     @staticmethod
@@ -230,7 +285,11 @@ class _File:
         planes = encoded(self._codec, tensor, base, seed)
         self._tensors.update({f"{name}|{plane}": values for plane, values in planes.items()})
         dtype = str(tensor.dtype).removeprefix("torch.")
-        self._encoded[name] = {"dtype": dtype, "shape": list(tensor.shape), _DIFFERENCE: base is not None}
+        self._encoded[name] = {
+            "dtype": dtype,
+            "shape": list(tensor.shape),
+            _DIFFERENCE: base is not None,
+        }
         return decoded(self._codec, planes, tensor.dtype, tensor.shape, base)
 
     def add_natively(self, name: str, tensor: Tensor) -> None:
@@ -241,7 +300,12 @@ class _File:
         self._tensors[name] = tensor
 
     def write(self, path: Path, metadata: Mapping[str, str]) -> None:
-        write_tensors(path, self._tensors, {**metadata, _CODEC: self._name, _ENCODED: json.dumps(self._encoded)}, private=True)
+        write_tensors(
+            path,
+            self._tensors,
+            {**metadata, _CODEC: self._name, _ENCODED: json.dumps(self._encoded)},
+            private=True,
+        )
 
 
 def stored_bytes(codec: str, tensor: Tensor) -> int:
@@ -263,7 +327,9 @@ def _alike(one: Tensor | None, other: Tensor) -> bool:
     return one is not None and one.shape == other.shape and one.dtype == other.dtype
 
 
-def _error(x: Tensor | None, x_read: Tensor | None, g: Tensor | None, g_read: Tensor | None, factor: float) -> CodecError:
+def _error(
+    x: Tensor | None, x_read: Tensor | None, g: Tensor | None, g_read: Tensor | None, factor: float
+) -> CodecError:
     """Return what was done to one parameter and its gradient."""
     iterate = product = gradient = 0.0
     if x is not None and x_read is not None and x_read is not x:
@@ -271,7 +337,9 @@ def _error(x: Tensor | None, x_read: Tensor | None, g: Tensor | None, g_read: Te
             iterate += float(moved.square().sum(dtype=torch.float64))
             product += sum(float((moved * piece).sum(dtype=torch.float64)) for piece in beside)
     if g is not None and g_read is not None and g_read is not g:
-        gradient = sum(float(moved.square().sum(dtype=torch.float64)) for moved, *_ in _apart(g, g_read, None))
+        gradient = sum(
+            float(moved.square().sum(dtype=torch.float64)) for moved, *_ in _apart(g, g_read, None)
+        )
     return CodecError(gradient * factor**2, product * factor, iterate)
 
 

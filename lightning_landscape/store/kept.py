@@ -33,12 +33,17 @@ class Kept:
     @property
     def nbytes(self) -> int:
         """Bytes on disk as they are, without ``others``, which probes share while they do not change."""
-        return sum(tensor.nbytes for tensor in self.measured) + sum(moment.nbytes for moment in self.moments)
+        return sum(tensor.nbytes for tensor in self.measured) + sum(
+            moment.nbytes for moment in self.moments
+        )
 
     @property
     def measured(self) -> list[Tensor]:
         """The tensors of x_k and g_k."""
-        return [*(self.parameters or {}).values(), *(self.gradient.raw if self.gradient else {}).values()]
+        return [
+            *(self.parameters or {}).values(),
+            *(self.gradient.raw if self.gradient else {}).values(),
+        ]
 
     def on_host(self, memory: Memory) -> Kept:
         """Return the same with every tensor on the host.
@@ -46,7 +51,9 @@ class Kept:
         Args:
             memory: where x_k and g_k go that are not there yet.
         """
-        gradient = self.gradient and Gradient(_on_host(self.gradient.raw, memory), self.gradient.factor)
+        gradient = self.gradient and Gradient(
+            _on_host(self.gradient.raw, memory), self.gradient.factor
+        )
         parameters = None if self.parameters is None else _on_host(self.parameters, memory)
         others = {name: tensor.detach().to("cpu") for name, tensor in (self.others or {}).items()}
         return replace(self, parameters=parameters, gradient=gradient, others=others)
@@ -63,15 +70,24 @@ class Unwritten:
 
 
 def _on_host(tensors: Mapping[str, Tensor], memory: Memory) -> Mapping[str, Tensor]:
-    return tensors if all(tensor.device.type == "cpu" for tensor in tensors.values()) else memory.on_host(tensors)
+    return (
+        tensors
+        if all(tensor.device.type == "cpu" for tensor in tensors.values())
+        else memory.on_host(tensors)
+    )
 
 
 def sampled(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return up to 1,024 elements of each tensor."""
     flat = {name: value.detach().reshape(-1) for name, value in values.items()}
-    return {name: value[:: max(1, value.numel() // _SAMPLE)].to("cpu", copy=True) for name, value in flat.items()}
+    return {
+        name: value[:: max(1, value.numel() // _SAMPLE)].to("cpu", copy=True)
+        for name, value in flat.items()
+    }
 
 
 def same_sample(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
     """Return whether two samples are of the same names and values."""
-    return one.keys() == other.keys() and all(torch.equal(value, other[name]) for name, value in one.items())
+    return one.keys() == other.keys() and all(
+        torch.equal(value, other[name]) for name, value in one.items()
+    )

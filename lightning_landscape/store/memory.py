@@ -68,15 +68,24 @@ class Layout:
     def __init__(self, key: Key) -> None:
         unknown = sorted({str(dtype) for _, dtype, _ in key if dtype not in _KINDS})
         if unknown:
-            raise TypeError(f"found tensors of {', '.join(unknown)}; supported is what safetensors holds: other dtypes")
+            raise TypeError(
+                f"found tensors of {', '.join(unknown)}; supported is what safetensors holds: other dtypes"
+            )
         self.key = key
         self._by_width = sorted(key, key=lambda entry: (-entry[1].itemsize, _KINDS[entry[1]]))
         sizes = (dtype.itemsize * math.prod(shape) for _, dtype, shape in self._by_width)
         edges = list(itertools.accumulate(sizes, initial=0))
-        self.spans = {name: span for (name, _, _), span in zip(self._by_width, itertools.pairwise(edges), strict=True)}
+        self.spans = {
+            name: span
+            for (name, _, _), span in zip(self._by_width, itertools.pairwise(edges), strict=True)
+        }
         self.nbytes = edges[-1]
         about = {
-            name: {"dtype": _KINDS[dtype], "shape": list(shape), "data_offsets": list(self.spans[name])}
+            name: {
+                "dtype": _KINDS[dtype],
+                "shape": list(shape),
+                "data_offsets": list(self.spans[name]),
+            }
             for name, dtype, shape in self._by_width
         }
         self._entries = json.dumps(about, separators=(",", ":"))[1:]
@@ -104,8 +113,13 @@ class Layout:
         for dtype, group in itertools.groupby(self._by_width, key=lambda entry: entry[1]):
             entries = list(group)
             start, end = self.spans[entries[0][0]][0], self.spans[entries[-1][0]][1]
-            pieces = torch.split(flat[start:end].view(dtype), [math.prod(shape) for _, _, shape in entries])
-            views |= {name: piece.view(shape) for (name, _, shape), piece in zip(entries, pieces, strict=True)}
+            pieces = torch.split(
+                flat[start:end].view(dtype), [math.prod(shape) for _, _, shape in entries]
+            )
+            views |= {
+                name: piece.view(shape)
+                for (name, _, shape), piece in zip(entries, pieces, strict=True)
+            }
         return {name: views[name] for name, _, _ in self.key}
 
     @property
@@ -137,7 +151,9 @@ class _Place:
 
     def __init__(self, size: int) -> None:
         size = -(-size // PAGE) * PAGE
-        private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
+        private = (
+            {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
+        )
         self._pages = mmap.mmap(-1, size, **private)
         if hasattr(mmap, "MADV_HUGEPAGE"):
             with suppress(OSError):  # a system without large pages
@@ -152,7 +168,9 @@ class _Place:
 
     def lend(self, size: int) -> tuple[Tensor, memoryview]:
         """Return the first bytes as a tensor, whole pages; the place is free again when it and all of its views are gone."""
-        lease = (ctypes.c_uint8 * self.size).from_buffer(self._pages)  # a tensor's storage holds what it was made from
+        lease = (ctypes.c_uint8 * self.size).from_buffer(
+            self._pages
+        )  # a tensor's storage holds what it was made from
         self._lease = weakref.ref(lease)
         whole = -(-size // PAGE) * PAGE
         return torch.frombuffer(lease, dtype=torch.uint8)[:whole], memoryview(self._pages)[:whole]
@@ -187,7 +205,9 @@ class Memory:
         Args:
             tensors: by name, strided.
         """
-        if any(tensor.device.type != "cpu" or tensor.dtype not in _KINDS for tensor in tensors.values()):
+        if any(
+            tensor.device.type != "cpu" or tensor.dtype not in _KINDS for tensor in tensors.values()
+        ):
             return {name: tensor.detach().clone() for name, tensor in tensors.items()}
         return self.on_host(tensors)
 
@@ -205,7 +225,9 @@ class Memory:
         flat, image = self.lend(layout.before + layout.nbytes)
         laid = Laid(layout.tensors(flat[layout.before :]), image, layout)
         if laid:
-            torch._foreach_copy_(list(laid.values()), [tensor.detach() for tensor in tensors.values()])
+            torch._foreach_copy_(
+                list(laid.values()), [tensor.detach() for tensor in tensors.values()]
+            )
         return laid
 
     def _layout(self, tensors: Mapping[str, Tensor]) -> Layout:

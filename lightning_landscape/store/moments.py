@@ -35,9 +35,17 @@ def write_moments(folder: Path, moments: Sequence[Frozen], about: Mapping[str, A
     Raises:
         OSError: if that cannot be.
     """
-    tensors = {f"{index}/{name}": tensor for index, moment in enumerate(moments) for name, tensor in moment.tensors.items()}
+    tensors = {
+        f"{index}/{name}": tensor
+        for index, moment in enumerate(moments)
+        for name, tensor in moment.tensors.items()
+    }
     for index, moment in enumerate(moments):
-        tensors[f"{index}"] = torch.frombuffer(bytearray(moment.structure), dtype=torch.uint8) if moment.structure else _NONE
+        tensors[f"{index}"] = (
+            torch.frombuffer(bytearray(moment.structure), dtype=torch.uint8)
+            if moment.structure
+            else _NONE
+        )
     header = {_PROBE: json.dumps({**about, _COUNT: len(moments)})}
     write_tensors(folder / MOMENTS, tensors, header, private=True)
 
@@ -61,7 +69,9 @@ def read_moments(folder: Path) -> list[Frozen]:
     """
     tensors, header = read_tensors(folder / MOMENTS, Memory(most=0))
     try:
-        structures = [tensors.pop(f"{index}").numpy().tobytes() for index in range(_about(header)[_COUNT])]
+        structures = [
+            tensors.pop(f"{index}").numpy().tobytes() for index in range(_about(header)[_COUNT])
+        ]
         parts: list[dict[str, Tensor]] = [{} for _ in structures]
         for key, tensor in tensors.items():
             index, _, name = key.partition("/")

@@ -33,7 +33,13 @@ from lightning_landscape.store.codecs import NATIVE
 from lightning_landscape.store.encoding import GRADIENT, PARAMETERS, CodecError, Encoder
 from lightning_landscape.store.kept import Kept, Unwritten, same_sample, sampled
 from lightning_landscape.store.memory import Memory
-from lightning_landscape.store.moments import MOMENTS, digest_of, read_about, read_moments, write_moments
+from lightning_landscape.store.moments import (
+    MOMENTS,
+    digest_of,
+    read_about,
+    read_moments,
+    write_moments,
+)
 from lightning_landscape.store.tensor_files import link, save_tensors
 from lightning_landscape.training.failures import NotMeasurable
 from lightning_landscape.vectors.gradients import Gradient
@@ -148,7 +154,10 @@ class ProbeStore:
 
     def _has_room_natively(self, nbytes: int) -> bool:
         """Return whether some probes may be there as they were: they take a quarter of the budget at most."""
-        if not self.encoder.lossy or _NATIVES * nbytes > (self.budget - self.shared - self._base) // 4:
+        if (
+            not self.encoder.lossy
+            or _NATIVES * nbytes > (self.budget - self.shared - self._base) // 4
+        ):
             return False
         self._native = max(self._native, nbytes)
         return True
@@ -209,12 +218,16 @@ class ProbeStore:
         self._owed = {}
 
     def _write_parts(self, folder: Path, step: int, kept: Kept) -> None:
-        error = self.encoder.write(folder, f"step {step}", kept.parameters, kept.gradient, natively=kept.natively)
+        error = self.encoder.write(
+            folder, f"step {step}", kept.parameters, kept.gradient, natively=kept.natively
+        )
         if self._owed:
             save_tensors(self._newest_others, self._owed, private=True)
         if self._newest_others.exists():
             link(self._newest_others, folder / self._newest_others.name)
-        write_moments(folder, kept.moments, {"schema": SCHEMA, "loss": kept.loss, "error": asdict(error)})
+        write_moments(
+            folder, kept.moments, {"schema": SCHEMA, "loss": kept.loss, "error": asdict(error)}
+        )
 
     def others_changed(self, others: Mapping[str, Tensor]) -> bool:
         """Return whether parameters that the optimiser does not hold are to be stored: they differ from those stored last.
@@ -257,7 +270,11 @@ class ProbeStore:
         self.digests[step] = digest
         if self.encoder.holds_natively(self._of(step)):
             self._natives = sorted({*self._natives, step})
-        own = [file for file in self._of(step).iterdir() if not file.name.startswith((_OTHERS, "base-", "native-"))]
+        own = [
+            file
+            for file in self._of(step).iterdir()
+            if not file.name.startswith((_OTHERS, "base-", "native-"))
+        ]
         self.largest = max(self.largest, sum(file.stat().st_size for file in own))
         return True
 
@@ -280,7 +297,9 @@ class ProbeStore:
     def holds_exactly(self, step: int) -> bool:
         """Return whether x_k of a step can be had as it was."""
         try:
-            return self.holds_iterate(step) and (self.holds_natively(step) or self.error(step).iterate == 0)
+            return self.holds_iterate(step) and (
+                self.holds_natively(step) or self.error(step).iterate == 0
+            )
         except (OSError, NotMeasurable):
             return False
 
@@ -337,7 +356,9 @@ class ProbeStore:
         except OSError as error:
             raise NotMeasurable(f"what a codec did at step {step} is gone: {error}") from error
 
-    def _read_iterate(self, folder: Path, memory: Memory, *, natively: bool = False) -> dict[str, Tensor]:
+    def _read_iterate(
+        self, folder: Path, memory: Memory, *, natively: bool = False
+    ) -> dict[str, Tensor]:
         return self.encoder.read(folder, PARAMETERS, memory, natively=natively)
 
     def expect(self, step: int) -> None:
@@ -345,7 +366,10 @@ class ProbeStore:
         self.wait()
         self._reading.wait()
         self._ahead.clear()
-        for part, read in ((PARAMETERS, self._read_iterate), (GRADIENT, self.encoder.read_gradient)):
+        for part, read in (
+            (PARAMETERS, self._read_iterate),
+            (GRADIENT, self.encoder.read_gradient),
+        ):
             self._reading.do(functools.partial(self._read_ahead, step, part, read))
 
     def _read_ahead(self, step: int, part: str, read: Callable[..., Any]) -> None:
@@ -381,7 +405,9 @@ class ProbeStore:
             raise NotMeasurable(f"the stored batch of step {step} is gone: {error}") from error
         structures = [moment.structure for moment in moments]
         if not moments or not all(structures) or digest_of(structures) != self.digests.get(step):
-            raise NotMeasurable(f"the stored batch of step {step} is not the one that this run wrote")
+            raise NotMeasurable(
+                f"the stored batch of step {step} is not the one that this run wrote"
+            )
         self._newest_read = step, moments
         return list(moments)
 
@@ -409,7 +435,11 @@ class ProbeStore:
         self.wait()
         probes = [self._of(step) for step in self.digests]
         found = [
-            file.stat() for folder in (self.folder, *probes) if folder.is_dir() for file in folder.iterdir() if file.is_file()
+            file.stat()
+            for folder in (self.folder, *probes)
+            if folder.is_dir()
+            for file in folder.iterdir()
+            if file.is_file()
         ]
         return sum({(stat.st_dev, stat.st_ino): stat.st_size for stat in found}.values())
 

@@ -33,7 +33,11 @@ _SCRATCH = Memory(most=1)
 
 
 def write_tensors(
-    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None, *, private: bool = False
+    path: Path,
+    tensors: Mapping[str, Tensor],
+    metadata: Mapping[str, str] | None = None,
+    *,
+    private: bool = False,
 ) -> None:
     """Write tensors to a safetensors file.
 
@@ -57,7 +61,10 @@ def write_tensors(
             return
         on_host = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
         layout = laid_out(on_host)
-        pieces = [memoryview(bytearray(layout.header(about))), *bytes_of(on_host[name] for name in layout.spans)]
+        pieces = [
+            memoryview(bytearray(layout.header(about))),
+            *bytes_of(on_host[name] for name in layout.spans),
+        ]
         if layout.nbytes < _DIRECT:
             _write(path, pieces, mode)
         else:
@@ -75,7 +82,9 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], *, private: bool = F
     os.replace(partial, path)
 
 
-def _write_image(path: Path, image: memoryview, layout: Layout, metadata: Mapping[str, str], mode: int) -> None:
+def _write_image(
+    path: Path, image: memoryview, layout: Layout, metadata: Mapping[str, str], mode: int
+) -> None:
     image[: layout.before] = layout.header(metadata, nbytes=layout.before)
     file, direct = _open_directly(path, _ANEW, mode)
     try:
@@ -135,7 +144,11 @@ def read_tensors(path: Path, memory: Memory) -> tuple[dict[str, Tensor], dict[st
         ValueError: if it is no such file.
     """
     size = path.stat().st_size
-    file, direct = _open_directly(path, os.O_RDONLY, 0) if size >= _DIRECT else (_open(path, os.O_RDONLY, 0), 0)
+    file, direct = (
+        _open_directly(path, os.O_RDONLY, 0)
+        if size >= _DIRECT
+        else (_open(path, os.O_RDONLY, 0), 0)
+    )
     try:
         flat, image = memory.lend(size)
         read = 0
@@ -164,7 +177,9 @@ def read_header(path: Path) -> tuple[list[str], dict[str, str]]:
     """
     with path.open("rb", buffering=0) as file:
         size = int.from_bytes(file.read(8), "little")
-        header, texts = _parsed(file.read(size) if size < os.fstat(file.fileno()).st_size else b"", path)
+        header, texts = _parsed(
+            file.read(size) if size < os.fstat(file.fileno()).st_size else b"", path
+        )
     return list(header), texts
 
 
@@ -213,7 +228,9 @@ def _open_directly(path: Path, flags: int, mode: int) -> tuple[int, int]:
     return _open(path, flags, mode), 0
 
 
-def _past_the_cache(access: Callable[[int, memoryview], int], file: int, piece: memoryview, direct: int) -> int:
+def _past_the_cache(
+    access: Callable[[int, memoryview], int], file: int, piece: memoryview, direct: int
+) -> int:
     """Read or write some bytes; through the system's cache from here on where they cannot go past it."""
     try:
         return access(file, piece)
@@ -231,7 +248,11 @@ def _write(path: Path, pieces: Sequence[memoryview], mode: int) -> None:
     try:
         waiting = list(pieces)
         while waiting:
-            written = os.writev(file, waiting[:_PIECES]) if hasattr(os, "writev") else os.write(file, waiting[0])
+            written = (
+                os.writev(file, waiting[:_PIECES])
+                if hasattr(os, "writev")
+                else os.write(file, waiting[0])
+            )
             while waiting and written >= len(waiting[0]):
                 written -= len(waiting.pop(0))
             if written:

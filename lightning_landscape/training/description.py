@@ -36,17 +36,26 @@ def describe_run(trainer: Trainer, module: LightningModule, optimizer: Optimizer
         module: the module in training.
         optimizer: the measured optimiser, or the part of it that is measured.
     """
-    held = {id(parameter): parameter for group in optimizer.param_groups for parameter in group["params"]}
+    held = {
+        id(parameter): parameter
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+    }
     return {
         "parameters": sum(parameter.numel() for parameter in held.values()),
         "optimizer": {
             "class": type(whole_of(optimizer)).__name__,
             "module": type(whole_of(optimizer)).__module__,
             "defaults": plain(optimizer.defaults),
-            "groups": [plain({k: v for k, v in group.items() if k != "params"}) for group in optimizer.param_groups],
+            "groups": [
+                plain({k: v for k, v in group.items() if k != "params"})
+                for group in optimizer.param_groups
+            ],
         },
         "gradient_clipping": _clipping(trainer),
-        "trained_elsewhere": len(trained_elsewhere(module, trainer.optimizers, optimized_parameters(module, optimizer))),
+        "trained_elsewhere": len(
+            trained_elsewhere(module, trainer.optimizers, optimized_parameters(module, optimizer))
+        ),
         "lr_schedulers": _schedulers(trainer, whole_of(optimizer)),
         "sampling": sampling(trainer.train_dataloader),
         "batches_per_epoch": plain(trainer.num_training_batches),
@@ -56,7 +65,10 @@ def describe_run(trainer: Trainer, module: LightningModule, optimizer: Optimizer
         "accumulate_grad_batches": trainer.accumulate_grad_batches,
         "versions": {
             "python": platform.python_version(),
-            **{name: _version(name) for name in ("lightning-landscape", "lightning", "torch", "torchmetrics")},
+            **{
+                name: _version(name)
+                for name in ("lightning-landscape", "lightning", "torch", "torchmetrics")
+            },
         },
     }
 
@@ -89,7 +101,9 @@ def describe_measurement(measurement: Measurement, store_dtype: str) -> dict[str
         },
         "store": {"dtype": store_dtype, "bytes": measurement.stored_bytes or rows.store.nbytes},
         # null values where parameter groups had several
-        "learning_rates": None if rates is None else {"min": _finite(rates[0]), "max": _finite(rates[1])},
+        "learning_rates": None
+        if rates is None
+        else {"min": _finite(rates[0]), "max": _finite(rates[1])},
         "off_schedule": measurement.off_schedule,
         "moved_between": measurement.moved_between,
         "exact_sums": None if sums is None else _finite_sums(sums.state()),
@@ -98,7 +112,11 @@ def describe_measurement(measurement: Measurement, store_dtype: str) -> dict[str
 
 def _finite_sums(sums: Mapping[str, Any] | None) -> dict[str, Any] | None:
     """Return sums as JSON holds them: a run that diverged has some that are not finite."""
-    return None if sums is None else {name: v if isinstance(v, int) else _finite(v) for name, v in sums.items()}
+    return (
+        None
+        if sums is None
+        else {name: v if isinstance(v, int) else _finite(v) for name, v in sums.items()}
+    )
 
 
 def _finite(value: float) -> float | None:
@@ -118,7 +136,10 @@ def _clipping(trainer: Trainer) -> dict[str, Any] | None:
     """Return Lightning's clipping of gradients, or None."""
     if not trainer.gradient_clip_val:
         return None
-    return {"value": plain(trainer.gradient_clip_val), "algorithm": plain(trainer.gradient_clip_algorithm or "norm")}
+    return {
+        "value": plain(trainer.gradient_clip_val),
+        "algorithm": plain(trainer.gradient_clip_algorithm or "norm"),
+    }
 
 
 def _schedulers(trainer: Trainer, optimizer: Optimizer) -> list[dict[str, Any]]:
@@ -126,7 +147,10 @@ def _schedulers(trainer: Trainer, optimizer: Optimizer) -> list[dict[str, Any]]:
     others = [other for other in trainer.optimizers if other is not optimizer]
     of = [(c, getattr(c.scheduler, "optimizer", None)) for c in trainer.lr_scheduler_configs]
     configured = [c for c, scheduled in of if not any(scheduled is other for other in others)]
-    return [{"class": type(c.scheduler).__name__, "reduce_on_plateau": bool(c.reduce_on_plateau)} for c in configured]
+    return [
+        {"class": type(c.scheduler).__name__, "reduce_on_plateau": bool(c.reduce_on_plateau)}
+        for c in configured
+    ]
 
 
 def sampling(loader: Any) -> str:
@@ -144,7 +168,9 @@ def sampling(loader: Any) -> str:
     sampler = loader.sampler
     if isinstance(sampler, (RandomSampler, WeightedRandomSampler)):
         return "with_replacement" if sampler.replacement else "reshuffled"
-    if isinstance(sampler, SubsetRandomSampler) or getattr(sampler, "shuffle", False) is True:  # also torch's distributed one
+    if (
+        isinstance(sampler, SubsetRandomSampler) or getattr(sampler, "shuffle", False) is True
+    ):  # also torch's distributed one
         return "reshuffled"
     plainly = isinstance(sampler, SequentialSampler) or getattr(sampler, "shuffle", True) is False
     return "sequential" if plainly else "unknown"

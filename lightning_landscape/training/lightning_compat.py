@@ -22,11 +22,19 @@ def declared_hyperparameters(trainer: Trainer) -> dict[Any, dict[str, Any]]:
     One flat dictionary of text and numbers; empty where Lightning leaves the declaration to the user.
     """
     holders = [trainer.lightning_module, trainer.datamodule]  # type: ignore[attr-defined]
-    given = [holder.hparams_initial for holder in holders if holder is not None and holder._log_hyperparams]
-    alike: list[Any] = [logger for logger in trainer.loggers if getattr(logger, "_default_hp_metric", False)]
+    given = [
+        holder.hparams_initial
+        for holder in holders
+        if holder is not None and holder._log_hyperparams
+    ]
+    alike: list[Any] = [
+        logger for logger in trainer.loggers if getattr(logger, "_default_hp_metric", False)
+    ]
     if not given or not alike or not getattr(trainer, "enable_autolog_hparams", True):
         return {}
-    merged = {key: value for hparams in given for key, value in hparams.items() if key != "_class_path"}
+    merged = {
+        key: value for hparams in given for key, value in hparams.items() if key != "_class_path"
+    }
     flat = _flatten_dict(_convert_params(merged))
     return {logger: logger._sanitize_params(flat) for logger in alike}
 
@@ -79,7 +87,10 @@ def read_counters(trainer: Trainer) -> dict[str, Any]:
 
 
 def _values(progress: Any) -> dict[str, Any]:
-    return {name: _values(value) if is_dataclass(value) else value for name, value in vars(progress).items()}
+    return {
+        name: _values(value) if is_dataclass(value) else value
+        for name, value in vars(progress).items()
+    }
 
 
 def write_counters(trainer: Trainer, counters: dict[str, Any]) -> None:

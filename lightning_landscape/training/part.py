@@ -23,7 +23,10 @@ class _Part:
         """The groups that hold parameters of the submodule, as they are now: finetuning adds some."""
         chosen = {id(parameter) for parameter in self._submodule.parameters()}
         groups = [
-            {**group, "params": [parameter for parameter in group["params"] if id(parameter) in chosen]}
+            {
+                **group,
+                "params": [parameter for parameter in group["params"] if id(parameter) in chosen],
+            }
             for group in self.whole.param_groups
         ]
         return [group for group in groups if group["params"]]
@@ -42,7 +45,9 @@ def part_of(optimizer: Optimizer, module: nn.Module, path: str | None) -> Optimi
         module: the module in training.
         path: name of the submodule, or None.
     """
-    return optimizer if path is None else cast(Optimizer, _Part(optimizer, submodule_of(module, path)))
+    return (
+        optimizer if path is None else cast(Optimizer, _Part(optimizer, submodule_of(module, path)))
+    )
 
 
 def whole_of(optimizer: Optimizer) -> Optimizer:
@@ -103,10 +108,16 @@ def submodule_of(module: nn.Module, path: str) -> nn.Module:
     return modules[path]
 
 
-def trained_elsewhere(module: nn.Module, optimizers: Sequence[Optimizer], x: Mapping[str, nn.Parameter]) -> list[str]:
+def trained_elsewhere(
+    module: nn.Module, optimizers: Sequence[Optimizer], x: Mapping[str, nn.Parameter]
+) -> list[str]:
     """Return the names of parameters in training that are not x: other players', or other parts of the module."""
     held = {index for optimizer in optimizers for index in _held(optimizer)}
-    return [name for name, parameter in named_parameters(module).items() if id(parameter) in held and name not in x]
+    return [
+        name
+        for name, parameter in named_parameters(module).items()
+        if id(parameter) in held and name not in x
+    ]
 
 
 def _held(optimizer: Optimizer) -> set[int]:

@@ -18,7 +18,12 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.strategies import Strategy
 from torch import Tensor
 
-from lightning_landscape.training.failures import FailedElsewhere, NotMeasurable, RefusedElsewhere, said
+from lightning_landscape.training.failures import (
+    FailedElsewhere,
+    NotMeasurable,
+    RefusedElsewhere,
+    said,
+)
 
 T = TypeVar("T")
 
@@ -49,7 +54,9 @@ class Processes:
         self.rank = getattr(strategy, "global_rank", 0) if self.size > 1 else 0
         self._depth = 0
         """Number of blocks that this process is in"""
-        self._device = strategy.root_device if strategy is not None and self.size > 1 else torch.device("cpu")
+        self._device = (
+            strategy.root_device if strategy is not None and self.size > 1 else torch.device("cpu")
+        )
 
     @property
     def first(self) -> bool:
@@ -102,7 +109,10 @@ class Processes:
             gathered = self._gather(_WELL, part)
             self._end_if_told(gathered)
             self._check_in_step(gathered)
-            rows = [row + tuple(more[_HEAD : _HEAD + len(part)]) for row, more in zip(rows, gathered, strict=True)]
+            rows = [
+                row + tuple(more[_HEAD : _HEAD + len(part)])
+                for row, more in zip(rows, gathered, strict=True)
+            ]
         return rows
 
     def _tell(self, error: Exception) -> None:
@@ -127,7 +137,9 @@ class Processes:
             return
         texts = self._texts(own or "")
         # all have to end the same block, the outermost one, with the same kind of error, the gravest one
-        depth, gravity, rank = min((int(row[1]), -int(row[0]), rank) for rank, row in enumerate(rows) if row[0] != _WELL)
+        depth, gravity, rank = min(
+            (int(row[1]), -int(row[0]), rank) for rank, row in enumerate(rows) if row[0] != _WELL
+        )
         mine = rows[self.rank]
         if own is None or depth < mine[1] or -gravity > mine[0]:
             error = _error_elsewhere(-gravity, rank, texts[rank])
@@ -144,7 +156,9 @@ class Processes:
 
     def _gather(self, status: int, values: tuple[float, ...]) -> list[list[float]]:
         mine = torch.zeros(_WIDTH, dtype=torch.float64)
-        mine[: _HEAD + len(values)] = torch.tensor([status, self._depth, len(values), *values], dtype=torch.float64)
+        mine[: _HEAD + len(values)] = torch.tensor(
+            [status, self._depth, len(values), *values], dtype=torch.float64
+        )
         mine = mine.to(self._device)
         rows = [torch.empty_like(mine) for _ in range(self.size)]
         dist.all_gather(rows, mine)
@@ -153,10 +167,15 @@ class Processes:
     def _texts(self, text: str) -> list[str]:
         """Give each process the text of all, as long as fits."""
         encoded = text.encode()[:_TEXT]
-        mine = torch.tensor([*encoded, *[0] * (_TEXT - len(encoded))], dtype=torch.uint8, device=self._device)
+        mine = torch.tensor(
+            [*encoded, *[0] * (_TEXT - len(encoded))], dtype=torch.uint8, device=self._device
+        )
         rows = [torch.empty_like(mine) for _ in range(self.size)]
         dist.all_gather(rows, mine)
-        return [bytes(row.tolist()).rstrip(b"\0").decode(errors="ignore") for row in torch.stack(rows).cpu()]
+        return [
+            bytes(row.tolist()).rstrip(b"\0").decode(errors="ignore")
+            for row in torch.stack(rows).cpu()
+        ]
 
     # ------------------------------------------------------------------------------------------------------- numbers
 
@@ -203,7 +222,11 @@ class Processes:
         """Return the first process's tensors by name, on this process's device; None where it has none."""
         if self.size == 1:
             return None if tensors is None else dict(tensors)
-        own = None if tensors is None else [(name, value.shape, value.dtype) for name, value in tensors.items()]
+        own = (
+            None
+            if tensors is None
+            else [(name, value.shape, value.dtype) for name, value in tensors.items()]
+        )
         kinds = self.of_first(lambda: own)
         if kinds is None:
             return None
@@ -218,7 +241,9 @@ class Processes:
             dist.broadcast(tensor, src=0)
         return received
 
-    def mean_of(self, tensors: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def mean_of(
+        self, tensors: Mapping[str, Tensor], like: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
         """Return the means of tensors over the processes; one that a process lacks is 0 there.
 
         Args:
@@ -231,7 +256,11 @@ class Processes:
         means = {}
         for position, (name, shape) in enumerate(like.items()):
             if any(row[position] for row in there):
-                mean = tensors[name].contiguous() if name in tensors else torch.zeros_like(shape.detach())
+                mean = (
+                    tensors[name].contiguous()
+                    if name in tensors
+                    else torch.zeros_like(shape.detach())
+                )
                 means[name] = mean.div_(self.size)
         self.exchange()  # whoever has no memory for them says so before anybody sends
         for mean in means.values():
@@ -241,7 +270,9 @@ class Processes:
 
 def _error_elsewhere(status: int, rank: int, text: str) -> Exception:
     if status == _REFUSED:
-        return RefusedElsewhere(f"LandscapeMonitor cannot measure this run, as process {rank} says: {text}")
+        return RefusedElsewhere(
+            f"LandscapeMonitor cannot measure this run, as process {rank} says: {text}"
+        )
     if status == _LACKING:
         return NotMeasurable(f"process {rank}, {text}")
     return FailedElsewhere(f"process {rank} failed, {text}")

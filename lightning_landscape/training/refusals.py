@@ -43,7 +43,9 @@ def check_strategy(trainer: Trainer) -> None:
     kinds = [kind.__name__ for kind in type(trainer.strategy).__mro__]
     for kind, why in _REFUSED.items():
         if kind in kinds:
-            raise MisconfigurationException(f"LandscapeMonitor found the strategy {name}: {why}; {_WAYS}")
+            raise MisconfigurationException(
+                f"LandscapeMonitor found the strategy {name}: {why}; {_WAYS}"
+            )
     if trainer.world_size > 1 and not any(kind in kinds for kind in _SEVERAL):
         raise MisconfigurationException(
             f"LandscapeMonitor found {trainer.world_size} processes under the strategy {name}, of which it does not know how "
@@ -94,7 +96,9 @@ def check_prefixes(prefixes: Sequence[str]) -> None:
         )
 
 
-def check_optimizers(optimizers: list[Optimizer], module: nn.Module, parameters: str | None) -> Optimizer:
+def check_optimizers(
+    optimizers: list[Optimizer], module: nn.Module, parameters: str | None
+) -> Optimizer:
     """Return the optimiser to measure; refuse where none is chosen, and those that evaluate the loss more than once a step."""
     optimizer = choose(optimizers, module, parameters)
     if isinstance(optimizer, torch.optim.LBFGS):
@@ -117,7 +121,11 @@ def check_parameters(parameters: Mapping[str, nn.Parameter], optimizer: Optimize
             f"LandscapeMonitor found complex parameters: {complex_ones[:5]}; supported are real ones: keep real and imaginary "
             "part in one real parameter and use torch.view_as_complex of it"
         )
-    unready = [name for name, parameter in parameters.items() if isinstance(parameter, nn.UninitializedParameter)]
+    unready = [
+        name
+        for name, parameter in parameters.items()
+        if isinstance(parameter, nn.UninitializedParameter)
+    ]
     if unready:
         raise MisconfigurationException(
             f"LandscapeMonitor found parameters without a shape: {unready}; supported are initialised modules: run one forward "
@@ -130,7 +138,11 @@ def check_shards(trainer: Trainer, parameters: Mapping[str, nn.Parameter]) -> No
     mesh = getattr(trainer.strategy, "_device_mesh", None)
     if mesh is None or mesh["data_parallel"].size() == 1:
         return
-    whole = [name for name, parameter in parameters.items() if parameter.requires_grad and not is_sharded(parameter)]
+    whole = [
+        name
+        for name, parameter in parameters.items()
+        if parameter.requires_grad and not is_sharded(parameter)
+    ]
     if whole:
         raise MisconfigurationException(
             f"LandscapeMonitor found parameters that are not sharded among the {mesh['data_parallel'].size()} data-parallel "
@@ -209,7 +221,9 @@ def describe_loss(module: nn.Module, loss: Any, infimum: float) -> dict[str, Any
     norms = [m for m in modules if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     drops = [m for m in modules if isinstance(m, nn.modules.dropout._DropoutNd) and m.p > 0]
     return {
-        "source": "training_step" if loss is None else getattr(loss, "__qualname__", type(loss).__qualname__),
+        "source": "training_step"
+        if loss is None
+        else getattr(loss, "__qualname__", type(loss).__qualname__),
         "infimum": infimum,
         "training_mode": module.training,
         "batch_norm": any(m.training or m.running_mean is None for m in norms),

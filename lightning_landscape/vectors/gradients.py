@@ -65,8 +65,12 @@ def present_gradient(parameters: Mapping[str, Tensor], factor: float) -> Gradien
         parameters: by name.
         factor: of the gradient.
     """
-    present = {name: parameter.grad for name, parameter in parameters.items() if parameter.grad is not None}
-    return Gradient({name: _dense(gradient, parameters[name]) for name, gradient in present.items()}, factor)
+    present = {
+        name: parameter.grad for name, parameter in parameters.items() if parameter.grad is not None
+    }
+    return Gradient(
+        {name: _dense(gradient, parameters[name]) for name, gradient in present.items()}, factor
+    )
 
 
 def read_gradient(parameters: Mapping[str, Tensor], factor: float) -> Gradient:
@@ -77,7 +81,9 @@ def read_gradient(parameters: Mapping[str, Tensor], factor: float) -> Gradient:
 def _dense(gradient: Tensor, parameter: Tensor) -> Tensor:
     if is_sharded(parameter):
         return local_gradient(gradient, parameter)
-    return gradient.detach().to_dense() if gradient.layout != parameter.layout else gradient.detach()
+    return (
+        gradient.detach().to_dense() if gradient.layout != parameter.layout else gradient.detach()
+    )
 
 
 def is_finite(*values: float) -> bool:

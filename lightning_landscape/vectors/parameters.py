@@ -38,7 +38,9 @@ def optimized_parameters(module: nn.Module, optimizer: Optimizer) -> dict[str, n
     Raises:
         MisconfigurationException: if the optimiser holds parameters that are not registered in the module.
     """
-    named = held_by(optimizer, named_parameters(module))  # these at first: what FSDP2 has gathered is in no optimiser
+    named = held_by(
+        optimizer, named_parameters(module)
+    )  # these at first: what FSDP2 has gathered is in no optimiser
     held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     if len(named) < len(held):
         raise MisconfigurationException(
@@ -49,7 +51,9 @@ def optimized_parameters(module: nn.Module, optimizer: Optimizer) -> dict[str, n
     return named
 
 
-def held_by(optimizer: Optimizer, parameters: Mapping[str, nn.Parameter]) -> dict[str, nn.Parameter]:
+def held_by(
+    optimizer: Optimizer, parameters: Mapping[str, nn.Parameter]
+) -> dict[str, nn.Parameter]:
     """Return those of the parameters that the optimiser holds."""
     held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     return {name: parameter for name, parameter in parameters.items() if id(parameter) in held}
@@ -158,7 +162,9 @@ class Swap:
             self._originals = outer
 
     @contextmanager
-    def _without_return(self, wanted: Mapping[str, Tensor], before: dict[str, Tensor]) -> Iterator[None]:
+    def _without_return(
+        self, wanted: Mapping[str, Tensor], before: dict[str, Tensor]
+    ) -> Iterator[None]:
         parameters = named_parameters(self._module)
         if missing := [name for name in wanted if name not in before]:
             before.update(self._copy(local_values({name: parameters[name] for name in missing})))

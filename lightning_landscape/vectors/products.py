@@ -13,7 +13,9 @@ from torch import Tensor
 
 from lightning_landscape.training.processes import Processes
 
-_BLOCK = {"cpu": 1 << 17}  # elements worked on at a time, which bounds every temporary: on a CPU they stay in its cache
+_BLOCK = {
+    "cpu": 1 << 17
+}  # elements worked on at a time, which bounds every temporary: on a CPU they stay in its cache
 _OTHER_BLOCK = 1 << 22  # elsewhere it is the number of kernels that costs
 _SMALL = 8  # tensors below this part of a block are joined first: of them it is the number of operations that costs
 _CANCELS = 1e-2  # a difference below this share of what it is the difference of is rounding in part
@@ -41,7 +43,9 @@ class Products:
         shares: by name what part of a sum this process adds; of a parameter that several hold, each adds its share.
     """
 
-    def __init__(self, processes: Processes | None = None, shares: Mapping[str, float] | None = None) -> None:
+    def __init__(
+        self, processes: Processes | None = None, shares: Mapping[str, float] | None = None
+    ) -> None:
         self._processes, self._shares = processes, shares or {}
         self._memory: dict[torch.dtype, _Block] = {}
         """To work in, on a CPU: new memory is handed out page by page, which takes longer than to compute what goes there"""
@@ -75,7 +79,9 @@ class Products:
         Raises:
             KeyError: if x_{k+1} lacks a name.
         """
-        after = {name: after[name] for name in before}  # there must be all of them: only a gradient may lack some
+        after = {
+            name: after[name] for name in before
+        }  # there must be all of them: only a gradient may lack some
         guess = expected if math.isfinite(expected) else 0.0
         for _ in range(_PASSES):
             along = functools.partial(_along, guess * factor)
@@ -88,11 +94,17 @@ class Products:
             if not rest < _CANCELS * rests:
                 return StepMeasures(grad_sq_norm, step_size, math.sqrt(rest))
             guess = step_size
-        return StepMeasures(grad_sq_norm, step_size, math.sqrt(rests))  # r is rounding, as of a single parameter
+        return StepMeasures(
+            grad_sq_norm, step_size, math.sqrt(rests)
+        )  # r is rounding, as of a single parameter
 
     @torch.no_grad()
     def inner_product_and_distance(
-        self, here: Mapping[str, Tensor], there: Mapping[str, Tensor], gradient: Mapping[str, Tensor], factor: float
+        self,
+        here: Mapping[str, Tensor],
+        there: Mapping[str, Tensor],
+        gradient: Mapping[str, Tensor],
+        factor: float,
     ) -> tuple[float, float]:
         r"""Measure ``<g, x − x_p>`` and ``‖x − x_p‖²``.
 
@@ -114,7 +126,11 @@ class Products:
 
     @torch.no_grad()
     def sq_change(
-        self, left: Mapping[str, Tensor], left_factor: float, right: Mapping[str, Tensor], right_factor: float
+        self,
+        left: Mapping[str, Tensor],
+        left_factor: float,
+        right: Mapping[str, Tensor],
+        right_factor: float,
     ) -> float:
         r"""Measure ``‖left_factor · left − right_factor · right‖²``.
 
@@ -129,7 +145,11 @@ class Products:
         return squares
 
     def _totals(
-        self, count: int, addends: _Addends, names: Iterable[str], sides: Sequence[Mapping[str, Tensor]]
+        self,
+        count: int,
+        addends: _Addends,
+        names: Iterable[str],
+        sides: Sequence[Mapping[str, Tensor]],
     ) -> list[float]:
         """Return the sums over all parameters, of all processes.
 
@@ -144,12 +164,18 @@ class Products:
             for share, block in self._blocks(names, sides):
                 new = addends(self._memory_for(block[0]), *block)
                 found += new if share == 1.0 else [addend * share for addend in new]
-        sums = torch.stack(found).view(-1, count).sum(0, dtype=torch.float64).tolist() if found else [0.0] * count
+        sums = (
+            torch.stack(found).view(-1, count).sum(0, dtype=torch.float64).tolist()
+            if found
+            else [0.0] * count
+        )
         if self._processes is None:
             return sums
         return [math.fsum(column) for column in zip(*self._processes.exchange(*sums), strict=True)]
 
-    def _blocks(self, names: Iterable[str], sides: Sequence[Mapping[str, Tensor]]) -> Iterator[tuple[float, _Block]]:
+    def _blocks(
+        self, names: Iterable[str], sides: Sequence[Mapping[str, Tensor]]
+    ) -> Iterator[tuple[float, _Block]]:
         """Yield blocks in the working precision, each with this process's share: large tensors in pieces, small ones joined."""
         small: dict[tuple[float, torch.device, torch.dtype], list[_Block]] = {}
         for name in names:
@@ -159,7 +185,10 @@ class Products:
                 small.setdefault((share, first.device, dtype), []).append(flat)
                 continue
             for pieces in zip(*(torch.split(side, most) for side in flat), strict=True):
-                yield share, tuple(piece if piece.dtype == dtype else piece.to(dtype) for piece in pieces)
+                yield (
+                    share,
+                    tuple(piece if piece.dtype == dtype else piece.to(dtype) for piece in pieces),
+                )
         for (share, device, dtype), tensors in small.items():
             for group in _grouped(tensors, _most(device)):
                 yield share, tuple(torch.cat(side).to(dtype) for side in zip(*group, strict=True))
@@ -201,12 +230,16 @@ def _apart(memory: _Block, x: Tensor, y: Tensor, g: Tensor) -> _Block:
     return _dot(difference, g, product), _dot(difference, difference, product)
 
 
-def _change(left_factor: float, right_factor: float, memory: _Block, left: Tensor, right: Tensor) -> _Block:
+def _change(
+    left_factor: float, right_factor: float, memory: _Block, left: Tensor, right: Tensor
+) -> _Block:
     """Return the addend of ‖left_factor · left − right_factor · right‖²."""
     difference, product = memory
     torch.mul(left, left_factor, out=difference)
     torch.mul(right, right_factor, out=product)
-    difference.sub_(product)  # rounded on both sides alike, which a multiplication within the subtraction is not: equal is 0
+    difference.sub_(
+        product
+    )  # rounded on both sides alike, which a multiplication within the subtraction is not: equal is 0
     return (_dot(difference, difference, product),)
 
 

@@ -31,7 +31,9 @@ def local_gradient(gradient: Tensor, parameter: Tensor) -> Tensor:
     found: Any = gradient.detach()
     if is_sharded(found) and is_sharded(parameter):
         wanted: Any = parameter
-        if found.placements != wanted.placements:  # as sums that are still to be added, under tensor parallelism
+        if (
+            found.placements != wanted.placements
+        ):  # as sums that are still to be added, under tensor parallelism
             found = found.redistribute(placements=wanted.placements)
     return local(found)
 
@@ -44,7 +46,9 @@ def local_part(whole: Tensor, parameter: Tensor) -> Tensor:
 
     like: Any = parameter
     on_device = whole.to(like.to_local().device, like.dtype)
-    return local(distribute_tensor(on_device, like.device_mesh, like.placements, src_data_rank=None))
+    return local(
+        distribute_tensor(on_device, like.device_mesh, like.placements, src_data_rank=None)
+    )
 
 
 def shares(parameters: Mapping[str, Tensor], processes: int) -> dict[str, float]:
@@ -62,7 +66,11 @@ def _shards(parameter: Tensor) -> int:
     if not is_sharded(parameter):
         return 1
     like: Any = parameter
-    cut = [like.device_mesh.size(dim) for dim, placement in enumerate(like.placements) if not placement.is_replicate()]
+    cut = [
+        like.device_mesh.size(dim)
+        for dim, placement in enumerate(like.placements)
+        if not placement.is_replicate()
+    ]
     return math.prod(cut)
 
 

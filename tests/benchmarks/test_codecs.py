@@ -28,7 +28,10 @@ PROBE = Probe(
 def test_errors_are_relative_to_their_sizes():
     exact = ProbeTable([PROBE, PROBE.with_values(step=1, sq_distance=0.0, inner_product=0.0)])
     coded = ProbeTable(
-        [PROBE.with_values(inner_product=1.3, sq_distance=16.0), PROBE.with_values(step=1, sq_distance=0.0, inner_product=0.0)]
+        [
+            PROBE.with_values(inner_product=1.3, sq_distance=16.0),
+            PROBE.with_values(step=1, sq_distance=0.0, inner_product=0.0),
+        ]
     )
     found = codecs.errors(coded, exact)
     assert found["inner_product"] == [pytest.approx(0.3 / 6), 0.0]
@@ -54,7 +57,9 @@ def test_a_true_number_is_inside_or_is_not(said, true, inside):
 
 
 def test_the_demo_finds_what_codecs_say_to_be_true(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(sys, "argv", ["benchmarks/codecs.py", "--epochs", "3", "--out", str(tmp_path)])
+    monkeypatch.setattr(
+        sys, "argv", ["benchmarks/codecs.py", "--epochs", "3", "--out", str(tmp_path)]
+    )
     codecs.main()
     said = capsys.readouterr().out
     content = json.loads((tmp_path / "codecs.json").read_text())
@@ -62,9 +67,16 @@ def test_the_demo_finds_what_codecs_say_to_be_true(monkeypatch, tmp_path, capsys
     for result in content["codecs"].values():
         for name in ("inner_product", "distance"):
             one = result[name]
-            assert 0 < one["median"] <= one["largest"] <= (math.inf if one["bound"] is None else one["bound"] + codecs.ROUNDING)
+            assert (
+                0
+                < one["median"]
+                <= one["largest"]
+                <= (math.inf if one["bound"] is None else one["bound"] + codecs.ROUNDING)
+            )
             assert one["measured"] <= one["largest"] + codecs.ROUNDING
-        intervals = [value for value in result.values() if isinstance(value, dict) and "said" in value]
+        intervals = [
+            value for value in result.values() if isinstance(value, dict) and "said" in value
+        ]
         assert intervals
         assert all(value["true_is_inside"] for value in intervals)
         assert result["bytes"] < result["native_bytes"]

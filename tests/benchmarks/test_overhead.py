@@ -10,7 +10,19 @@ import pytest
 import torch
 
 from benchmarks import floors, growth, overhead
-from benchmarks.overhead import CASES, PERIOD, Case, fit, images, mlp, probe_costs, probes_made, reckoned, report, target_of
+from benchmarks.overhead import (
+    CASES,
+    PERIOD,
+    Case,
+    fit,
+    images,
+    mlp,
+    probe_costs,
+    probes_made,
+    reckoned,
+    report,
+    target_of,
+)
 
 
 def steps(probed, after, plain=2.0):
@@ -119,11 +131,15 @@ def test_losses_of_samples_have_the_mean_of_the_batch():
         if not case.mixes:
             module, (inputs, targets) = overhead.Module(case.net()), case.batch()
             batch = (inputs[:4], targets[:4])
-            assert torch.allclose(overhead.sample_losses(module, batch).mean(), module.training_step(batch, 0)), name
+            assert torch.allclose(
+                overhead.sample_losses(module, batch).mean(), module.training_step(batch, 0)
+            ), name
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="memory is read as Linux tells it")
+@pytest.mark.skipif(
+    not Path("/proc/self/clear_refs").exists(), reason="memory is read as Linux tells it"
+)
 def test_a_training_that_is_measured_takes_two_copies_more_and_three_with_a_reference(tmp_path):
     name = "MLP 784-3000-3000-10"
     fit(CASES[name], 2, tmp_path, every_n_steps=1, segments=0)
@@ -143,7 +159,9 @@ def test_floors_are_in_plain_steps_and_timed_within_a_training(tmp_path):
         assert 0 < forward + floor.copies[place] < timed.steps[PERIOD * place]
     floor.forward, floor.copies = [9.0, 1.0, 6.0], [0.9, 0.1, 0.6]
     steps = [*[7.0] * 5, *[1.0] * 3, *[7.0] * 5, *[1.0] * 3, *[7.0] * 5, *[2.0] * 3]
-    assert floor.ratios(steps, after=5) == pytest.approx((2.0, 0.2))  # the first one warms up: ratios 1 and 3
+    assert floor.ratios(steps, after=5) == pytest.approx(
+        (2.0, 0.2)
+    )  # the first one warms up: ratios 1 and 3
 
 
 def test_shares_of_the_bandwidth_are_of_what_is_read(monkeypatch):
@@ -157,12 +175,20 @@ def test_shares_of_the_bandwidth_are_of_what_is_read(monkeypatch):
     monkeypatch.setattr(floors, "seconds", one_second)
     found = floors.bandwidth(rounds=2)
     assert len(called) == 8
-    assert list(found.values()) == [2 * 4000 / 1e9, 1.0, 1.5, 1.5]  # a copy reads and writes: two times its bytes
+    assert list(found.values()) == [
+        2 * 4000 / 1e9,
+        1.0,
+        1.5,
+        1.5,
+    ]  # a copy reads and writes: two times its bytes
 
 
 def test_cockpit_is_set_beside_it_or_said_to_be_missing():
     result = {"parameters": 2**20, **dict.fromkeys(overhead.ROWS, 0.01)}
-    here, gone = {**result, "cockpit": {"tracked": 130.4}}, {**result, "cockpit": {"failed": "no module"}}
+    here, gone = (
+        {**result, "cockpit": {"tracked": 130.4}},
+        {**result, "cockpit": {"failed": "no module"}},
+    )
     said = report({"CNN": here, "ResNet18, 32 × 32": gone}, 3.0, {"copy, GB/s": 20.0})
     assert "Cockpit, economy, CNN: 130 plain steps a tracked step" in said
     assert "Cockpit, economy, ResNet18, 32 × 32: no module" in said
@@ -177,7 +203,11 @@ def test_what_is_aimed_at():
 
 
 def test_the_table_marks_what_was_missed():
-    result = dict.fromkeys(overhead.ROWS, 0.01) | {"deferred": 0.3, "slow_down_20000": 1.004, "slow_down_20000_how": "reckoned"}
+    result = dict.fromkeys(overhead.ROWS, 0.01) | {
+        "deferred": 0.3,
+        "slow_down_20000": 1.004,
+        "slow_down_20000_how": "reckoned",
+    }
     result |= {"slow_down_2000": 1.024, "slow_down_2000_error": 0.004, "parameters": 2**20}
     result |= {"memory_deferred_copies": 5.9, "memory_live_copies": 7.1}
     said = report({"CNN": result}, 3.0, {"copy, GB/s": 20.0, "inner product and distance": 0.61})
@@ -207,7 +237,9 @@ def test_widths_give_about_so_many_parameters(parameters):
 
 def test_the_table_that_grows_looks_like_a_run():
     columns = growth.table(64)
-    assert statistics.mean(columns["loss"].tolist()) > statistics.mean(columns["reference_loss"].tolist())
+    assert statistics.mean(columns["loss"].tolist()) > statistics.mean(
+        columns["reference_loss"].tolist()
+    )
     found = growth.with_probes(64)
     assert found["probes"] == 64
     assert found["best_pair_s"] > 0

@@ -48,7 +48,10 @@ class Problem:
 
 def least_squares():
     generator = torch.Generator().manual_seed(0)
-    a, y = torch.randn(12, 3, generator=generator, dtype=D), torch.randn(12, generator=generator, dtype=D)
+    a, y = (
+        torch.randn(12, 3, generator=generator, dtype=D),
+        torch.randn(12, generator=generator, dtype=D),
+    )
     solution = torch.linalg.lstsq(a, y.unsqueeze(1)).solution.squeeze(1)
 
     def losses(x, i):
@@ -61,7 +64,16 @@ def least_squares():
     rates = (0.5, 1.0, 1.5)
     pairs = [(d + (1 - d) ** 2 / (2 - d), (1 - d) ** 2 / (2 - d)) for d in rates]
     start = solution + torch.tensor([2.0, -1.0, 1.0], dtype=D)
-    return Problem(losses, gradients, 12, smoothness, torch.zeros(12, dtype=D), solution.expand_as, pairs, start)
+    return Problem(
+        losses,
+        gradients,
+        12,
+        smoothness,
+        torch.zeros(12, dtype=D),
+        solution.expand_as,
+        pairs,
+        start,
+    )
 
 
 def logistic_regression():
@@ -71,7 +83,9 @@ def logistic_regression():
     strength = 0.1
 
     def losses(x, i):
-        return torch.nn.functional.softplus(-label[i] * (x * a[i]).sum(1)) + strength / 2 * x.square().sum(1)
+        return torch.nn.functional.softplus(
+            -label[i] * (x * a[i]).sum(1)
+        ) + strength / 2 * x.square().sum(1)
 
     def gradients(x, i):
         sigmoid = torch.sigmoid(-label[i] * (x * a[i]).sum(1))
@@ -91,7 +105,16 @@ def logistic_regression():
     smoothness = float(a.square().sum(1).max()) / 4 + strength
     start = solution + torch.tensor([3.0, -2.0], dtype=D)
     # convex: <∇f_i, x − x_p> ≥ f_i(x) − f_i(x_p)
-    return Problem(losses, gradients, 10, smoothness, torch.stack(infima) - 1e-12, solution.expand_as, [(1.0, 0.0)], start)
+    return Problem(
+        losses,
+        gradients,
+        10,
+        smoothness,
+        torch.stack(infima) - 1e-12,
+        solution.expand_as,
+        [(1.0, 0.0)],
+        start,
+    )
 
 
 def example(name, pairs):

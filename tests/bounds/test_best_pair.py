@@ -15,17 +15,26 @@ from lightning_landscape.functional._fractional import RATIO, LinearFractional
 
 value = st.floats(-3, 3).map(lambda x: Fraction(round(x, 3)))
 positive = st.floats(0.05, 5)
-row = st.tuples(value, st.floats(0.01, 3).map(lambda x: Fraction(round(x, 3))) | st.just(Fraction(0)), value).filter(
+row = st.tuples(
+    value, st.floats(0.01, 3).map(lambda x: Fraction(round(x, 3))) | st.just(Fraction(0)), value
+).filter(
     lambda r: r[0] >= -r[1]  # a ≥ l
 )
 tables = st.lists(row.map(lambda r: Row(*r)), min_size=1, max_size=8)
-common = st.fixed_dictionaries({"smoothness": positive, "sq_distance": positive, "interpolation_error": st.floats(0, 3)})
+common = st.fixed_dictionaries(
+    {"smoothness": positive, "sq_distance": positive, "interpolation_error": st.floats(0, 3)}
+)
 
 
 def shapes(k, gamma, other, steps):
     """Return the shape of every theorem for some constants."""
     ngn = {"positivity_error": other}
-    dec = {"c_init": other, "c_last": 3 * other, "inverse_c_sum": 0.9 * steps / other, "step_size_bound": gamma}
+    dec = {
+        "c_init": other,
+        "c_last": 3 * other,
+        "inverse_c_sum": 0.9 * steps / other,
+        "step_size_bound": gamma,
+    }
     dec |= {"smoothness": k["smoothness"], "interpolation_error": k["interpolation_error"]}
     rest = {"sq_distance": k["sq_distance"], "interpolation_error": k["interpolation_error"]}
     return {
@@ -33,20 +42,34 @@ def shapes(k, gamma, other, steps):
         "sgd": B.sgd_shape(steps=steps, step_size=gamma, **k),
         "sgd_sharp": B.sgd_sharp_shape(steps=steps, step_size=gamma, **k),
         "sgd_decreasing": B.sgd_decreasing_shape(steps=steps, step_size=gamma, **k),
-        "sgd_schedule": B.sgd_schedule_shape(step_sizes=torch.tensor([gamma, gamma / 2, gamma / 7]), **k),
+        "sgd_schedule": B.sgd_schedule_shape(
+            step_sizes=torch.tensor([gamma, gamma / 2, gamma / 7]), **k
+        ),
         "gradient_descent": B.gradient_descent_shape(steps=steps, step_size=gamma, **k),
         "sps_max": B.sps_max_shape(steps=steps, c=other, step_size_bound=gamma, **k),
         "sps_max_sharp": B.sps_max_sharp_shape(steps=steps, c=other, step_size_bound=gamma, **k),
         "dec_sps": B.dec_sps_shape(steps=steps, max_sq_distance=k["sq_distance"], **dec),
-        "dec_sps_sharp": B.dec_sps_sharp_shape(steps=steps, max_sq_distance=k["sq_distance"], **dec),
+        "dec_sps_sharp": B.dec_sps_sharp_shape(
+            steps=steps, max_sq_distance=k["sq_distance"], **dec
+        ),
         "ngn": B.ngn_shape(steps=steps, step_size=gamma, **k, **ngn),
         "ngn_sharp": B.ngn_sharp_shape(steps=steps, step_size=gamma, **k, **ngn),
         "ngn_decreasing": B.ngn_decreasing_shape(steps=steps, step_size=gamma, **k, **ngn),
         "adagrad_norm_max": B.adagrad_norm_max_shape(
-            steps=steps, step_size=gamma, b_init=other, **rest, grad_bound=2.0, grad_min=0.0, smoothness=k["smoothness"]
+            steps=steps,
+            step_size=gamma,
+            b_init=other,
+            **rest,
+            grad_bound=2.0,
+            grad_min=0.0,
+            smoothness=k["smoothness"],
         ),
         "trajectory": B.trajectory_shape(
-            step_size_sum=gamma, sq_step_sum=other, excess_sum=1.0, sq_distance=k["sq_distance"], final_sq_distance=0.0
+            step_size_sum=gamma,
+            sq_step_sum=other,
+            excess_sum=1.0,
+            sq_distance=k["sq_distance"],
+            final_sq_distance=0.0,
         ),
     }
 
@@ -61,8 +84,14 @@ def on_the_boundary(rows, shape, deltas):
         else:
             possible &= product >= rise * deltas
     below = float(shape.slope) * deltas - float(shape.offset)
-    possible &= (deltas >= float(shape.least_rate) if shape.closed else deltas > float(shape.least_rate)) & (below > 0)
-    above = float(shape.distance + shape.noise) + float(shape.noise_rate) * deltas + float(shape.spread) * beta
+    possible &= (
+        deltas >= float(shape.least_rate) if shape.closed else deltas > float(shape.least_rate)
+    ) & (below > 0)
+    above = (
+        float(shape.distance + shape.noise)
+        + float(shape.noise_rate) * deltas
+        + float(shape.spread) * beta
+    )
     return np.where(possible, above / np.where(possible, below, 1.0), np.inf)
 
 
@@ -71,23 +100,33 @@ def densely(rows, shape):
     low = float(shape.least_rate)
     grid = np.concatenate([low + np.geomspace(1e-9, 1e12, 20_000), [low] if low else []])
     ends = [float(p / a) for a, b, p in rows if b == 0 and a > 0 and p > 0]
-    grid = np.sort(np.concatenate([grid, ends, np.multiply(ends, 1 - 1e-12)]))  # an end may be rounded to beyond itself
+    grid = np.sort(
+        np.concatenate([grid, ends, np.multiply(ends, 1 - 1e-12)])
+    )  # an end may be rounded to beyond itself
     values = on_the_boundary(rows, shape, grid)
     if not np.isfinite(values).any():
         return np.inf
     best = int(values.argmin())
     around = (grid[max(best - 1, 0)], grid[min(best + 1, len(grid) - 1)])
-    found = minimize_scalar(lambda d: min(float(on_the_boundary(rows, shape, [d])[0]), 1e300), bounds=around, method="bounded")
+    found = minimize_scalar(
+        lambda d: min(float(on_the_boundary(rows, shape, [d])[0]), 1e300),
+        bounds=around,
+        method="bounded",
+    )
     return min(values[best], found.fun)
 
 
-NAMES = list(shapes({"smoothness": 1.0, "sq_distance": 1.0, "interpolation_error": 1.0}, 1.0, 1.0, 10))
+NAMES = list(
+    shapes({"smoothness": 1.0, "sq_distance": 1.0, "interpolation_error": 1.0}, 1.0, 1.0, 10)
+)
 
 
 @pytest.mark.parametrize("name", NAMES)
 @settings(max_examples=30)
 @given(rows=tables, k=common, gamma=positive, other=positive, steps=st.integers(1, 1000))
-def test_no_pair_on_a_dense_grid_is_better_and_the_reported_one_is_as_good(name, rows, k, gamma, other, steps):
+def test_no_pair_on_a_dense_grid_is_better_and_the_reported_one_is_as_good(
+    name, rows, k, gamma, other, steps
+):
     shape = shapes(k, gamma, other, steps)[name]
     region = FeasibleSet.of(rows)
     best, dense = region.minimise(shape), densely(rows, shape)
@@ -109,7 +148,9 @@ def region(*rows):
 
 
 def test_ties_take_the_largest_rate_of_a_bounded_one_else_its_left_end():
-    flat = LinearFractional(distance=Fraction(0), spread=Fraction(1), least_rate=Fraction(1, 2), closed=True)
+    flat = LinearFractional(
+        distance=Fraction(0), spread=Fraction(1), least_rate=Fraction(1, 2), closed=True
+    )
     # β_min = max(0, δ − 1): β = 0 ties on (0, 1]
     assert region((1, 1, 1)).minimise(flat).pair == (1, 0)
     # β_min = max(2 − δ, δ): from (1, 1) on β/δ = 1 ties without end
@@ -120,22 +161,32 @@ def test_ties_take_the_largest_rate_of_a_bounded_one_else_its_left_end():
 
 def test_a_closed_limit_is_taken_and_an_open_one_is_not():
     rows = region((1, 1, -1))  # β_min = δ + 1: every bound with distance falls in δ
-    sgd = B.sgd_shape(steps=10, step_size=1.0, smoothness=1.0, sq_distance=1.0, interpolation_error=1.0)
+    sgd = B.sgd_shape(
+        steps=10, step_size=1.0, smoothness=1.0, sq_distance=1.0, interpolation_error=1.0
+    )
     assert rows.minimise(sgd).pair is None
     assert rows.minimise(sgd).value == 2  # spread · slope
-    steep = region((5, 1, 9))  # β_min = max(0, 5δ − 9): free up to 9/5, below the step-size condition δ ≥ 2
+    steep = region(
+        (5, 1, 9)
+    )  # β_min = max(0, 5δ − 9): free up to 9/5, below the step-size condition δ ≥ 2
     assert steep.minimise(sgd).pair == (2, 1)
-    open_limit = B.sgd_sharp_shape(steps=10, step_size=2.0, smoothness=1.0, sq_distance=0.0, interpolation_error=1.0)
+    open_limit = B.sgd_sharp_shape(
+        steps=10, step_size=2.0, smoothness=1.0, sq_distance=0.0, interpolation_error=1.0
+    )
     pair = steep.minimise(open_limit).pair
     assert pair is None or pair[0] > 2
 
 
 def test_no_pair_meets_the_condition():
     rows = region((1, 0, 1))  # δ ≤ 1
-    sgd = B.sgd_shape(steps=10, step_size=1.0, smoothness=1.0, sq_distance=1.0, interpolation_error=1.0)
+    sgd = B.sgd_shape(
+        steps=10, step_size=1.0, smoothness=1.0, sq_distance=1.0, interpolation_error=1.0
+    )
     assert rows.minimise(sgd) == (None, None, None)
     assert rows.minimise(
-        B.sgd_shape(steps=10, step_size=0.5, smoothness=1.0, sq_distance=1.0, interpolation_error=1.0)
+        B.sgd_shape(
+            steps=10, step_size=0.5, smoothness=1.0, sq_distance=1.0, interpolation_error=1.0
+        )
     ).pair == (
         1,
         0,
@@ -147,4 +198,8 @@ def test_an_open_end_is_named_with_what_the_bound_tends_to_there():
     line = rows.lines[-1]
     bound = LinearFractional(spread=Fraction(1), least_rate=Fraction(2))
     assert line.intercept < 0  # β/δ rises along it: the smallest δ is best, and is excluded
-    assert rows.minimise(bound) == (None, line.at(Fraction(2)) / 2, (Fraction(2), line.at(Fraction(2))))
+    assert rows.minimise(bound) == (
+        None,
+        line.at(Fraction(2)) / 2,
+        (Fraction(2), line.at(Fraction(2))),
+    )

@@ -11,7 +11,11 @@ from lightning_landscape.bounds import functional as B
 
 positive = st.floats(1e-2, 1e2)
 constants = st.fixed_dictionaries(
-    {"smoothness": positive, "sq_distance": positive, "interpolation_error": st.floats(0, 10) | st.just(0.0)}
+    {
+        "smoothness": positive,
+        "sq_distance": positive,
+        "interpolation_error": st.floats(0, 10) | st.just(0.0),
+    }
 )
 pairs = st.tuples(st.floats(1e-2, 50), st.floats(0, 50))  # δ, β
 many = st.integers(1, 10_000)
@@ -69,7 +73,13 @@ def test_sgd_schedule(pair, c, shares):
     value = B.sgd_schedule(step_sizes=γ, alpha=δ + β, beta=β, **c)
     assert float(value) == pytest.approx(plain, rel=1e-6)
     same = B.sgd_schedule(step_sizes=torch.full((7,), float(γ.max())), alpha=δ + β, beta=β, **c)
-    sharp = B.sgd_sharp(steps=7, step_size=float(torch.tensor(float(γ.max()), dtype=torch.float32)), alpha=δ + β, beta=β, **c)
+    sharp = B.sgd_sharp(
+        steps=7,
+        step_size=float(torch.tensor(float(γ.max()), dtype=torch.float32)),
+        alpha=δ + β,
+        beta=β,
+        **c,
+    )
     assert float(same) == pytest.approx(float(sharp), rel=1e-9)
 
 
@@ -90,9 +100,13 @@ def test_sps_max(K, pair, k, factor, γ_b):
     δ, β = pair
     α, c = δ + β, factor / (2 * δ)
     arguments = {"steps": K, "c": c, "step_size_bound": γ_b, "alpha": α, "beta": β, **k}
-    plain = plain_sps_max(K, c, γ_b, α, β, k["smoothness"], k["sq_distance"], k["interpolation_error"])
+    plain = plain_sps_max(
+        K, c, γ_b, α, β, k["smoothness"], k["sq_distance"], k["interpolation_error"]
+    )
     assert float(B.sps_max(**arguments)) == pytest.approx(plain, rel=1e-6)
-    assert float(B.sps_max_sharp(**arguments)) == pytest.approx(plain - k["interpolation_error"], rel=1e-6, abs=1e-6 * plain)
+    assert float(B.sps_max_sharp(**arguments)) == pytest.approx(
+        plain - k["interpolation_error"], rel=1e-6, abs=1e-6 * plain
+    )
     with pytest.raises(ValueError, match=r"c > 1/\(2\(α − β\)\)"):
         B.sps_max(**{**arguments, "c": 0.99 / (2 * (α - β))})
 
@@ -109,11 +123,26 @@ def test_dec_sps(K, pair, k, factor, γ_b):
     δ, β = pair
     α, c_0 = δ + β, factor / δ * (1 + 1e-9)
     L, D, σ = k["smoothness"], k["sq_distance"], k["interpolation_error"]
-    inverse, last = sum(1 / (c_0 * math.sqrt(j + 1)) for j in range(min(K, 50))), c_0 * math.sqrt(min(K, 50))
+    inverse, last = (
+        sum(1 / (c_0 * math.sqrt(j + 1)) for j in range(min(K, 50))),
+        c_0 * math.sqrt(min(K, 50)),
+    )
     K = min(K, 50)
     L_tilde = max(L, 1 / (2 * c_0 * γ_b))
-    arguments = {"steps": K, "c_init": c_0, "c_last": last, "inverse_c_sum": inverse, "step_size_bound": γ_b}
-    arguments |= {"alpha": α, "beta": β, "smoothness": L, "max_sq_distance": D, "interpolation_error": σ}
+    arguments = {
+        "steps": K,
+        "c_init": c_0,
+        "c_last": last,
+        "inverse_c_sum": inverse,
+        "step_size_bound": γ_b,
+    }
+    arguments |= {
+        "alpha": α,
+        "beta": β,
+        "smoothness": L,
+        "max_sq_distance": D,
+        "interpolation_error": σ,
+    }
     plain = 2 * L_tilde * D * last / (K * δ) + 2 * β * σ / δ + σ * inverse / (K * δ)
     sharp = (2 * L_tilde * D * last + (2 * β * K + inverse) * σ) / (2 * δ * K - inverse)
     assert float(B.dec_sps(**arguments)) == pytest.approx(plain, rel=1e-6)
@@ -133,9 +162,18 @@ def test_ngn(K, pair, k, γ, σ_pos):
     q, hinge = γ * L, max(2 * γ * L - 1, 0)
     c_2 = 2 * q * (δ - 1) + δ
     arguments = {"steps": K, "step_size": γ, "alpha": α, "beta": β, **k, "positivity_error": σ_pos}
-    plain = D * (1 + 2 * q) ** 2 / (2 * γ * K * c_2) + 3 * L * γ * α * (1 + q) * σ / c_2 + q / c_2 * hinge * σ_pos + β * σ / c_2
+    plain = (
+        D * (1 + 2 * q) ** 2 / (2 * γ * K * c_2)
+        + 3 * L * γ * α * (1 + q) * σ / c_2
+        + q / c_2 * hinge * σ_pos
+        + β * σ / c_2
+    )
     assert float(B.ngn(**arguments)) == pytest.approx(plain, rel=1e-6)
-    sharp = D * (1 + q) * (1 + 2 * q) / (2 * γ * K) + (α * (1 + q) * (1 + 2 * q) - c_2) * σ + q * hinge * σ_pos
+    sharp = (
+        D * (1 + q) * (1 + 2 * q) / (2 * γ * K)
+        + (α * (1 + q) * (1 + 2 * q) - c_2) * σ
+        + q * hinge * σ_pos
+    )
     assert float(B.ngn_sharp(**arguments)) == pytest.approx(sharp / c_2, rel=1e-6)
     assert float(B.ngn_sharp(**arguments)) <= plain * (1 + 1e-9)
     C_1, C_2 = 5 * (1 + q) * (1 + 2 * q) / (8 * γ), 15 * q * (1 + q) * (1 + 2 * q) / 2
@@ -151,23 +189,34 @@ def test_ngn(K, pair, k, γ, σ_pos):
         B.ngn_sharp(**{**arguments, "alpha": β + 0.99 * 2 * q / (1 + 2 * q)})
 
 
-@given(K=many, pair=pairs, k=constants, b=positive, γ=positive, G=positive, share=st.floats(0.01, 1))
+@given(
+    K=many, pair=pairs, k=constants, b=positive, γ=positive, G=positive, share=st.floats(0.01, 1)
+)
 def test_adagrad_norm_max(K, pair, k, b, γ, G, share):
     δ, β = pair
     α, D_sq, σ, D = δ + β, k["sq_distance"], k["interpolation_error"], share * G
     δ = α - β
-    arguments = {"steps": K, "step_size": γ, "b_init": b, "alpha": α, "beta": β, "sq_distance": D_sq}
+    arguments = {
+        "steps": K,
+        "step_size": γ,
+        "b_init": b,
+        "alpha": α,
+        "beta": β,
+        "sq_distance": D_sq,
+    }
     arguments |= {"interpolation_error": σ, "grad_bound": G, "grad_min": D}
     root, low = math.sqrt(b**2 + G**2 * K), math.sqrt(b**2 + D**2 * K)
     plain = root * (D_sq / (γ * δ * K) + 4 * α * σ / (δ * (low + b)))
     assert float(B.adagrad_norm_max(**arguments)) == pytest.approx(plain, rel=1e-6)
     printed = root * (D_sq / (γ * δ * K) + 4 * α * (low - b) * σ / (δ * K * D**2))
-    assert printed == pytest.approx(plain, rel=1e-3)  # the same value, which cancels where D is small
+    assert printed == pytest.approx(
+        plain, rel=1e-3
+    )  # the same value, which cancels where D is small
     sharp = float(B.adagrad_norm_max_sharp(**arguments))
     assert sharp == pytest.approx(plain - σ, rel=1e-6, abs=1e-6 * plain)
-    assert float(B.adagrad_norm_max_sharp_shape(**without_pair(arguments)).at(*exactly(α, β))) == pytest.approx(
-        sharp, rel=1e-6, abs=1e-9 * plain
-    )
+    assert float(
+        B.adagrad_norm_max_sharp_shape(**without_pair(arguments)).at(*exactly(α, β))
+    ) == pytest.approx(sharp, rel=1e-6, abs=1e-9 * plain)
     with pytest.raises(ValueError, match="b_init ≥ 2 smoothness"):
         B.adagrad_norm_max(**arguments, smoothness=1.01 * b * δ / (2 * γ))
     with pytest.raises(ValueError, match="`grad_min`"):
@@ -184,7 +233,11 @@ def exactly(α, β):
     return Fraction(α) - Fraction(β), Fraction(β)
 
 
-@given(pair=pairs, steps=st.lists(st.tuples(positive, positive, positive, positive), min_size=1, max_size=8), ends=constants)
+@given(
+    pair=pairs,
+    steps=st.lists(st.tuples(positive, positive, positive, positive), min_size=1, max_size=8),
+    ends=constants,
+)
 def test_trajectory(pair, steps, ends):
     δ, β = pair
     η, G, excess, R = (sum(column) for column in zip(*steps, strict=True))
@@ -208,12 +261,24 @@ EVERY = {
     "sgd": (B.sgd, {"step_size": 0.1, "smoothness": 1.0, "sq_distance": 1.0}),
     "sgd_sharp": (B.sgd_sharp, {"step_size": 0.1, "smoothness": 1.0, "sq_distance": 1.0}),
     "sgd_decreasing": (B.sgd_decreasing, {"step_size": 0.1, "smoothness": 1.0, "sq_distance": 1.0}),
-    "gradient_descent": (B.gradient_descent, {"step_size": 0.1, "smoothness": 1.0, "sq_distance": 1.0}),
+    "gradient_descent": (
+        B.gradient_descent,
+        {"step_size": 0.1, "smoothness": 1.0, "sq_distance": 1.0},
+    ),
     "sps_max": (B.sps_max, {**SPS, "smoothness": 1.0, "sq_distance": 1.0}),
     "sps_max_sharp": (B.sps_max_sharp, {**SPS, "smoothness": 1.0, "sq_distance": 1.0}),
-    "ngn": (B.ngn, {"step_size": 1.0, "smoothness": 1.0, "sq_distance": 1.0, "positivity_error": 0.5}),
-    "ngn_sharp": (B.ngn_sharp, {"step_size": 1.0, "smoothness": 1.0, "sq_distance": 1.0, "positivity_error": 0.5}),
-    "ngn_decreasing": (B.ngn_decreasing, {"step_size": 1.0, "smoothness": 1.0, "sq_distance": 1.0, "positivity_error": 0.5}),
+    "ngn": (
+        B.ngn,
+        {"step_size": 1.0, "smoothness": 1.0, "sq_distance": 1.0, "positivity_error": 0.5},
+    ),
+    "ngn_sharp": (
+        B.ngn_sharp,
+        {"step_size": 1.0, "smoothness": 1.0, "sq_distance": 1.0, "positivity_error": 0.5},
+    ),
+    "ngn_decreasing": (
+        B.ngn_decreasing,
+        {"step_size": 1.0, "smoothness": 1.0, "sq_distance": 1.0, "positivity_error": 0.5},
+    ),
     "adagrad_norm_max": (
         B.adagrad_norm_max,
         {"step_size": 1.0, "b_init": 2.0, "sq_distance": 1.0, "grad_bound": 3.0, "grad_min": 1.0},
@@ -238,15 +303,32 @@ def test_the_limit_of_dec_sps():
     limit = B.dec_sps(steps=math.inf, c_last=math.inf, inverse_c_sum=math.inf, **arguments, **pair)
     assert float(limit) == pytest.approx(2 * 0.5 * 0.3 / 1.1)
     K = 10**12
-    late = B.dec_sps(steps=K, c_last=math.sqrt(K), inverse_c_sum=2 * math.sqrt(K), **arguments, **pair)
+    late = B.dec_sps(
+        steps=K, c_last=math.sqrt(K), inverse_c_sum=2 * math.sqrt(K), **arguments, **pair
+    )
     assert float(late) == pytest.approx(float(limit), rel=1e-4)
 
 
 def test_adagrad_grows_without_end_where_the_smallest_gradient_is_unknown():
-    constants = {"step_size": 1.0, "b_init": 2.0, "sq_distance": 1.0, "grad_bound": 3.0, "grad_min": 0.0}
-    value = B.adagrad_norm_max(steps=math.inf, alpha=1.0, beta=0.0, interpolation_error=0.1, **constants)
+    constants = {
+        "step_size": 1.0,
+        "b_init": 2.0,
+        "sq_distance": 1.0,
+        "grad_bound": 3.0,
+        "grad_min": 0.0,
+    }
+    value = B.adagrad_norm_max(
+        steps=math.inf, alpha=1.0, beta=0.0, interpolation_error=0.1, **constants
+    )
     assert math.isinf(value)
-    assert float(B.adagrad_norm_max(steps=math.inf, alpha=1.0, beta=0.0, interpolation_error=0.0, **constants)) == 0
+    assert (
+        float(
+            B.adagrad_norm_max(
+                steps=math.inf, alpha=1.0, beta=0.0, interpolation_error=0.0, **constants
+            )
+        )
+        == 0
+    )
 
 
 @pytest.mark.parametrize("name", EVERY)
@@ -264,7 +346,14 @@ def test_adagrad_grows_without_end_where_the_smallest_gradient_is_unknown():
 )
 def test_arguments_out_of_range_are_named(name, change, said):
     bound, arguments = EVERY[name]
-    given_arguments = {**arguments, "steps": 10, "alpha": 1.6, "beta": 0.5, "interpolation_error": 0.3, **change}
+    given_arguments = {
+        **arguments,
+        "steps": 10,
+        "alpha": 1.6,
+        "beta": 0.5,
+        "interpolation_error": 0.3,
+        **change,
+    }
     with pytest.raises(ValueError, match=said):
         bound(**given_arguments)
 
@@ -273,13 +362,21 @@ def test_tensors_are_numbers_too():
     bound, arguments = EVERY["sgd"]
     tensors = {name: torch.tensor(value, dtype=torch.float64) for name, value in arguments.items()}
     pair = {"alpha": 1.6, "beta": 0.5, "interpolation_error": 0.3}
-    assert bound(steps=10, **tensors, **{n: torch.tensor(v, dtype=torch.float64) for n, v in pair.items()}) == bound(
-        steps=10, **arguments, **pair
-    )
+    assert bound(
+        steps=10, **tensors, **{n: torch.tensor(v, dtype=torch.float64) for n, v in pair.items()}
+    ) == bound(steps=10, **arguments, **pair)
 
 
 def test_a_pair_on_a_closed_limit_is_admitted_although_alpha_was_rounded():
     rate, beta = 2 * 0.3 * 0.7, 12345.678
     assert math.isfinite(
-        B.sgd(steps=10, step_size=0.7, alpha=rate + beta, beta=beta, smoothness=0.3, sq_distance=1.0, interpolation_error=0.0)
+        B.sgd(
+            steps=10,
+            step_size=0.7,
+            alpha=rate + beta,
+            beta=beta,
+            smoothness=0.3,
+            sq_distance=1.0,
+            interpolation_error=0.0,
+        )
     )

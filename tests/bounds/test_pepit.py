@@ -18,7 +18,9 @@ def worst_case(step_sizes, smoothness):
     x = problem.set_initial_point()
     problem.set_initial_condition((x - minimiser) ** 2 <= 1)
     for step_size in step_sizes:
-        problem.set_performance_metric(function(x) - function(minimiser))  # several metrics: their smallest
+        problem.set_performance_metric(
+            function(x) - function(minimiser)
+        )  # several metrics: their smallest
         x = x - step_size * function.gradient(x)
     return problem.solve(wrapper="cvxpy", verbose=0)
 
@@ -44,7 +46,15 @@ def test_schedules_too():
     import torch
 
     steps = [0.9, 0.3, 0.6, 0.1]
-    k = {"alpha": 1.0, "beta": 0.0, "smoothness": 1.0, "sq_distance": 1.0, "interpolation_error": 0.0}
-    assert worst_case(steps, 1.0) <= float(B.sgd_schedule(step_sizes=torch.tensor(steps), **k)) + 1e-6
+    k = {
+        "alpha": 1.0,
+        "beta": 0.0,
+        "smoothness": 1.0,
+        "sq_distance": 1.0,
+        "interpolation_error": 0.0,
+    }
+    assert (
+        worst_case(steps, 1.0) <= float(B.sgd_schedule(step_sizes=torch.tensor(steps), **k)) + 1e-6
+    )
     falling = [0.5 / (j + 1) ** 0.5 for j in range(4)]
     assert worst_case(falling, 1.0) <= float(B.sgd_decreasing(steps=4, step_size=0.5, **k)) + 1e-6

@@ -56,7 +56,11 @@ def assert_stays_below(record, bound):
 
 def constants(p):
     sq_distance = float(p.sq_distance(p.start.unsqueeze(0)))
-    return {"smoothness": p.smoothness, "sq_distance": sq_distance, "interpolation_error": p.sigma_sq}
+    return {
+        "smoothness": p.smoothness,
+        "sq_distance": sq_distance,
+        "interpolation_error": p.sigma_sq,
+    }
 
 
 @pytest.mark.parametrize("share", [0.02, 0.5, 0.99])
@@ -67,9 +71,13 @@ def test_sgd(name, share):
         γ = share * (α - β) / p.smoothness
         record = simulate(p, lambda *_, γ=γ: torch.full((SEEDS,), γ, dtype=D))
         pair = {"alpha": α, "beta": β, **constants(p)}
-        assert_stays_below(record, lambda K, γ=γ, pair=pair: B.sgd_sharp(steps=K, step_size=γ, **pair))
+        assert_stays_below(
+            record, lambda K, γ=γ, pair=pair: B.sgd_sharp(steps=K, step_size=γ, **pair)
+        )
         if share <= 0.5:
-            assert_stays_below(record, lambda K, γ=γ, pair=pair: B.sgd(steps=K, step_size=γ, **pair))
+            assert_stays_below(
+                record, lambda K, γ=γ, pair=pair: B.sgd(steps=K, step_size=γ, **pair)
+            )
 
 
 @pytest.mark.parametrize("name", PROBLEMS)
@@ -77,12 +85,18 @@ def test_sgd_decreasing_and_any_schedule(name):
     p = problem(name)
     for α, β in p.pairs:
         γ_0 = 0.5 * (α - β) / p.smoothness * (1 - 1e-9)
-        record = simulate(p, lambda k, *_, γ=γ_0: torch.full((SEEDS,), γ / math.sqrt(k + 1), dtype=D))
+        record = simulate(
+            p, lambda k, *_, γ=γ_0: torch.full((SEEDS,), γ / math.sqrt(k + 1), dtype=D)
+        )
         pair = {"alpha": α, "beta": β, **constants(p)}
-        assert_stays_below(record, lambda K, γ=γ_0, pair=pair: B.sgd_decreasing(steps=K, step_size=γ, **pair))
+        assert_stays_below(
+            record, lambda K, γ=γ_0, pair=pair: B.sgd_decreasing(steps=K, step_size=γ, **pair)
+        )
         steps = γ_0 * 1.9 * (0.55 + 0.45 * torch.cos(torch.arange(STEPS, dtype=D)))
         record = simulate(p, lambda k, *_, steps=steps: steps[k].expand(SEEDS))
-        assert_stays_below(record, lambda K, steps=steps, pair=pair: B.sgd_schedule(step_sizes=steps[:K], **pair))
+        assert_stays_below(
+            record, lambda K, steps=steps, pair=pair: B.sgd_schedule(step_sizes=steps[:K], **pair)
+        )
 
 
 @pytest.mark.parametrize("γ_b", [0.1, 10.0])
@@ -91,7 +105,9 @@ def test_sps_max(name, γ_b):
     p = problem(name)
     for α, β in p.pairs:
         c = 1.01 / (2 * (α - β)) if γ_b < 1 else 1 / (α - β)
-        record = simulate(p, lambda k, above, loss, squares, c=c: (above / (c * squares)).clamp(max=γ_b))
+        record = simulate(
+            p, lambda k, above, loss, squares, c=c: (above / (c * squares)).clamp(max=γ_b)
+        )
         arguments = {"c": c, "step_size_bound": γ_b, "alpha": α, "beta": β, **constants(p)}
         assert_stays_below(record, lambda K, a=arguments: B.sps_max(steps=K, **a))
         assert_stays_below(record, lambda K, a=arguments: B.sps_max_sharp(steps=K, **a))
@@ -102,7 +118,10 @@ def test_sps_max(name, γ_b):
 def test_dec_sps(name, γ_b):
     p = problem(name)
     for α, β in p.pairs:
-        for c_0, bounds in ((1 / (α - β), (B.dec_sps, B.dec_sps_sharp)), (0.51 / (α - β), (B.dec_sps_sharp,))):
+        for c_0, bounds in (
+            (1 / (α - β), (B.dec_sps, B.dec_sps_sharp)),
+            (0.51 / (α - β), (B.dec_sps_sharp,)),
+        ):
             scaled = {"last": torch.full((SEEDS,), c_0 * γ_b, dtype=D)}
 
             def rule(k, above, loss, squares, c_0=c_0, scaled=scaled):
@@ -134,7 +153,13 @@ def test_dec_sps(name, γ_b):
 def test_ngn(name, γ):
     p = problem(name)
     for α, β in p.pairs:
-        k = {**constants(p), "positivity_error": p.positivity, "step_size": γ, "alpha": α, "beta": β}
+        k = {
+            **constants(p),
+            "positivity_error": p.positivity,
+            "step_size": γ,
+            "alpha": α,
+            "beta": β,
+        }
         record = simulate(p, lambda _, above, loss, squares: γ / (1 + γ * squares / (2 * loss)))
         if α - β > 2 * γ * p.smoothness / (1 + 2 * γ * p.smoothness):
             assert_stays_below(record, lambda K, k=k: B.ngn_sharp(steps=K, **k))
@@ -153,7 +178,9 @@ def decreasing(γ, k, loss, squares):
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_adagrad_norm_max(name, start):
     p = problem(name)
-    first = torch.stack([p.gradients(p.start.unsqueeze(0), torch.tensor([i]))[0].norm() for i in range(p.count)])
+    first = torch.stack(
+        [p.gradients(p.start.unsqueeze(0), torch.tensor([i]))[0].norm() for i in range(p.count)]
+    )
     for α, β in p.pairs:
         γ = start * (α - β) / (2 * p.smoothness)
         state = {"c": torch.zeros(SEEDS, dtype=D), "b": torch.full((SEEDS,), start**2, dtype=D)}
@@ -165,10 +192,19 @@ def test_adagrad_norm_max(name, start):
 
         record = simulate(p, rule)
         k = constants(p)
-        arguments = {**k, "step_size": γ, "b_init": start * (1 + 1e-12), "alpha": α, "beta": β, "grad_bound": record.grad_bound}
+        arguments = {
+            **k,
+            "step_size": γ,
+            "b_init": start * (1 + 1e-12),
+            "alpha": α,
+            "beta": β,
+            "grad_bound": record.grad_bound,
+        }
         for smallest in (0.0, float(first.min())):
             for bound in (B.adagrad_norm_max, B.adagrad_norm_max_sharp):
-                assert_stays_below(record, lambda K, f=bound, a=arguments, s=smallest: f(steps=K, grad_min=s, **a))
+                assert_stays_below(
+                    record, lambda K, f=bound, a=arguments, s=smallest: f(steps=K, grad_min=s, **a)
+                )
 
 
 @pytest.mark.parametrize("share", [0.1, 0.9])
@@ -191,7 +227,9 @@ def test_gradient_descent(name, share):
             continue
         k = {**constants(p), "smoothness": smoothness}
         for steps in (1, 5, STEPS):
-            assert min(gaps[:steps]) <= float(B.gradient_descent(steps=steps, step_size=γ, alpha=α, beta=β, **k)) * (1 + 1e-9)
+            assert min(gaps[:steps]) <= float(
+                B.gradient_descent(steps=steps, step_size=γ, alpha=α, beta=β, **k)
+            ) * (1 + 1e-9)
 
 
 def test_gradient_descent_needs_the_loss_above_the_reference():
@@ -203,12 +241,18 @@ def test_gradient_descent_needs_the_loss_above_the_reference():
     wrong = max(x_sq / (2 * (x_sq / 2 + 100)) for x_sq in (2 * g for g in gaps))
     k = {"steps": 10, "step_size": γ, "sq_distance": 1.0}
     # β = 0, α = δ = 2: <f', x> = x² ≥ 2(f − f*)
-    formula = float(B.gradient_descent(alpha=2.0, beta=0.0, smoothness=wrong, interpolation_error=100.0, **k))
+    formula = float(
+        B.gradient_descent(alpha=2.0, beta=0.0, smoothness=wrong, interpolation_error=100.0, **k)
+    )
     assert formula == pytest.approx(0.0132, abs=1e-4)
     assert min(gaps) == pytest.approx(0.0750, abs=1e-4)
-    right = float(B.gradient_descent(alpha=2.0, beta=0.0, smoothness=1.0, interpolation_error=100.0, **k))
+    right = float(
+        B.gradient_descent(alpha=2.0, beta=0.0, smoothness=1.0, interpolation_error=100.0, **k)
+    )
     assert min(gaps) <= right
-    sharper = float(B.sgd_sharp(alpha=2.0, beta=0.0, smoothness=wrong, interpolation_error=100.0, **k))
+    sharper = float(
+        B.sgd_sharp(alpha=2.0, beta=0.0, smoothness=wrong, interpolation_error=100.0, **k)
+    )
     assert min(gaps) <= sharper
 
 
@@ -219,5 +263,12 @@ def test_a_fixed_order_of_the_batches_can_break_every_bound():
     for k in range(2 * half):
         gaps.append(x * x / 2)
         x -= γ * (x - (1.0 if k < half else -1.0))
-    k = {"steps": half, "step_size": γ, "alpha": 1.0, "beta": 0.0, "smoothness": 1.0, "sq_distance": 1.0}
+    k = {
+        "steps": half,
+        "step_size": γ,
+        "alpha": 1.0,
+        "beta": 0.0,
+        "smoothness": 1.0,
+        "sq_distance": 1.0,
+    }
     assert min(gaps[:half]) > float(B.sgd_sharp(interpolation_error=0.5, **k))

@@ -24,7 +24,9 @@ def test_the_metric_answers_what_the_functions_answer():
     assert (result["alpha"], result["beta"], result["rate"]) == (pair.alpha, pair.beta, pair.rate)
     excess = TABLE["reference_loss"] - TABLE["loss_infimum"]
     assert result["interpolation_error"].item() == pytest.approx(excess.mean().item())
-    assert result["neighbourhood"].item() == pytest.approx((pair.ratio * excess.double().mean()).item())
+    assert result["neighbourhood"].item() == pytest.approx(
+        (pair.ratio * excess.double().mean()).item()
+    )
     assert torch.equal(result["vertices"], alpha_beta_vertices(**TABLE))
     assert result["degenerate_rows"] == 1
     assert result["violated"] == 0
@@ -43,14 +45,18 @@ def test_batches_of_updates_and_numbers_are_one_table():
     assert torch.equal(a["margin"], b["margin"])
     assert a["alpha"] == b["alpha"]
     parts.reset()
-    parts.update(loss=torch.tensor([2.0, 3.0]), reference_loss=torch.ones(2), inner_product=torch.ones(2))
+    parts.update(
+        loss=torch.tensor([2.0, 3.0]), reference_loss=torch.ones(2), inner_product=torch.ones(2)
+    )
     assert parts.compute()["interpolation_error"] == 1  # the infimum is 0 by default, for every row
 
 
 def test_an_empty_set_counts_the_probes_that_empty_it():
     metric = AlphaBeta()
     metric.update(
-        loss=torch.tensor([1.0, 2.0]), reference_loss=torch.tensor([0.0, 1.0]), inner_product=torch.tensor([-1.0, 1.0])
+        loss=torch.tensor([1.0, 2.0]),
+        reference_loss=torch.tensor([0.0, 1.0]),
+        inner_product=torch.tensor([-1.0, 1.0]),
     )
     result = metric.compute()
     assert math.isnan(result["alpha"])

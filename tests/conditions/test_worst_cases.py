@@ -27,17 +27,34 @@ tables = st.lists(row, min_size=1, max_size=8)
 
 LARGEST = {
     "aiming": (C.Aiming, lambda r, c: r["inner_product"] >= c * (r["loss"] - r["loss_infimum"])),
-    "polyak_lojasiewicz": (C.PolyakLojasiewicz, lambda r, c: r["grad_sq_norm"] >= 2 * c * (r["loss"] - r["loss_infimum"])),
+    "polyak_lojasiewicz": (
+        C.PolyakLojasiewicz,
+        lambda r, c: r["grad_sq_norm"] >= 2 * c * (r["loss"] - r["loss_infimum"]),
+    ),
     "relaxed_polyak_lojasiewicz": (
         C.RelaxedPolyakLojasiewicz,  # ‖∇f‖ ≥ (2μ)^½ (f − f*)
-        lambda r, c: c <= 0 or math.sqrt(r["grad_sq_norm"]) >= math.sqrt(2 * c) * (r["loss"] - r["reference_loss"]),
+        lambda r, c: (
+            c <= 0
+            or math.sqrt(r["grad_sq_norm"]) >= math.sqrt(2 * c) * (r["loss"] - r["reference_loss"])
+        ),
     ),
-    "restricted_secant": (C.RestrictedSecant, lambda r, c: r["inner_product"] >= c * r["sq_distance"]),
-    "error_bound": (C.ErrorBound, lambda r, c: math.sqrt(r["grad_sq_norm"]) >= c * math.sqrt(r["sq_distance"])),
-    "quadratic_growth": (C.QuadraticGrowth, lambda r, c: r["loss"] - r["reference_loss"] >= c / 2 * r["sq_distance"]),
+    "restricted_secant": (
+        C.RestrictedSecant,
+        lambda r, c: r["inner_product"] >= c * r["sq_distance"],
+    ),
+    "error_bound": (
+        C.ErrorBound,
+        lambda r, c: math.sqrt(r["grad_sq_norm"]) >= c * math.sqrt(r["sq_distance"]),
+    ),
+    "quadratic_growth": (
+        C.QuadraticGrowth,
+        lambda r, c: r["loss"] - r["reference_loss"] >= c / 2 * r["sq_distance"],
+    ),
     "weak_strong_convexity": (
         C.WeakStrongConvexity,
-        lambda r, c: r["reference_loss"] >= r["loss"] - r["inner_product"] + c / 2 * r["sq_distance"],
+        lambda r, c: (
+            r["reference_loss"] >= r["loss"] - r["inner_product"] + c / 2 * r["sq_distance"]
+        ),
     ),
     "gradient_angle": (
         C.GradientAngle,
@@ -48,8 +65,14 @@ LARGEST = {
     ),
 }
 SMALLEST = {
-    "smoothness": (C.Smoothness, lambda r, c: r["grad_sq_norm"] <= 2 * c * (r["loss"] - r["loss_infimum"])),
-    "upper_error_bound": (C.UpperErrorBound, lambda r, c: math.sqrt(r["grad_sq_norm"]) <= c * math.sqrt(r["sq_distance"])),
+    "smoothness": (
+        C.Smoothness,
+        lambda r, c: r["grad_sq_norm"] <= 2 * c * (r["loss"] - r["loss_infimum"]),
+    ),
+    "upper_error_bound": (
+        C.UpperErrorBound,
+        lambda r, c: math.sqrt(r["grad_sq_norm"]) <= c * math.sqrt(r["sq_distance"]),
+    ),
 }
 
 
@@ -81,7 +104,9 @@ def test_the_constant_is_the_largest_with_which_the_inequality_holds_everywhere(
     assert result["violated"].reshape(-1).tolist() == [a < 0 for a in alone]
     assert float(result["violated_share"]) == pytest.approx(sum(a < 0 for a in alone) / len(rows))
     asking = sorted(a for a in alone if not math.isnan(a))
-    assert result["quantiles"].tolist() == [asking[round(share * (len(asking) - 1))] for share in QUANTILES]
+    assert result["quantiles"].tolist() == [
+        asking[round(share * (len(asking) - 1))] for share in QUANTILES
+    ]
 
 
 @pytest.mark.parametrize("name", SMALLEST)
@@ -105,17 +130,27 @@ def test_quasar_convexity_is_an_interval(rows):
     lower, upper = float(result["lower"]), float(result["value"])
 
     def holds(theta):
-        return all(r["inner_product"] >= theta * (r["loss"] - r["reference_loss"]) - 1e-9 for r in rows)
+        return all(
+            r["inner_product"] >= theta * (r["loss"] - r["reference_loss"]) - 1e-9 for r in rows
+        )
 
     candidates = [10.0**k for k in range(-9, 10)]
     if math.isnan(upper):
         assert math.isnan(lower)
-        assert not any(all(r["inner_product"] >= t * (r["loss"] - r["reference_loss"]) for r in rows) for t in candidates)
+        assert not any(
+            all(r["inner_product"] >= t * (r["loss"] - r["reference_loss"]) for r in rows)
+            for t in candidates
+        )
         return
-    inside = [t for t in candidates if lower <= t <= upper] + ([upper] if math.isfinite(upper) else [lower])
+    inside = [t for t in candidates if lower <= t <= upper] + (
+        [upper] if math.isfinite(upper) else [lower]
+    )
     assert all(holds(t) for t in inside)
     if math.isfinite(upper):
-        assert not all(r["inner_product"] >= upper * 1.001 * (r["loss"] - r["reference_loss"]) + 1e-12 for r in rows)
+        assert not all(
+            r["inner_product"] >= upper * 1.001 * (r["loss"] - r["reference_loss"]) + 1e-12
+            for r in rows
+        )
 
 
 @given(rows=tables)
@@ -177,17 +212,27 @@ def test_a_strongly_convex_quadratic_gives_its_mu_and_its_l():
         compute_groups=False,
     )
     everything.update(**quadratic())
-    for name in ("PolyakLojasiewicz", "RelaxedPolyakLojasiewicz", "RestrictedSecant", "ErrorBound", "QuadraticGrowth"):
+    for name in (
+        "PolyakLojasiewicz",
+        "RelaxedPolyakLojasiewicz",
+        "RestrictedSecant",
+        "ErrorBound",
+        "QuadraticGrowth",
+    ):
         assert alone(everything, name)["value"].item() == pytest.approx(0.5), name
         assert alone(everything, name)["row"] == 0, name
     assert alone(everything, "WeakStrongConvexity")["value"].item() == pytest.approx(0.5)
     for name in ("Smoothness", "UpperErrorBound"):
         assert alone(everything, name)["value"].item() == pytest.approx(7.0), name
         assert alone(everything, name)["row"] == 2, name
-    assert alone(everything, "QuasarConvexity")["value"].item() == pytest.approx(2.0)  # <∇f, x> = 2f
+    assert alone(everything, "QuasarConvexity")["value"].item() == pytest.approx(
+        2.0
+    )  # <∇f, x> = 2f
     assert alone(everything, "StarConvexity")["value"].item() == 1.0
     # Kantorovich: cos ≥ 2√(μL)/(μ + L)
-    assert alone(everything, "GradientAngle")["value"].item() >= 2 * math.sqrt(0.5 * 7) / 7.5 - 1e-12
+    assert (
+        alone(everything, "GradientAngle")["value"].item() >= 2 * math.sqrt(0.5 * 7) / 7.5 - 1e-12
+    )
 
 
 def alone(collection, name):
@@ -209,7 +254,11 @@ NOTHING = {
     [
         (C.Aiming, {}, math.nan),
         (C.Aiming, {"inner_product": -1.0}, -math.inf),
-        (C.Aiming, {"loss": 0.5}, math.nan),  # below the infimum, which then is none: said elsewhere
+        (
+            C.Aiming,
+            {"loss": 0.5},
+            math.nan,
+        ),  # below the infimum, which then is none: said elsewhere
         (C.PolyakLojasiewicz, {}, math.nan),
         (C.RelaxedPolyakLojasiewicz, {"loss": 0.5}, math.nan),
         (C.RestrictedSecant, {}, math.nan),
@@ -239,7 +288,10 @@ def test_every_undefined_case_is_decided(kind, change, value):
         assert both["row"] == 1
 
 
-@pytest.mark.parametrize("kind", [kind for kind, _ in {**LARGEST, **SMALLEST}.values()] + [C.QuasarConvexity, C.StarConvexity])
+@pytest.mark.parametrize(
+    "kind",
+    [kind for kind, _ in {**LARGEST, **SMALLEST}.values()] + [C.QuasarConvexity, C.StarConvexity],
+)
 def test_columns_that_are_not_finite_are_refused_by_name(kind):
     metric = kind()
     rows = {**NOTHING, metric.columns[-1]: math.nan}

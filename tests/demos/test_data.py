@@ -8,13 +8,24 @@ import struct
 import pytest
 import torch
 
-from demos.data import Images, cifar, digit_images, digits, fashion_mnist, find_idx, idx, standardized
+from demos.data import (
+    Images,
+    cifar,
+    digit_images,
+    digits,
+    fashion_mnist,
+    find_idx,
+    idx,
+    standardized,
+)
 
 PIXELS = 3 * 32 * 32
 
 
 def random_bytes(*shape, below=256, seed=0):
-    return torch.randint(below, shape, generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
+    return torch.randint(
+        below, shape, generator=torch.Generator().manual_seed(seed), dtype=torch.uint8
+    )
 
 
 def raw(values):
@@ -41,18 +52,43 @@ def number(value):
 def array(values, kind=b"u1"):
     """An array as numpy pickled it under Python 2, protocol 2."""
     rows, columns = values.shape
-    made = b"cnumpy.core.multiarray\n_reconstruct\n" + b"cnumpy\nndarray\n" + number(0) + b"\x85" + text(b"b") + b"\x87R"
+    made = (
+        b"cnumpy.core.multiarray\n_reconstruct\n"
+        + b"cnumpy\nndarray\n"
+        + number(0)
+        + b"\x85"
+        + text(b"b")
+        + b"\x87R"
+    )
     dtype = b"cnumpy\ndtype\n" + text(kind) + number(0) + number(1) + b"\x87R"
     dtype += b"(" + number(3) + text(b"|") + b"NNN" + 2 * b"J\xff\xff\xff\xff" + number(0) + b"tb"
     content = b"T" + struct.pack("<i", values.numel()) + raw(values)  # BINSTRING
-    return made + b"(" + number(1) + number(rows) + number(columns) + b"\x86" + dtype + b"\x89" + content + b"tb"
+    return (
+        made
+        + b"("
+        + number(1)
+        + number(rows)
+        + number(columns)
+        + b"\x86"
+        + dtype
+        + b"\x89"
+        + content
+        + b"tb"
+    )
 
 
 def write_python(path, images, **labels):
     items = text(b"batch_label") + text(b"training batch 1 of 5")
     for name, values in labels.items():
         items += text(name.encode()) + b"](" + b"".join(map(number, values.tolist())) + b"e"
-    items += text(b"data") + array(images) + text(b"filenames") + b"](" + b"".join(text(b"cat.png") for _ in images) + b"e"
+    items += (
+        text(b"data")
+        + array(images)
+        + text(b"filenames")
+        + b"]("
+        + b"".join(text(b"cat.png") for _ in images)
+        + b"e"
+    )
     path.write_bytes(b"\x80\x02}(" + items + b"u.")
 
 
@@ -61,14 +97,23 @@ def write_cifar(folder, classes, version, count=6):
     stems = [f"data_batch_{part}" for part in range(1, 6)] if classes == 10 else ["train"]
     images, labels = [], []
     for seed, stem in enumerate(stems):
-        pixels, fine = random_bytes(count, PIXELS, seed=seed), random_bytes(count, below=classes, seed=100 + seed)
+        pixels, fine = (
+            random_bytes(count, PIXELS, seed=seed),
+            random_bytes(count, below=classes, seed=100 + seed),
+        )
         coarse = fine // 5
         if version == "python":
-            given = {"labels": fine} if classes == 10 else {"coarse_labels": coarse, "fine_labels": fine}
+            given = (
+                {"labels": fine}
+                if classes == 10
+                else {"coarse_labels": coarse, "fine_labels": fine}
+            )
             write_python(folder / stem, pixels, **given)
         else:
             before = [fine] if classes == 10 else [coarse, fine]
-            (folder / f"{stem}.bin").write_bytes(raw(torch.cat([*(b[:, None] for b in before), pixels], dim=1)))
+            (folder / f"{stem}.bin").write_bytes(
+                raw(torch.cat([*(b[:, None] for b in before), pixels], dim=1))
+            )
         images.append(pixels)
         labels.append(fine)
     return torch.cat(images), torch.cat(labels)
@@ -113,23 +158,39 @@ class Evil:
 
 
 def test_a_pickle_runs_no_code(tmp_path):
-    (tmp_path / "train").write_bytes(pickle.dumps({"fine_labels": [1], "data": Evil(tmp_path / "ran")}, protocol=2))
-    with pytest.raises(ValueError, match=r"found no file of CIFAR-100.*the name (io|__builtin__|builtins)\.open"):
+    (tmp_path / "train").write_bytes(
+        pickle.dumps({"fine_labels": [1], "data": Evil(tmp_path / "ran")}, protocol=2)
+    )
+    with pytest.raises(
+        ValueError, match=r"found no file of CIFAR-100.*the name (io|__builtin__|builtins)\.open"
+    ):
         cifar(tmp_path, 100)
     assert not (tmp_path / "ran").exists()
 
 
 @pytest.mark.parametrize(
-    "name", [b"numpy.core.multiarray\n_set_typeDict\n", b"numpy\nload\n", b"os\nsystem\n", b"torch\nload\n"]
+    "name",
+    [
+        b"numpy.core.multiarray\n_set_typeDict\n",
+        b"numpy\nload\n",
+        b"os\nsystem\n",
+        b"torch\nload\n",
+    ],
 )
 def test_names_beside_those_of_an_array_are_refused(name, tmp_path):
     (tmp_path / "train").write_bytes(b"\x80\x02c" + name + b".")
-    with pytest.raises(ValueError, match=f"the name {re.escape(name.decode().strip()).replace(chr(92) + chr(10), '.')}"):
+    with pytest.raises(
+        ValueError,
+        match=f"the name {re.escape(name.decode().strip()).replace(chr(92) + chr(10), '.')}",
+    ):
         cifar(tmp_path, 100)
 
 
 def test_damaged_cifar_files_are_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match="found nothing in .*; supported are data_batch_1, .*: unpack cifar-10-binary"):
+    with pytest.raises(
+        FileNotFoundError,
+        match="found nothing in .*; supported are data_batch_1, .*: unpack cifar-10-binary",
+    ):
         cifar(tmp_path, 10)
     (tmp_path / "notes.txt").touch()
     with pytest.raises(FileNotFoundError, match=r"found notes\.txt in"):
@@ -137,7 +198,10 @@ def test_damaged_cifar_files_are_named(tmp_path):
     write_cifar(tmp_path, 10, "binary")
     whole = (tmp_path / "data_batch_4.bin").read_bytes()
     (tmp_path / "data_batch_4.bin").write_bytes(whole[:-1])
-    with pytest.raises(ValueError, match=f"found {len(whole) - 1} bytes in .*data_batch_4.bin; supported .* 3073 bytes"):
+    with pytest.raises(
+        ValueError,
+        match=f"found {len(whole) - 1} bytes in .*data_batch_4.bin; supported .* 3073 bytes",
+    ):
         cifar(tmp_path, 10)
     (tmp_path / "data_batch_4.bin").write_bytes(b"\x0b" + whole[1:])
     with pytest.raises(ValueError, match="found class 11 in"):
@@ -147,10 +211,14 @@ def test_damaged_cifar_files_are_named(tmp_path):
         cifar(tmp_path, 10)
 
 
-@pytest.mark.parametrize("content", [b"", b"\x80\x02}.", b"\x80\x02}(", b"no pickle", b"\x80\x02]."])
+@pytest.mark.parametrize(
+    "content", [b"", b"\x80\x02}.", b"\x80\x02}(", b"no pickle", b"\x80\x02]."]
+)
 def test_what_is_no_pickle_of_cifar_is_named(content, tmp_path):
     (tmp_path / "train").write_bytes(content)
-    with pytest.raises(ValueError, match="found no file of CIFAR-100, Python version, in .*take the binary version"):
+    with pytest.raises(
+        ValueError, match="found no file of CIFAR-100, Python version, in .*take the binary version"
+    ):
         cifar(tmp_path, 100)
 
 
@@ -160,7 +228,9 @@ def test_arrays_of_other_types_and_lengths_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"images of shape \(2, 3072\) for 3 classes"):
         cifar(tmp_path, 100)
     write_python(tmp_path / "train", pixels, fine_labels=torch.tensor([1, 2]))
-    (tmp_path / "train").write_bytes((tmp_path / "train").read_bytes().replace(text(b"u1"), text(b"O8")))
+    (tmp_path / "train").write_bytes(
+        (tmp_path / "train").read_bytes().replace(text(b"u1"), text(b"O8"))
+    )
     with pytest.raises(ValueError, match="not of unsigned bytes"):
         cifar(tmp_path, 100)
 
@@ -189,14 +259,18 @@ def test_idx_files_that_are_cut_short_or_of_two_data_sets_are_named(tmp_path):
     images, labels = tmp_path / "train-images-idx3-ubyte", tmp_path / "train-labels-idx1-ubyte"
     write_idx(images, random_bytes(8, 6, 5), compressed=False)
     write_idx(labels, random_bytes(7), compressed=False)
-    with pytest.raises(ValueError, match=r"found images of shape \(8, 6, 5\) and classes of shape \(7,\)"):
+    with pytest.raises(
+        ValueError, match=r"found images of shape \(8, 6, 5\) and classes of shape \(7,\)"
+    ):
         idx(tmp_path)
     images.write_bytes(images.read_bytes()[:-1])
     with pytest.raises(ValueError, match="found 239 values in .*, whose header says 8 × 6 × 5"):
         idx(tmp_path)
     images.rename(tmp_path / "a-train-images-idx3-ubyte")
     (tmp_path / "b-train-images-idx3-ubyte").touch()
-    with pytest.raises(ValueError, match="found a-train-images-idx3-ubyte, b-train-images-idx3-ubyte in"):
+    with pytest.raises(
+        ValueError, match="found a-train-images-idx3-ubyte, b-train-images-idx3-ubyte in"
+    ):
         find_idx(tmp_path, "train-images-idx3-ubyte")
 
 
@@ -209,7 +283,9 @@ def test_digits_are_the_same_as_vectors_and_as_images():
 
 
 def test_images_are_standardised_by_channel():
-    data = torch.utils.data.TensorDataset(torch.rand(50, 3, 4, 4) * torch.tensor([1.0, 5.0, 9.0]).reshape(1, 3, 1, 1))
+    data = torch.utils.data.TensorDataset(
+        torch.rand(50, 3, 4, 4) * torch.tensor([1.0, 5.0, 9.0]).reshape(1, 3, 1, 1)
+    )
     images = standardized(data).tensors[0]
     torch.testing.assert_close(images.mean((0, 2, 3)), torch.zeros(3), atol=1e-5, rtol=0)
     torch.testing.assert_close(images.std((0, 2, 3)), torch.ones(3))

@@ -28,7 +28,11 @@ def test_the_settings_are_told_apart(chosen, tmp_path):
     assert (small.pick(8, 4096), full.pick(8, 4096)) == (8, 4096)
     assert chosen("--seeds", "3").seeds == (0, 1, 2)
     between = chosen("--larger", larger_seeds=3)
-    assert (between.out, between.seeds, between.full) == (tmp_path / "demo" / "larger", (0, 1, 2), False)
+    assert (between.out, between.seeds, between.full) == (
+        tmp_path / "demo" / "larger",
+        (0, 1, 2),
+        False,
+    )
     assert (between.pick(8, 4096, 64), between.pick(8, 4096)) == (64, 8)
     with pytest.raises(SystemExit):
         chosen("--larger")
@@ -39,7 +43,13 @@ def test_the_settings_are_told_apart(chosen, tmp_path):
 def test_a_run_that_is_there_is_read_back_and_another_seed_is_another_run(tmp_path, capsys):
     def run(seed):
         return measured(
-            tmp_path / f"seed-{seed}", Plain, loader, seed=seed, max_epochs=1, accelerator="cpu", monitor={"every_n_steps": 2}
+            tmp_path / f"seed-{seed}",
+            Plain,
+            loader,
+            seed=seed,
+            max_epochs=1,
+            accelerator="cpu",
+            monitor={"every_n_steps": 2},
         )
 
     first = run(0)
@@ -70,12 +80,23 @@ def test_other_callbacks_do_not_replace_the_monitor(tmp_path):
 
 def test_findings_are_printed_and_written(chosen, capsys):
     small = chosen()
-    findings = [Finding("grows", seen(True), "1 to 2"), Finding("falls", seen(False), "1 to 1"), Finding("far", seen(None), "")]
+    findings = [
+        Finding("grows", seen(True), "1 to 2"),
+        Finding("falls", seen(False), "1 to 1"),
+        Finding("far", seen(None), ""),
+    ]
     conclude("demo", small, [{"width": 1, "alpha": 0.5}, {"width": 2, "alpha": 0.25}], findings)
     said = capsys.readouterr().out
     with (small.out / "demo.csv").open(newline="") as file:
-        assert list(csv.DictReader(file)) == [{"width": "1", "alpha": "0.5"}, {"width": "2", "alpha": "0.25"}]
+        assert list(csv.DictReader(file)) == [
+            {"width": "1", "alpha": "0.5"},
+            {"width": "2", "alpha": "0.25"},
+        ]
     with (small.out / "findings.csv").open(newline="") as file:
-        assert [row["verdict"] for row in csv.DictReader(file)] == ["seen", "not seen", "needs --full"]
+        assert [row["verdict"] for row in csv.DictReader(file)] == [
+            "seen",
+            "not seen",
+            "needs --full",
+        ]
     for finding in findings:
         assert f"{finding.verdict:13s} {finding.finding}" in said

@@ -29,7 +29,9 @@ def test_the_samples_are_fixed_and_of_two_classes():
     assert classes.tolist() == [1.0] * 10 + [-1.0] * 10
     other, _ = half_space.samples(1).tensors
     assert not torch.equal(points, other)
-    many = torch.cat([half_space.samples(seed).tensors[0] * classes[:, None] for seed in range(500)])
+    many = torch.cat(
+        [half_space.samples(seed).tensors[0] * classes[:, None] for seed in range(500)]
+    )
     assert many.mean(0).norm() == pytest.approx(1.0, abs=0.1)
     assert many.var(0).mean() == pytest.approx(2.0, abs=0.1)
 
@@ -38,7 +40,9 @@ def test_the_loss_in_closed_form():
     points, classes = half_space.samples().tensors
     assert half_space.loss_of(torch.zeros(10, dtype=torch.float64), points, classes) == 0.5
     x = torch.linspace(-1, 1, 10, dtype=torch.float64)
-    spelled = sum(1 / (1 + torch.exp(b * (a @ x))) for a, b in zip(points, classes, strict=True)) / 20 + 0.5e-5 * x.dot(x)
+    spelled = sum(
+        1 / (1 + torch.exp(b * (a @ x))) for a, b in zip(points, classes, strict=True)
+    ) / 20 + 0.5e-5 * x.dot(x)
     assert half_space.loss_of(x, points, classes) == pytest.approx(float(spelled), rel=1e-12)
 
 
@@ -72,8 +76,12 @@ def test_what_is_read_off_all_samples_is_f(tiny):
     value = half_space.loss_of(x, points, classes)
     value.backward()
     assert columns["loss"][0] == pytest.approx(value.item(), rel=1e-12)
-    assert columns["reference_loss"][0] == pytest.approx(half_space.loss_of(end, points, classes).item(), rel=1e-12)
-    assert columns["inner_product"][0] == pytest.approx((x.grad @ (x.detach() - end)).item(), rel=1e-9)
+    assert columns["reference_loss"][0] == pytest.approx(
+        half_space.loss_of(end, points, classes).item(), rel=1e-12
+    )
+    assert columns["inner_product"][0] == pytest.approx(
+        (x.grad @ (x.detach() - end)).item(), rel=1e-9
+    )
     assert columns["grad_sq_norm"][0] == pytest.approx(x.grad.square().sum().item(), rel=1e-9)
     for name in ("loss", "reference_loss", "inner_product"):
         assert torch.allclose(single[name].mean(1), columns[name], rtol=1e-9)
@@ -95,8 +103,18 @@ def test_the_experiment_leaves_a_table_findings_and_a_picture(tiny):
 
 
 def test_small_constants_are_not_called_huge():
-    row = {"flat_loss": None, "aiming_theta": 0.1, "aiming_theta_f": 0.1, "pl_mu": 0.1, "pl_mu_f": 0.1}
-    row |= {"beta_over_rate_all_samples": 0.5, "informativeness_all_samples": 0.1, "beta_min_tenth_all_samples": 0.0}
+    row = {
+        "flat_loss": None,
+        "aiming_theta": 0.1,
+        "aiming_theta_f": 0.1,
+        "pl_mu": 0.1,
+        "pl_mu_f": 0.1,
+    }
+    row |= {
+        "beta_over_rate_all_samples": 0.5,
+        "informativeness_all_samples": 0.1,
+        "beta_min_tenth_all_samples": 0.0,
+    }
     row |= {
         "flat_share": 0.0,
         "aiming_violations": 0.0,

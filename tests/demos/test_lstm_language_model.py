@@ -49,7 +49,11 @@ def test_a_gradient_of_zeros_moves_nothing():
 
 
 def test_the_last_layer_is_as_wide_as_a_words_vector(model, batch):
-    assert [(layer.input_size, layer.hidden_size) for layer in model.layers] == [(6, 8), (8, 8), (8, 6)]
+    assert [(layer.input_size, layer.hidden_size) for layer in model.layers] == [
+        (6, 8),
+        (8, 8),
+        (8, 6),
+    ]
     assert model.outputs(batch[0]).shape == (4, 9, 6)
 
 
@@ -85,7 +89,9 @@ def test_the_demo_in_miniature_writes_runs_table_and_picture(tmp_path, capsys):
     assert {f.verdict for f in found} <= {"seen", "not seen"}
     with (tmp_path / "lstm_language_model.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    assert [(row["training"], row["seed"]) for row in rows] == [(k, s) for k in ("plain", "regularised") for s in "01"]
+    assert [(row["training"], row["seed"]) for row in rows] == [
+        (k, s) for k in ("plain", "regularised") for s in "01"
+    ]
     assert (tmp_path / "lstm_language_model.png").stat().st_size > 10_000
     for row in rows:
         run = load(tmp_path / row["training"] / f"seed-{row['seed']}")
@@ -102,9 +108,21 @@ def test_the_demo_in_miniature_writes_runs_table_and_picture(tmp_path, capsys):
 
 def test_findings_follow_the_numbers():
     row = dict.fromkeys(("cosine_early_min", "negative_cosines_early", "mu_at"), 1.0)
-    agrees = {"cosine_early_mean": -0.1, "aiming_early_min": -1.0, "aiming_late_min": 0.1, "mu_min": 1e-8}
-    differs = {"cosine_early_mean": 0.1, "aiming_early_min": -1.0, "aiming_late_min": -0.1, "mu_min": 1e-3}
+    agrees = {
+        "cosine_early_mean": -0.1,
+        "aiming_early_min": -1.0,
+        "aiming_late_min": 0.1,
+        "mu_min": 1e-8,
+    }
+    differs = {
+        "cosine_early_mean": 0.1,
+        "aiming_early_min": -1.0,
+        "aiming_late_min": -0.1,
+        "mu_min": 1e-3,
+    }
     verdicts = [f.verdict for f in demo.findings_of([{"training": "plain", **row, **agrees}], [])]
     assert verdicts == ["seen"] * 3
-    both = [{"training": "plain", **row, **numbers} for numbers in (agrees, differs)]  # one seed is enough to differ
+    both = [
+        {"training": "plain", **row, **numbers} for numbers in (agrees, differs)
+    ]  # one seed is enough to differ
     assert [f.verdict for f in demo.findings_of(both, [])] == ["not seen"] * 3

@@ -14,7 +14,9 @@ def chosen(folder):
     return Options("small", folder, (0,), None, argparse.Namespace())
 
 
-@pytest.mark.parametrize("method", [name for name in optimizers.METHODS if not name.startswith("Adam")])
+@pytest.mark.parametrize(
+    "method", [name for name in optimizers.METHODS if not name.startswith("Adam")]
+)
 def test_every_method_meets_the_assumptions_of_its_theorem(method, tmp_path):
     run = optimizers.train(tmp_path / "run", method, "logistic regression", 0, 2)
     rows = optimizers.rows_of(method, "logistic regression", 0, run)
@@ -60,10 +62,14 @@ def test_the_best_gap_is_a_mean_over_neighbours_and_not_one_lucky_batch():
         evaluated = property(lambda self: self)
 
         def column(self, name):
-            return torch.tensor([3.0, 1.0, 2.0]) if name == "loss" else torch.tensor([1.0, 1.0, 1.0])
+            return (
+                torch.tensor([3.0, 1.0, 2.0]) if name == "loss" else torch.tensor([1.0, 1.0, 1.0])
+            )
 
     assert optimizers.best_gap(Rows(), width=2) == 0.5
 
 
 def test_folders_of_methods_differ():
-    assert len({optimizers.key_of(method) for method in optimizers.METHODS}) == len(optimizers.METHODS)
+    assert len({optimizers.key_of(method) for method in optimizers.METHODS}) == len(
+        optimizers.METHODS
+    )

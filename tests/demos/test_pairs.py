@@ -13,7 +13,10 @@ class Of:
 
     def __init__(self, *products):
         self.table = ProbeTable(
-            [Probe(k, 0, 2.0, 1.0, 0.0, product, 1.0, 1.0, 0.1, 0.0, 2.0, k) for k, product in enumerate(products)]
+            [
+                Probe(k, 0, 2.0, 1.0, 0.0, product, 1.0, 1.0, 0.1, 0.0, 2.0, k)
+                for k, product in enumerate(products)
+            ]
         )
 
 
@@ -49,6 +52,11 @@ def test_losses_are_drawn_on_one_scale(tmp_path, monkeypatch):
     groups = {name: Group(name, ("seed-0",), 1, interpolation_error=1.0, drop=1.0) for name in runs}
     pairs.draw(tmp_path / "p.png", betas, groups, runs, "as a share", {"a": 1.0, "b": 4.0})
     left, _, right = drawn[0].axes
-    assert [line.get_ydata().tolist() for line in left.lines] == [[2.0], [1.0], [0.5, 0.5], [0.25, 0.25]]
+    assert [line.get_ydata().tolist() for line in left.lines] == [
+        [2.0],
+        [1.0],
+        [0.5, 0.5],
+        [0.25, 0.25],
+    ]
     assert left.get_ylabel() == "mini-batch loss, as a share"
     assert len(right.lines) == 3

@@ -47,7 +47,9 @@ def test_the_average_is_that_of_the_second_half(tmp_path):
 
     class Record(pl.Callback):
         def on_train_batch_end(self, trainer, pl_module, *unused):
-            seen.append({name: value.detach().clone() for name, value in pl_module.state_dict().items()})
+            seen.append(
+                {name: value.detach().clone() for name, value in pl_module.state_dict().items()}
+            )
 
     pl.seed_everything(0, verbose=False)
     path = tmp_path / "points" / "average.safetensors"

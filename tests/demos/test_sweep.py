@@ -21,7 +21,11 @@ from lightning_landscape.reporting.compare import compare
         ([1, 1, 1], False, False),
         ([1, 2, 1.9, 3, 2], True, False),
         ([4.25, 4.26, 3.07, 2.36, 0.07], False, False),  # nor is a rise by a quarter of a per cent
-        ([3.11, 3.04, 2.8, 3.17, 2.5, 1.8], False, False),  # a largest value inside alone is no rise
+        (
+            [3.11, 3.04, 2.8, 3.17, 2.5, 1.8],
+            False,
+            False,
+        ),  # a largest value inside alone is no rise
         ([0, 0, 0, 0], None, None),
         ([1, 2], None, None),
         ([1, None, 2], None, None),
@@ -50,8 +54,16 @@ def test_tends():
 
 
 def test_only_the_small_setting_asks_for_the_full_one():
-    assert [judged(holds, full=False) for holds in (True, False, None)] == ["seen", "not seen", "needs --full"]
-    assert [judged(holds, full=True) for holds in (True, False, None)] == ["seen", "not seen", "not seen"]
+    assert [judged(holds, full=False) for holds in (True, False, None)] == [
+        "seen",
+        "not seen",
+        "needs --full",
+    ]
+    assert [judged(holds, full=True) for holds in (True, False, None)] == [
+        "seen",
+        "not seen",
+        "not seen",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -83,9 +95,18 @@ def options(full=False, root=None, epochs=None):
 
 def test_every_set_of_images_and_length_has_its_folder():
     root = Path("files")
-    settings = [options(), options(root=root), options(epochs=3), options(root=root, epochs=3), options(True, root)]
+    settings = [
+        options(),
+        options(root=root),
+        options(epochs=3),
+        options(root=root, epochs=3),
+        options(True, root),
+    ]
     assert len({settled(given, "files").out for given in settings}) == 5
-    with pytest.raises(SystemExit, match="found --full without --root; add --root DIR, a folder with the files of CIFAR-10"):
+    with pytest.raises(
+        SystemExit,
+        match="found --full without --root; add --root DIR, a folder with the files of CIFAR-10",
+    ):
         settled(options(full=True), "the files of CIFAR-10")
 
 

@@ -50,13 +50,43 @@ def test_a_python_without_its_help_texts_says_what_to_do(monkeypatch):
 
 def test_ptb_and_wikitext_end_their_lines(folder):
     ptb = words(read("ptb", folder).train, "ptb")
-    assert ptb == ["the", "cat", "<unk>", "on", "the", "mat", "<eos>", "the", "dog", "saw", "N", "cats", "<eos>"]
+    assert ptb == [
+        "the",
+        "cat",
+        "<unk>",
+        "on",
+        "the",
+        "mat",
+        "<eos>",
+        "the",
+        "dog",
+        "saw",
+        "N",
+        "cats",
+        "<eos>",
+    ]
     wiki = words(read("wikitext-2", folder).train, "wikitext-2")
-    assert wiki == ["=", "A", "heading", "=", "<eos>", "the", "cat", "sat", "on", "the", "mat", ".", "<eos>"]
+    assert wiki == [
+        "=",
+        "A",
+        "heading",
+        "=",
+        "<eos>",
+        "the",
+        "cat",
+        "sat",
+        "on",
+        "the",
+        "mat",
+        ".",
+        "<eos>",
+    ]
 
 
 def test_what_is_missing_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"found no ptb\.train\.txt in .*ptb\.valid\.txt.*--root"):
+    with pytest.raises(
+        FileNotFoundError, match=r"found no ptb\.train\.txt in .*ptb\.valid\.txt.*--root"
+    ):
         read("ptb", tmp_path)
     with pytest.raises(ValueError, match=r"without a folder; give root=.*wiki\.train\.tokens"):
         read("wikitext-2")
@@ -65,7 +95,18 @@ def test_what_is_missing_is_named(tmp_path):
 
 
 def test_words_of_english_are_lower_case_with_runs_of_signs_as_one():
-    assert words("A Key: x1 == 'b'\n----- \n", "python-docs") == ["a", "key", ":", "x", "1", "==", "'", "b", "'", "-----"]
+    assert words("A Key: x1 == 'b'\n----- \n", "python-docs") == [
+        "a",
+        "key",
+        ":",
+        "x",
+        "1",
+        "==",
+        "'",
+        "b",
+        "'",
+        "-----",
+    ]
 
 
 def test_a_vocabulary_keeps_the_most_frequent_words_and_ties_by_name():
@@ -101,4 +142,6 @@ def test_batches_of_files_have_all_words(data, size, folder):
 def test_only_so_much_text_is_taken_as_was_asked_for(folder):
     text = Text("ptb", folder, unit="bytes", length=4, batch_size=1, limit=9)
     assert text.size == 256
-    assert sorted(batch[0].tolist() for (batch,) in text.train_dataloader()) == sorted([[*b" the "], [*b" cat "]])
+    assert sorted(batch[0].tolist() for (batch,) in text.train_dataloader()) == sorted(
+        [[*b" the "], [*b" cat "]]
+    )

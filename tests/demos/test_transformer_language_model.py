@@ -42,8 +42,16 @@ def of_transformers(decoder):
     output = next(
         name for name in ("lm_head.weight", "embed_out.weight") if name in other.state_dict()
     )  # older ones have the latter
-    names = {"before_attention": "input_layernorm", "before_mlp": "post_attention_layernorm", "out": "attention.dense"}
-    names |= {"query_key_value": "attention.query_key_value", "mlp.0": "mlp.dense_h_to_4h", "mlp.2": "mlp.dense_4h_to_h"}
+    names = {
+        "before_attention": "input_layernorm",
+        "before_mlp": "post_attention_layernorm",
+        "out": "attention.dense",
+    }
+    names |= {
+        "query_key_value": "attention.query_key_value",
+        "mlp.0": "mlp.dense_h_to_4h",
+        "mlp.2": "mlp.dense_4h_to_h",
+    }
     top = {"embedding.weight": "gpt_neox.embed_in.weight", "head.weight": output}
     top |= {f"norm.{kind}": f"gpt_neox.final_layer_norm.{kind}" for kind in ("weight", "bias")}
     state = {}
@@ -56,7 +64,10 @@ def of_transformers(decoder):
             state[top[name]] = value
     missing = other.load_state_dict(state, strict=False)
     assert not missing.unexpected_keys, missing
-    assert all(("weight" not in name and not name.endswith("bias")) or "rotary" in name for name in missing.missing_keys)
+    assert all(
+        ("weight" not in name and not name.endswith("bias")) or "rotary" in name
+        for name in missing.missing_keys
+    )
     return other
 
 
@@ -144,7 +155,11 @@ def test_findings_follow_the_numbers():
         }
 
     one, again = row(2.0, 3.0, 0.5), row(1.0, 1.0, 0.1)
-    verdicts = [f.verdict for f in demo.findings_of({"s, one pass": one, "s, repeated": again}, ["s"])]
+    verdicts = [
+        f.verdict for f in demo.findings_of({"s, one pass": one, "s, repeated": again}, ["s"])
+    ]
     assert verdicts == ["seen", "not seen", "seen", "seen", "seen"]
-    verdicts = [f.verdict for f in demo.findings_of({"s, one pass": again, "s, repeated": one}, ["s"])]
+    verdicts = [
+        f.verdict for f in demo.findings_of({"s, one pass": again, "s, repeated": one}, ["s"])
+    ]
     assert verdicts == ["not seen", "seen", "not seen", "not seen", "not seen"]

@@ -22,7 +22,10 @@ from tests.demos.test_data import write_cifar
 def test_the_cnn_has_the_layers_of_its_arguments():
     net = CNN((3, 32, 32), channels=48, first=16, classes=10).net
     assert net(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
-    assert sum(p.numel() for p in net.parameters()) == (27 + 1) * 16 + (16 * 9 + 1) * 48 + (48 * 64 + 1) * 10
+    assert (
+        sum(p.numel() for p in net.parameters())
+        == (27 + 1) * 16 + (16 * 9 + 1) * 48 + (48 * 64 + 1) * 10
+    )
 
 
 @pytest.mark.parametrize("depth", DEPTHS)
@@ -32,7 +35,9 @@ def test_resnets_take_small_images(depth, channels, side):
     assert net(torch.randn(2, channels, side, side)).shape == (2, 7)
     # without a bias in front of BatchNorm, and with as many layers as their names say
     longest = [
-        m for name, m in net.named_modules() if isinstance(m, (torch.nn.Conv2d, torch.nn.Linear)) and "shortcut" not in name
+        m
+        for name, m in net.named_modules()
+        if isinstance(m, (torch.nn.Conv2d, torch.nn.Linear)) and "shortcut" not in name
     ]
     assert len(longest) == depth
     assert all(m.bias is None for m in net.modules() if isinstance(m, torch.nn.Conv2d))
@@ -85,7 +90,8 @@ def check(folder, name, said, group_by):
 
 
 @pytest.mark.parametrize(
-    ("demo", "name", "parameter"), [(mlp_width, "mlp_width", "width"), (cnn_width, "cnn_width", "channels")]
+    ("demo", "name", "parameter"),
+    [(mlp_width, "mlp_width", "width"), (cnn_width, "cnn_width", "channels")],
 )
 def test_width(demo, name, parameter, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(demo, "SMALL", (4, 8, 16))
@@ -116,10 +122,15 @@ def test_cosine_ends_at_zero(tmp_path, monkeypatch, capsys):
 
 
 def test_batch_size_optimiser_and_depth(tmp_path, monkeypatch, capsys):
-    grid = {(9, name): (64, 256) for name in resnet_batch_size.OPTIMIZERS} | {(18, "SGD"): (256,), (34, "SGD"): (256,)}
+    grid = {(9, name): (64, 256) for name in resnet_batch_size.OPTIMIZERS} | {
+        (18, "SGD"): (256,),
+        (34, "SGD"): (256,),
+    }
     monkeypatch.setattr(resnet_batch_size, "SMALL_GRID", grid)
     monkeypatch.setattr(resnet_batch_size, "SMALL_WIDTH", 2)
-    said = run(resnet_batch_size, monkeypatch, capsys, "--out", tmp_path, "--epochs", 1, "--seeds", 1)
+    said = run(
+        resnet_batch_size, monkeypatch, capsys, "--out", tmp_path, "--epochs", 1, "--seeds", 1
+    )
     folder = tmp_path / "resnet_batch_size" / "small-1-epochs"
     rows, groups, findings = check(folder, "resnet_batch_size", said, "hparams.optimizer")
     assert {(row["depth"], row["optimizer"], row["batch_size"]) for row in rows} == {
@@ -127,9 +138,14 @@ def test_batch_size_optimiser_and_depth(tmp_path, monkeypatch, capsys):
     }
     assert [group.key for group in groups] == ["Adam", "SGD", "momentum"]
     assert len(findings) == 3 * 5 + 4 + 4
-    kinds = {path.parents[2].name: load(path).summary["run"]["optimizer"] for path in find_runs(folder)}
+    kinds = {
+        path.parents[2].name: load(path).summary["run"]["optimizer"] for path in find_runs(folder)
+    }
     assert kinds["resnet9-Adam"]["class"] == "Adam"
-    assert [kinds[f"resnet9-{name}"]["defaults"]["momentum"] for name in ("SGD", "momentum")] == [0, 0.9]
+    assert [kinds[f"resnet9-{name}"]["defaults"]["momentum"] for name in ("SGD", "momentum")] == [
+        0,
+        0.9,
+    ]
 
 
 @pytest.mark.parametrize("demo", [mlp_width, cnn_width, resnet_batch_size])
@@ -146,11 +162,16 @@ def test_full_settings_read_cifar(tmp_path, monkeypatch, capsys):
     said = run(cnn_width, monkeypatch, capsys, *given)
     assert "needs --full" not in said
     assert load(tmp_path / "cnn_width/full-1-epochs/channels-4/seed-0").summary["run"]["steps"] == 2
-    grid = {(9, name): (64,) for name in resnet_batch_size.OPTIMIZERS} | {(18, "SGD"): (64,), (34, "SGD"): (64,)}
+    grid = {(9, name): (64,) for name in resnet_batch_size.OPTIMIZERS} | {
+        (18, "SGD"): (64,),
+        (34, "SGD"): (64,),
+    }
     monkeypatch.setattr(resnet_batch_size, "FULL_GRID", grid)
     monkeypatch.setattr(resnet_batch_size, "FULL_WIDTH", 2)
     assert "needs --full" not in run(resnet_batch_size, monkeypatch, capsys, *given)
-    found = load(tmp_path / "resnet_batch_size/full-1-epochs/resnet34-SGD/batch-64/seed-0").summary["run"]["hparams"]
+    found = load(tmp_path / "resnet_batch_size/full-1-epochs/resnet34-SGD/batch-64/seed-0").summary[
+        "run"
+    ]["hparams"]
     assert (found["classes"], found["channels"]) == (100, 3)
 
 

@@ -52,7 +52,9 @@ def functions():
 def test_the_interaction_of_a_dlrm_is_the_dot_products_of_all_pairs():
     vectors = torch.randn(3, 5, 4)
     pairs = [(i, j) for i in range(5) for j in range(i)]
-    expected = torch.tensor([[sum(float(v[i, k] * v[j, k]) for k in range(4)) for i, j in pairs] for v in vectors])
+    expected = torch.tensor(
+        [[sum(float(v[i, k] * v[j, k]) for k in range(4)) for i, j in pairs] for v in vectors]
+    )
     assert torch.allclose(stand_ins.DLRM.interaction(vectors), expected, atol=1e-5)
 
 
@@ -62,7 +64,9 @@ def test_a_dlrm_reads_a_row_of_each_table_and_gives_a_logit():
     first = network.bottom(dense)
     a, b = network.tables[0].weight[[4, 0]], network.tables[1].weight[[8, 0]]
     dots = torch.stack([(a * first).sum(1), (b * first).sum(1), (b * a).sum(1)], 1)
-    assert torch.allclose(network(categories, dense), network.top(torch.cat([first, dots], 1))[:, 0])
+    assert torch.allclose(
+        network(categories, dense), network.top(torch.cat([first, dots], 1))[:, 0]
+    )
     clicks = torch.tensor([1.0, 0.0])
     p = network(categories, dense).sigmoid()
     expected = -(p[0].log() + (1 - p[1]).log()) / 2
@@ -86,7 +90,9 @@ def test_skip_connections_of_a_unet_carry_what_the_bottom_does_not():
     assert network(image).std() > 1e-3
     shapes = []
     for block in network.up:
-        block.register_forward_hook(lambda _, given, out: shapes.append((given[0].shape[1:], out.shape[1:])))
+        block.register_forward_hook(
+            lambda _, given, out: shapes.append((given[0].shape[1:], out.shape[1:]))
+        )
     network(image)
     assert shapes == [((16, 4, 4), (8, 4, 4)), ((8, 8, 8), (4, 8, 8))]
 
@@ -105,7 +111,9 @@ def test_a_graph_network_does_not_depend_on_the_order_of_nodes_or_on_room_for_mo
     expected = network(kinds, edges)
     assert expected.shape == (2, 3)
     for order in itertools.islice(itertools.permutations(range(5)), 0, 120, 17):
-        assert torch.allclose(network(kinds[:, order], edges[:, order][:, :, order]), expected, atol=1e-5)
+        assert torch.allclose(
+            network(kinds[:, order], edges[:, order][:, :, order]), expected, atol=1e-5
+        )
     assert torch.allclose(network(kinds[1:, :2], edges[1:, :2, :2]), expected[1:], atol=1e-5)
 
 
@@ -128,7 +136,9 @@ def test_messages_are_sums_over_edges():
         for a, b in ((0, 1), (0, 2), (2, 3)):
             came += messages.sent(nodes[0, a]) if b == node else 0
             went += messages.received(nodes[0, b]) if a == node else 0
-        expected[node] = nodes[0, node] + messages.nodes(torch.cat([nodes[0, node], came, went, whole[0]]))
+        expected[node] = nodes[0, node] + messages.nodes(
+            torch.cat([nodes[0, node], came, went, whole[0]])
+        )
     assert torch.allclose(got[0], expected, atol=1e-5)
     pooled = messages.whole(torch.cat([expected[:4].mean(0), whole[0]]))
     assert torch.allclose(of_graph[0], whole[0] + pooled, atol=1e-5)
@@ -148,12 +158,17 @@ def test_a_decoder_sees_no_later_tokens_and_no_padding_of_the_source():
     assert torch.allclose(network(source[:, :4], target), logits, atol=1e-5)
     other = source.clone()
     other[:, 3] = (other[:, 3] - 2) % 17 + 3
-    assert not torch.allclose(network(other, target)[:, 0], logits[:, 0], atol=1e-3)  # the whole source is seen from the start
+    assert not torch.allclose(
+        network(other, target)[:, 0], logits[:, 0], atol=1e-3
+    )  # the whole source is seen from the start
 
 
 def test_only_words_of_the_target_count():
     network = stand_ins.EncoderDecoder(20, width=8, depth=1, heads=2)
-    source, target = torch.randint(3, 20, (2, 5)), torch.tensor([[BEGIN, 5, 6, END], [BEGIN, 7, END, PAD]])
+    source, target = (
+        torch.randint(3, 20, (2, 5)),
+        torch.tensor([[BEGIN, 5, 6, END], [BEGIN, 7, END, PAD]]),
+    )
     logits = network(source, target[:, :-1]).log_softmax(-1)
     told = [logits[0, 0, 5], logits[0, 1, 6], logits[0, 2, END], logits[1, 0, 7], logits[1, 1, END]]
     assert torch.allclose(network.loss((source, target)), -torch.stack(told).mean())
@@ -169,7 +184,10 @@ def test_losses_of_labels_and_classes():
     kinds, edges = graph()
     network = stand_ins.GraphNetwork(4, 3, width=8)
     labels = torch.tensor([[1.0, 0, 0], [0, 1, 1]])
-    assert torch.equal(network.loss((kinds, edges, labels)), binary_cross_entropy_with_logits(network(kinds, edges), labels))
+    assert torch.equal(
+        network.loss((kinds, edges, labels)),
+        binary_cross_entropy_with_logits(network(kinds, edges), labels),
+    )
     mlp = stand_ins.Classifier(4, 3, width=8)
     x, y = torch.randn(5, 4), torch.randint(3, (5,))
     assert torch.equal(mlp.loss((x, y)), cross_entropy(mlp(x), y))
@@ -183,10 +201,15 @@ def test_clicks_are_what_can_be_known_before_a_word():
     categories, dense, marks = data.clicks(text, vocabulary=10, before=2).tensors
     assert marks.tolist() == [1, 0, 0, 0, 1, 0]
     numbers = {word: int(number) for (number, _), word in zip(categories, text[1:], strict=False)}
-    assert categories.tolist() == [[numbers[text[place - 1]], numbers.get(text[place - 2], 0)] for place in range(2, 8)]
+    assert categories.tolist() == [
+        [numbers[text[place - 1]], numbers.get(text[place - 2], 0)] for place in range(2, 8)
+    ]
     for row, place in enumerate(range(2, 8)):
         past, last = text[:place], text[place - 1]
-        since_mark = next((back for back, word in enumerate(reversed(past)) if not word[0].isalpha()), len(past) - 1)
+        since_mark = next(
+            (back for back, word in enumerate(reversed(past)) if not word[0].isalpha()),
+            len(past) - 1,
+        )
         earlier = [place - 1 - where for where, word in enumerate(past[:-1]) if word == last]
         expected = [since_mark, len(last), min(earlier, default=0), len(earlier)]
         assert dense[row].tolist() == pytest.approx([math.log1p(value) for value in expected])
@@ -198,7 +221,9 @@ def test_undersampled_images_keep_a_quarter_of_the_columns():
     assert left.shape == images.shape
     assert torch.allclose(data.undersampled(images, share=1.0), images, atol=1e-5)
     assert torch.equal(data.undersampled(images), left)
-    flat = data.undersampled(images, share=1 / 8)  # the constant column of the transform alone: no change along a row
+    flat = data.undersampled(
+        images, share=1 / 8
+    )  # the constant column of the transform alone: no change along a row
     assert torch.allclose(flat, images.mean(-1, keepdim=True).expand_as(images), atol=1e-5)
     for image, seen in zip(images[:, 0].double(), left[:, 0].double(), strict=True):
         possible = []
@@ -222,7 +247,9 @@ def test_functions_come_without_their_docstrings_and_within_others(functions):
 def test_the_tree_of_a_function_is_its_own(functions):
     kinds, parents = functions["inner"].kinds, functions["inner"].parents
     assert (kinds[0], parents[0]) == ("FunctionDef", -1)
-    named = sorted((kinds[parent], kind) for kind, parent in zip(kinds[1:], parents[1:], strict=True))
+    named = sorted(
+        (kinds[parent], kind) for kind, parent in zip(kinds[1:], parents[1:], strict=True)
+    )
     assert named == [
         ("BinOp", "Add"),
         ("BinOp", "Constant"),
@@ -248,12 +275,20 @@ def test_graphs_have_the_edges_of_the_tree_and_parts_of_the_name_as_labels(funct
     assert edges.sum((1, 2)).tolist() == [len(function.kinds) - 1 for function in small]
     assert (kinds > 0).sum(1).tolist() == [len(function.kinds) for function in small]
     for function, edge in zip(small, edges, strict=True):
-        assert {(a, b) for a, b in edge.nonzero().tolist()} == {(p, k) for k, p in enumerate(function.parents) if p >= 0}
-    assert labels.tolist() == [[1, 0], [0, 1], [0, 0]]  # inner, told; of equally frequent parts the first
+        assert {(a, b) for a, b in edge.nonzero().tolist()} == {
+            (p, k) for k, p in enumerate(function.parents) if p >= 0
+        }
+    assert labels.tolist() == [
+        [1, 0],
+        [0, 1],
+        [0, 0],
+    ]  # inner, told; of equally frequent parts the first
 
 
 def test_translations_begin_end_and_are_padded(functions):
-    codes, lines = data.translations(list(functions.values()), vocabulary=50, source=6, target=5).tensors
+    codes, lines = data.translations(
+        list(functions.values()), vocabulary=50, source=6, target=5
+    ).tensors
     assert (codes.shape, lines.shape) == ((2, 6), (2, 6))  # two have a docstring
     assert lines[:, 0].tolist() == [BEGIN, BEGIN]
     assert lines[0, 4:].tolist() == [END, PAD]  # "return it ." is three words
@@ -293,10 +328,17 @@ def row(sigma, small, large, share, pair=(1.0, 0.5)):
 
 def test_findings_follow_the_numbers():
     control = row(0.1, 0.2, 3.0, 0.9)
-    more = workloads.findings_of({"a": row(1.0, 0.3, 4.0, 0.5, (1.0, 0.6)), workloads.CONTROL: control})
+    more = workloads.findings_of(
+        {"a": row(1.0, 0.3, 4.0, 0.5, (1.0, 0.6)), workloads.CONTROL: control}
+    )
     assert [found.verdict for found in more] == ["seen"] * 5
-    assert "0.3 (neighbourhood 1.5 of the drop); control 0.2 (neighbourhood 0.1 of the drop)" in more[2].numbers
-    less = workloads.findings_of({"a": row(0.1, 0.2, None, 20 / 61, (None, None)), workloads.CONTROL: control})
+    assert (
+        "0.3 (neighbourhood 1.5 of the drop); control 0.2 (neighbourhood 0.1 of the drop)"
+        in more[2].numbers
+    )
+    less = workloads.findings_of(
+        {"a": row(0.1, 0.2, None, 20 / 61, (None, None)), workloads.CONTROL: control}
+    )
     assert [found.verdict for found in less] == ["not seen"] * 5
     assert less[3].numbers.startswith("none; control 3")
 
@@ -305,7 +347,10 @@ def test_all_workloads_have_all_settings():
     names = list(workloads.SMALL["workloads"])
     for setting in (workloads.SMALL, workloads.LARGER, workloads.FULL):
         assert list(setting["workloads"]) == names
-        assert setting["steps"] // setting["monitor"]["every_n_steps"] <= setting["monitor"]["max_probes"]
+        assert (
+            setting["steps"] // setting["monitor"]["every_n_steps"]
+            <= setting["monitor"]["max_probes"]
+        )
     with pytest.raises(KeyError):
         workloads.data_of("another")
 
@@ -325,8 +370,12 @@ MINIATURE = {
 }
 
 
-def test_the_demo_in_miniature_writes_runs_table_findings_and_picture(tmp_path, monkeypatch, functions):
-    many = tuple(functions.values()) * 32  # in the place of Python's library, which takes seconds to read
+def test_the_demo_in_miniature_writes_runs_table_findings_and_picture(
+    tmp_path, monkeypatch, functions
+):
+    many = (
+        tuple(functions.values()) * 32
+    )  # in the place of Python's library, which takes seconds to read
     monkeypatch.setattr(workloads, "library", lambda: many)
     monkeypatch.setattr(workloads, "data_of", workloads.data_of.__wrapped__)
     found = workloads.run(Options("small", tmp_path, (0, 1), None, Namespace()), MINIATURE)
@@ -345,9 +394,22 @@ def test_the_demo_in_miniature_writes_runs_table_findings_and_picture(tmp_path, 
     runs = [load(path) for path in find_runs(tmp_path)]
     assert len(runs) == 10
     for name, row_of in rows.items():
-        own = [run.table.evaluated for run in runs if run.path.parent.parent.name == name.replace(" ", "-")]
+        own = [
+            run.table.evaluated
+            for run in runs
+            if run.path.parent.parent.name == name.replace(" ", "-")
+        ]
         assert len(own) == 2
-        columns = [torch.cat([table.column(c) for table in own]) for c in ("loss", "reference_loss", "inner_product")]
-        brute = max(0.0, *(((a - b) - p) / b for a, b, p in zip(*(column.tolist() for column in columns), strict=True)))
+        columns = [
+            torch.cat([table.column(c) for table in own])
+            for c in ("loss", "reference_loss", "inner_product")
+        ]
+        brute = max(
+            0.0,
+            *(
+                ((a - b) - p) / b
+                for a, b, p in zip(*(column.tolist() for column in columns), strict=True)
+            ),
+        )
         assert float(row_of["beta_min_1"]) == pytest.approx(brute)
         assert float(row_of["interpolation_error"]) == pytest.approx(float(columns[1].mean()))

@@ -49,7 +49,10 @@ def columns(loss, reference_loss, inner_product, loss_infimum=None):
 
 def rational_rows(table):
     """Return (a − b, b − l, p) of every probe as rationals."""
-    lists = [[Fraction(v) for v in table[name].tolist()] for name in ("loss", "reference_loss", "inner_product")]
+    lists = [
+        [Fraction(v) for v in table[name].tolist()]
+        for name in ("loss", "reference_loss", "inner_product")
+    ]
     lows = [Fraction(v) for v in table["loss_infimum"].tolist()]
     return [(a - b, b - low, p) for a, b, p, low in zip(*lists, lows, strict=True)]
 
@@ -70,13 +73,22 @@ def naive_infimum(rows, count):
     """Return inf β/δ such that `count` rows hold, by trying every crossing in u = 1/δ of every pair of lines."""
     lines = [(r / e, -p / e) for r, e, p in rows if e > 0] + [(Fraction(0), Fraction(0))]
     inverse_rates = {p and Fraction(r) / p for r, e, p in rows if e == 0 and p > 0 and r > 0}
-    inverse_rates |= {(s2 - s1) / (t1 - t2) for (s1, t1), (s2, t2) in combinations(lines, 2) if t1 != t2}
+    inverse_rates |= {
+        (s2 - s1) / (t1 - t2) for (s1, t1), (s2, t2) in combinations(lines, 2) if t1 != t2
+    }
     inverse_rates = {u for u in inverse_rates if u > 0}
     # beyond all crossings to both sides, where only the order of the lines matters
-    inverse_rates |= {max(inverse_rates, default=Fraction(1)) * 2, min(inverse_rates, default=Fraction(1)) / 2}
+    inverse_rates |= {
+        max(inverse_rates, default=Fraction(1)) * 2,
+        min(inverse_rates, default=Fraction(1)) / 2,
+    }
     values = []
     for u in inverse_rates:
-        needs = [Fraction(0) if e == 0 else max(Fraction(0), r / e - p / e * u) for r, e, p in rows if e > 0 or r - p * u <= 0]
+        needs = [
+            Fraction(0) if e == 0 else max(Fraction(0), r / e - p / e * u)
+            for r, e, p in rows
+            if e > 0 or r - p * u <= 0
+        ]
         if len(needs) >= count:
             values.append(sorted(needs)[count - 1])
     limit = [max(Fraction(0), r / e) for r, e, p in rows if e > 0]
@@ -120,7 +132,10 @@ def test_vertices_are_corners_of_beta_min(table):
     expected = []
     for rate in sorted({c for c in crossings if c > 0} | {e for e in ends if e > 0}):
         here, tiny = naive_beta_min(rows, rate), Fraction(1, 10**6)
-        before, after = naive_beta_min(rows, rate * (1 - tiny)), naive_beta_min(rows, rate * (1 + tiny))
+        before, after = (
+            naive_beta_min(rows, rate * (1 - tiny)),
+            naive_beta_min(rows, rate * (1 + tiny)),
+        )
         if here is not None and (after is None or before + after > 2 * here):
             expected.append([float(rate), float(here)])
     assert corners == (expected if naive_beta_min(rows, Fraction(1, 10**9)) is not None else [])
@@ -161,7 +176,9 @@ def test_ties_take_the_largest_rate_of_a_bounded_tie_else_its_left_end(table):
         return beta is not None and beta == ratio * other
 
     assert ties(rate)
-    if ties(rate * (1 + Fraction(1, 10**9))):  # more to the right: then the tie is unbounded and this is its left end
+    if ties(
+        rate * (1 + Fraction(1, 10**9))
+    ):  # more to the right: then the tie is unbounded and this is its left end
         assert ties(rate * 10**9)
         assert not ties(rate * (1 - Fraction(1, 10**9)))
 
@@ -185,13 +202,19 @@ def test_coverage_is_the_best_over_all_subsets(table, share):
 @given(tables(st.floats(-1e3, 1e3)), st.sampled_from([0.5, 0.75]))
 def test_coverage_by_subsets_one_by_one(table, share):
     # shares are found by bisection over floats, to which 1/δ of a denormal δ is infinite: ordinary magnitudes only
-    assume(all(v == 0 or 1e-100 < abs(v) < 1e100 for column in table.values() for v in column.tolist()))
+    assume(
+        all(v == 0 or 1e-100 < abs(v) < 1e100 for column in table.values() for v in column.tolist())
+    )
     n = len(table["loss"])
     count = ceil(Fraction(share) * n)
     subsets = (list(rows) for rows in combinations(range(n), count))
-    ratios = [best_alpha_beta(**{k: v[rows] for k, v in table.items()}).ratio.item() for rows in subsets]
+    ratios = [
+        best_alpha_beta(**{k: v[rows] for k, v in table.items()}).ratio.item() for rows in subsets
+    ]
     best = min((ratio for ratio in ratios if not isnan(ratio)), default=float("nan"))
-    assert best_alpha_beta(share=share, **table).ratio.item() == pytest.approx(best, rel=1e-9, abs=1e-12, nan_ok=True)
+    assert best_alpha_beta(share=share, **table).ratio.item() == pytest.approx(
+        best, rel=1e-9, abs=1e-12, nan_ok=True
+    )
 
 
 @given(tables(coarse))
@@ -201,7 +224,9 @@ def test_running_pairs_are_the_pairs_of_the_prefixes(table):
         pair = running.add(**{name: column[k].item() for name, column in table.items()})
         alone = best_alpha_beta(**{name: column[: k + 1] for name, column in table.items()})
         for field in ("alpha", "beta", "rate", "ratio"):
-            assert getattr(pair, field).item() == pytest.approx(getattr(alone, field).item(), nan_ok=True, abs=0, rel=0)
+            assert getattr(pair, field).item() == pytest.approx(
+                getattr(alone, field).item(), nan_ok=True, abs=0, rel=0
+            )
     assert len(running) == len(table["loss"])
 
 
@@ -225,14 +250,19 @@ def test_beta_min_is_the_optimum_of_the_linear_program(table, rate):
         assert result == pytest.approx(program.fun, rel=1e-6, abs=1e-5)
 
 
-@given(tables(st.integers(-6400, 6400).map(lambda k: k / 64)))  # no p that HiGHS would take for zero
+@given(
+    tables(st.integers(-6400, 6400).map(lambda k: k / 64))
+)  # no p that HiGHS would take for zero
 @settings(max_examples=150)
 def test_best_ratio_is_the_optimum_of_the_linear_program_in_inverse_rate(table):
     rows = [(float(r), float(e), float(p)) for r, e, p in rational_rows(table)]
     assume(all(excess >= 1e-6 for _, excess, _ in rows))
     # v = β/δ, u = 1/δ: minimise v subject to v(b − l) + u p ≥ a − b
     program = linprog(
-        [1.0, 0.0], A_ub=[[-e, -p] for _, e, p in rows], b_ub=[-r for r, _, _ in rows], bounds=[(0, None), (0, None)]
+        [1.0, 0.0],
+        A_ub=[[-e, -p] for _, e, p in rows],
+        b_ub=[-r for r, _, _ in rows],
+        bounds=[(0, None), (0, None)],
     )
     assert best_alpha_beta(**table).ratio.item() == pytest.approx(program.fun, rel=1e-5, abs=1e-5)
 
@@ -254,11 +284,16 @@ def test_infimum_at_infinity_is_the_largest_slope_and_not_attained():
 
 def test_margin_is_the_inequality():
     table = columns([2.0, 3.0], [1.0, 1.5], [0.5, -2.0], [0.25, 0.5])
-    assert alpha_beta_margin(2.0, 0.5, **table).tolist() == [0.5 - 2 * 1.0 + 0.5 * 1.75, -2.0 - 2 * 1.5 + 0.5 * 2.5]
+    assert alpha_beta_margin(2.0, 0.5, **table).tolist() == [
+        0.5 - 2 * 1.0 + 0.5 * 1.75,
+        -2.0 - 2 * 1.5 + 0.5 * 2.5,
+    ]
 
 
 def test_interpolation_error_is_the_mean_with_its_standard_error():
-    value, error = interpolation_error(reference_loss=torch.tensor([1.0, 2.0, 4.0]), loss_infimum=0.5)
+    value, error = interpolation_error(
+        reference_loss=torch.tensor([1.0, 2.0, 4.0]), loss_infimum=0.5
+    )
     excess = np.array([0.5, 1.5, 3.5])
     assert value.item() == pytest.approx(excess.mean())
     assert error.item() == pytest.approx(excess.std(ddof=1) / 3**0.5)

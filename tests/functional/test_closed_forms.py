@@ -13,7 +13,9 @@ def worst(name, points, keep=400):
     columns, chosen = dict(full.items()), set()
     excess = columns["reference_loss"] - columns["loss_infimum"]
     for rate in (0.25, 0.5, 1.0, 8.0):
-        needed = (rate * (columns["loss"] - columns["reference_loss"]) - columns["inner_product"]) / excess
+        needed = (
+            rate * (columns["loss"] - columns["reference_loss"]) - columns["inner_product"]
+        ) / excess
         chosen |= set(needed.topk(min(keep, len(needed))).indices.tolist())
     rows = torch.tensor(sorted(chosen))
     return {key: column[rows] for key, column in columns.items()}
@@ -46,7 +48,10 @@ def test_minimisers_are_those_stated():
 def test_least_squares_has_alpha_one_and_beta_zero():
     """f_i = ½(a_iᵀx − y_i)²: β_min(1) = 0, and β_min(δ) ≤ (1 − δ)²/(2 − δ) for 0 < δ < 2."""
     generator = torch.Generator().manual_seed(0)
-    a, y = torch.randn(40, 3, generator=generator).double(), torch.randn(40, generator=generator).double()
+    a, y = (
+        torch.randn(40, 3, generator=generator).double(),
+        torch.randn(40, generator=generator).double(),
+    )
     reference = torch.linalg.lstsq(a, y.unsqueeze(1)).solution.squeeze(1)
     points = reference + 3 * torch.randn(50, 3, generator=generator).double()
     residual, at_reference = points @ a.T - y, (a @ reference - y).expand(50, 40)
@@ -60,7 +65,9 @@ def test_least_squares_has_alpha_one_and_beta_zero():
     bound = (1 - rates.double()).square() / (2 - rates.double())
     values = beta_min(rates, **columns)
     assert bool((values <= bound + 1e-9).all())
-    assert bool((values >= 0.9 * bound - 1e-3).all())  # 2,000 random rows come near the supremum over the whole space
+    assert bool(
+        (values >= 0.9 * bound - 1e-3).all()
+    )  # 2,000 random rows come near the supremum over the whole space
     assert best_alpha_beta(**columns).ratio.item() <= 1e-12
 
 
@@ -73,4 +80,7 @@ def test_the_pairs_that_are_drawn_hold_on_random_points_near_and_far(name):
     pair = example.rate + example.beta, example.beta
     assert not bool(alpha_beta_violations(*pair, **columns).any())
     smaller = example.rate + 0.97 * example.beta, 0.97 * example.beta
-    assert bool(alpha_beta_violations(*smaller, **example.table(square((-60, 60), 601))).any()) or name == "1"
+    assert (
+        bool(alpha_beta_violations(*smaller, **example.table(square((-60, 60), 601))).any())
+        or name == "1"
+    )

@@ -7,20 +7,40 @@ import subprocess
 import sys
 import time
 
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking", "--disable-component-update"]
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--disable-background-networking",
+    "--disable-component-update",
+]
 SECONDS = 60
 
 
 def chromium():
     """Return the path of an installed Chromium, or None."""
-    return shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    return (
+        shutil.which("chromium")
+        or shutil.which("chromium-browser")
+        or shutil.which("google-chrome")
+    )
 
 
 @contextlib.contextmanager
 def tensorboard(logdir, log):
     """Serve a folder of runs on a free port of this machine alone; yield the address."""
     with log.open("w") as file:
-        command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(logdir), "--host", "127.0.0.1", "--port", "0"]
+        command = [
+            sys.executable,
+            "-m",
+            "tensorboard.main",
+            "--logdir",
+            str(logdir),
+            "--host",
+            "127.0.0.1",
+            "--port",
+            "0",
+        ]
         process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
     try:
         deadline = time.monotonic() + SECONDS

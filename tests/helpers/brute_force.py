@@ -69,7 +69,10 @@ def recorded(module_class):
 
         def training_step(self, batch, batch_idx):
             twin = without_graph(self)
-            counters = {"global_step": self.trainer.global_step, "current_epoch": self.trainer.current_epoch}
+            counters = {
+                "global_step": self.trainer.global_step,
+                "current_epoch": self.trainer.current_epoch,
+            }
             micro = MicroBatch(twin, copy.deepcopy((batch, batch_idx)), rng_state(), counters)
             loss = super().training_step(batch, batch_idx)
             value = loss["loss"] if isinstance(loss, dict) else loss
@@ -94,7 +97,11 @@ def without_graph(module):
 
 def has_graph(value):
     if isinstance(value, tuple):
-        return bool(value) and all(isinstance(part, torch.Tensor) for part in value) and any(map(has_graph, value))
+        return (
+            bool(value)
+            and all(isinstance(part, torch.Tensor) for part in value)
+            and any(map(has_graph, value))
+        )
     return isinstance(value, torch.Tensor) and not value.is_leaf
 
 
@@ -121,7 +128,9 @@ class Recording(Callback):
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
         if self.steps and self.steps[-1].after is None:
-            self.steps[-1].after = {name: p.detach().clone() for name, p in pl_module.named_parameters()}
+            self.steps[-1].after = {
+                name: p.detach().clone() for name, p in pl_module.named_parameters()
+            }
             self.last = self.steps[-1].after
 
 
@@ -129,7 +138,12 @@ class BruteForce:
     """Recomputes rows from a recording."""
 
     def __init__(self, recording, module_class, autocast, loss=None, reference=None):
-        self.recording, self.module_class, self.autocast, self.loss = recording, module_class, autocast, loss
+        self.recording, self.module_class, self.autocast, self.loss = (
+            recording,
+            module_class,
+            autocast,
+            loss,
+        )
         self.names = recording.names
         self.reference = reference or {name: recording.last[name] for name in self.names}
 
@@ -161,17 +175,25 @@ class BruteForce:
                 (output / divisor * step.scale).backward()
                 for name, p in module.named_parameters():
                     if p.grad is not None:
-                        total[name] = total.get(name, 0) + p.grad.double() * divisor / step.scale / len(step.micro_batches)
+                        total[name] = total.get(
+                            name, 0
+                        ) + p.grad.double() * divisor / step.scale / len(step.micro_batches)
         return sum(losses) / len(losses), total
 
     def row(self, step, first):
         """Return a row of the table, every column but the infimum."""
-        loss, gradient = self.window(step, {name: step.before[name] for name in self.names}, gradient=True)
+        loss, gradient = self.window(
+            step, {name: step.before[name] for name in self.names}, gradient=True
+        )
         x = {name: step.before[name].double() for name in self.names}
         held = {name: gradient[name] for name in self.held_at(step) if name in gradient}
         grad_sq_norm = sum(float((g * g).sum()) for g in held.values())
         moved = {name: x[name] - step.after[name].double() for name in self.names}
-        step_size = sum(float((moved[name] * g).sum()) for name, g in held.items()) / grad_sq_norm if grad_sq_norm else 0.0
+        step_size = (
+            sum(float((moved[name] * g).sum()) for name, g in held.items()) / grad_sq_norm
+            if grad_sq_norm
+            else 0.0
+        )
         rest = {name: moved[name] - step_size * held.get(name, 0) for name in self.names}
         away = {name: x[name] - self.reference[name].double() for name in self.names}
         start = {name: first.before[name] for name in self.names}
@@ -191,4 +213,8 @@ class BruteForce:
 
     def held_at(self, step):
         """Return the parameters that were trained at a step: those that had a gradient and may move."""
-        return [n for n, p in step.micro_batches[0].module.named_parameters() if n in self.names and p.requires_grad]
+        return [
+            n
+            for n, p in step.micro_batches[0].module.named_parameters()
+            if n in self.names and p.requires_grad
+        ]

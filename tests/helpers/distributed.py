@@ -64,7 +64,11 @@ def held_out_batches(trainer):
     """Return three batches that are not trained on; each process has its part of them."""
     generator, (processes, rank) = torch.Generator().manual_seed(11), place(trainer)
     batches = [
-        (torch.randn(4, FEATURES, generator=generator), torch.randint(CLASSES, (4,), generator=generator)) for _ in "abc"
+        (
+            torch.randn(4, FEATURES, generator=generator),
+            torch.randint(CLASSES, (4,), generator=generator),
+        )
+        for _ in "abc"
     ]
     return [(x[rank::processes], y[rank::processes]) for x, y in batches]
 
@@ -111,7 +115,9 @@ def train(
     """Train in so many processes; return the trainer."""
     pl.seed_everything(3, verbose=False)
     remember = [Remember(folder)] if callbacks_after is None else callbacks_after
-    checkpoints = ModelCheckpoint(folder / "checkpoints", save_last=True, every_n_train_steps=5, save_top_k=-1)
+    checkpoints = ModelCheckpoint(
+        folder / "checkpoints", save_last=True, every_n_train_steps=5, save_top_k=-1
+    )
     trainer = pl.Trainer(
         accelerator="cpu",
         devices=processes,
@@ -127,6 +133,10 @@ def train(
     )
     if data is None:
         data = InOrder()
-    loaders = {"datamodule": data} if isinstance(data, pl.LightningDataModule) else {"train_dataloaders": data}
+    loaders = (
+        {"datamodule": data}
+        if isinstance(data, pl.LightningDataModule)
+        else {"train_dataloaders": data}
+    )
     trainer.fit(module(), **loaders, ckpt_path=ckpt_path)
     return trainer

@@ -61,7 +61,9 @@ def images():
 
 
 def rows():
-    return DataLoader(torch.randn(24, 32, generator=torch.Generator().manual_seed(13)), 4, shuffle=True)
+    return DataLoader(
+        torch.randn(24, 32, generator=torch.Generator().manual_seed(13)), 4, shuffle=True
+    )
 
 
 class Boring(BoringModel):
@@ -108,7 +110,15 @@ class Pretrained(LightningModule):
 
 class Gpt2(Pretrained):
     def make(self):
-        config = GPT2Config(vocab_size=WORDS, n_positions=LENGTH, n_embd=8, n_layer=2, n_head=2, bos_token_id=0, eos_token_id=0)
+        config = GPT2Config(
+            vocab_size=WORDS,
+            n_positions=LENGTH,
+            n_embd=8,
+            n_layer=2,
+            n_head=2,
+            bos_token_id=0,
+            eos_token_id=0,
+        )
         return GPT2LMHeadModel(config)
 
     def loss(self, batch):
@@ -117,8 +127,15 @@ class Gpt2(Pretrained):
 
 class Bert(Pretrained):
     def make(self):
-        sizes = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 12}
-        config = BertConfig(vocab_size=WORDS, max_position_embeddings=LENGTH, num_labels=CLASSES, **sizes)
+        sizes = {
+            "hidden_size": 8,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "intermediate_size": 12,
+        }
+        config = BertConfig(
+            vocab_size=WORDS, max_position_embeddings=LENGTH, num_labels=CLASSES, **sizes
+        )
         return BertForSequenceClassification(config)
 
     def loss(self, batch):
@@ -127,9 +144,16 @@ class Bert(Pretrained):
 
 class Vit(Pretrained):
     def make(self):
-        sizes = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 12}
+        sizes = {
+            "hidden_size": 8,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "intermediate_size": 12,
+        }
         dropout = {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}
-        return ViTForImageClassification(ViTConfig(image_size=8, patch_size=4, num_labels=CLASSES, **sizes, **dropout))
+        return ViTForImageClassification(
+            ViTConfig(image_size=8, patch_size=4, num_labels=CLASSES, **sizes, **dropout)
+        )
 
     def loss(self, batch):
         return self.model(pixel_values=batch[0], labels=batch[1]).loss
@@ -137,7 +161,12 @@ class Vit(Pretrained):
 
 class ResNet(Pretrained):
     def make(self):
-        sizes = {"embedding_size": 4, "hidden_sizes": [4, 8], "depths": [1, 1], "layer_type": "basic"}
+        sizes = {
+            "embedding_size": 4,
+            "hidden_sizes": [4, 8],
+            "depths": [1, 1],
+            "layer_type": "basic",
+        }
         return ResNetForImageClassification(ResNetConfig(num_labels=CLASSES, **sizes))
 
     def loss(self, batch):

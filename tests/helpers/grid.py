@@ -16,7 +16,9 @@ class Network(pl.LightningModule):
     def __init__(self, width, seed, training=None, rate="1e-1"):
         super().__init__()
         self.save_hyperparameters()
-        self.net = torch.nn.Sequential(torch.nn.Linear(4, width), torch.nn.Tanh(), torch.nn.Linear(width, 1))
+        self.net = torch.nn.Sequential(
+            torch.nn.Linear(4, width), torch.nn.Tanh(), torch.nn.Linear(width, 1)
+        )
 
     def training_step(self, batch, batch_idx):
         x, y = batch

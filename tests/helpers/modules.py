@@ -42,10 +42,19 @@ class Plain(LightningModule):
     def __init__(self):
         super().__init__()
         self.net = nn.Sequential(
-            nn.Linear(FEATURES, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.3), nn.Linear(16, CLASSES)
+            nn.Linear(FEATURES, 16),
+            nn.BatchNorm1d(16),
+            nn.ReLU(),
+            nn.Dropout(0.3),
+            nn.Linear(16, CLASSES),
         )
         self.accuracy = MulticlassAccuracy(CLASSES)
-        self.losses, self.counts, self.meter, self.cache = [], {"steps": 0, "nested": [[0]]}, Meter(), None
+        self.losses, self.counts, self.meter, self.cache = (
+            [],
+            {"steps": 0, "nested": [[0]]},
+            Meter(),
+            None,
+        )
         self.running = torch.zeros(())
 
     def compute_loss(self, batch):
@@ -74,7 +83,10 @@ class Plain(LightningModule):
 
     def configure_optimizers(self):
         optimizer = self.optimizer_class(self.parameters(), **self.optimizer_kwargs)
-        return {"optimizer": optimizer, "lr_scheduler": torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.7)}
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.7),
+        }
 
 
 class PlainFused(Plain):
@@ -123,7 +135,10 @@ class TargetInParameters(Plain):
         self.target = nn.Linear(FEATURES, 16).requires_grad_(False)
 
     def compute_loss(self, batch):
-        return super().compute_loss(batch) + (self.net[0](batch[0]) - self.target(batch[0])).square().mean()
+        return (
+            super().compute_loss(batch)
+            + (self.net[0](batch[0]) - self.target(batch[0])).square().mean()
+        )
 
     def on_train_batch_end(self, outputs, batch, batch_idx):
         self.target.weight.data.lerp_(self.net[0].weight.data, 0.2)
@@ -179,7 +194,9 @@ class OwnGenerators(Plain):
         self.rng, self.python = np.random.default_rng(4), random.Random(5)
 
     def compute_loss(self, batch):
-        noise = torch.randn((), generator=self.own).item() + self.rng.random() + self.python.random()
+        noise = (
+            torch.randn((), generator=self.own).item() + self.rng.random() + self.python.random()
+        )
         noise += random.random() + np.random.rand()
         return super().compute_loss((batch[0] * (1 + 0.1 * noise), batch[1]))
 
@@ -270,7 +287,10 @@ class Momentum(Plain):
     def compute_loss(self, batch):
         self.key.weight.data.lerp_(self.net[0].weight.data, 0.1)
         self.net[4].weight.data.clamp_(-0.3, 0.3)
-        return super().compute_loss(batch) + (self.net[0](batch[0]) - self.key(batch[0])).square().mean()
+        return (
+            super().compute_loss(batch)
+            + (self.net[0](batch[0]) - self.key(batch[0])).square().mean()
+        )
 
     def configure_optimizers(self):
         return torch.optim.SGD(self.net.parameters(), lr=0.1)

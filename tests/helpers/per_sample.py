@@ -11,7 +11,9 @@ from tests.helpers.modules import CLASSES, FEATURES
 def losses(module, batch):
     """Return one loss a sample."""
     x, y = batch
-    return cross_entropy(module.net(x).float() if x.dtype != torch.float64 else module.net(x), y, reduction="none")
+    return cross_entropy(
+        module.net(x).float() if x.dtype != torch.float64 else module.net(x), y, reduction="none"
+    )
 
 
 class Base(LightningModule):
@@ -34,7 +36,9 @@ class Perceptron(Base):
     """With dropout: each step has its mask, and each replay has it again."""
 
     def network(self):
-        return nn.Sequential(nn.Linear(FEATURES, 16), nn.Tanh(), nn.Dropout(0.3), nn.Linear(16, CLASSES))
+        return nn.Sequential(
+            nn.Linear(FEATURES, 16), nn.Tanh(), nn.Dropout(0.3), nn.Linear(16, CLASSES)
+        )
 
 
 class Convolutions(Base):
@@ -55,8 +59,13 @@ class Attention(nn.Module):
 
     def __init__(self):
         super().__init__()
-        layer = nn.TransformerEncoderLayer(4, 2, 8, batch_first=True, dropout=0.0, activation="gelu")
-        self.encoder, self.out = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False), nn.Linear(4, CLASSES)
+        layer = nn.TransformerEncoderLayer(
+            4, 2, 8, batch_first=True, dropout=0.0, activation="gelu"
+        )
+        self.encoder, self.out = (
+            nn.TransformerEncoder(layer, 2, enable_nested_tensor=False),
+            nn.Linear(4, CLASSES),
+        )
 
     def forward(self, x):
         return self.out(self.encoder(x.reshape(len(x), 3, 4)).mean(1))
@@ -70,7 +79,10 @@ class Transformer(Base):
 class Recurrence(nn.Module):
     def __init__(self, kind):
         super().__init__()
-        self.recurrent, self.out = kind(4, 8, 2, batch_first=True, dropout=0.2), nn.Linear(8, CLASSES)
+        self.recurrent, self.out = (
+            kind(4, 8, 2, batch_first=True, dropout=0.2),
+            nn.Linear(8, CLASSES),
+        )
 
     def forward(self, x):
         return self.out(self.recurrent(x.reshape(len(x), 3, 4))[0][:, -1])
@@ -108,7 +120,9 @@ class Custom(nn.Module):
 
 class OwnFunction(Base):
     def network(self):
-        return nn.Sequential(nn.Linear(FEATURES, 16), Custom(), nn.Dropout(0.3), nn.Linear(16, CLASSES))
+        return nn.Sequential(
+            nn.Linear(FEATURES, 16), Custom(), nn.Dropout(0.3), nn.Linear(16, CLASSES)
+        )
 
 
 class OwnTarget(nn.Module):
@@ -134,7 +148,10 @@ class PartlyTrained(Base):
 
     def network(self):
         net = nn.Sequential(
-            nn.Linear(FEATURES, FEATURES), nn.Tanh(), nn.Linear(FEATURES, FEATURES), nn.Linear(FEATURES, CLASSES)
+            nn.Linear(FEATURES, FEATURES),
+            nn.Tanh(),
+            nn.Linear(FEATURES, FEATURES),
+            nn.Linear(FEATURES, CLASSES),
         )
         net[2].weight = net[0].weight
         net[2].bias.requires_grad_(False)
@@ -142,9 +159,13 @@ class PartlyTrained(Base):
         return net
 
     def configure_optimizers(self):
-        return torch.optim.SGD([p for name, p in self.named_parameters() if name != "net.3.bias"], lr=0.1)
+        return torch.optim.SGD(
+            [p for name, p in self.named_parameters() if name != "net.3.bias"], lr=0.1
+        )
 
 
 class Mixing(Base):
     def network(self):
-        return nn.Sequential(nn.Linear(FEATURES, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, CLASSES))
+        return nn.Sequential(
+            nn.Linear(FEATURES, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, CLASSES)
+        )

@@ -28,7 +28,9 @@ class Gan(LightningModule):
     def __init__(self):
         super().__init__()
         self.automatic_optimization = False
-        self.generator = nn.Sequential(nn.Linear(LATENT, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, FEATURES))
+        self.generator = nn.Sequential(
+            nn.Linear(LATENT, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, FEATURES)
+        )
         self.discriminator = nn.Sequential(
             spectral_norm(nn.Linear(FEATURES, 8)), nn.LeakyReLU(), nn.Dropout(0.2), nn.Linear(8, 1)
         )
@@ -139,7 +141,12 @@ class PlayersRecording(Callback):
     """Records every step of one player; ``batches`` says how many of the last batches a step is of."""
 
     def __init__(self, player, batches=1):
-        self.index, self.player, self.batches, self.loss = PLAYERS.index(player), player, batches, LOSSES[player]
+        self.index, self.player, self.batches, self.loss = (
+            PLAYERS.index(player),
+            player,
+            batches,
+            LOSSES[player],
+        )
         self.steps, self.doors, self.made, self.in_batch = [], [], 0, 0
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
@@ -153,7 +160,9 @@ class PlayersRecording(Callback):
         self.close(here)
         if self.in_batch == 0:  # of several steps in a batch the first one is probed
             doors = self.doors[-self.batches :]
-            self.steps.append(PlayersStep(self.made, doors, here, trainer.current_epoch, scale_of(trainer)))
+            self.steps.append(
+                PlayersStep(self.made, doors, here, trainer.current_epoch, scale_of(trainer))
+            )
         self.made, self.in_batch = self.made + 1, self.in_batch + 1
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
@@ -185,7 +194,9 @@ class PlayersRecording(Callback):
                 (loss * step.scale).backward()
                 for name, p in module.named_parameters():
                     if name in x and p.grad is not None:
-                        total[name] = total.get(name, 0) + p.grad.double() / step.scale / len(step.batches)
+                        total[name] = total.get(name, 0) + p.grad.double() / step.scale / len(
+                            step.batches
+                        )
         return sum(losses) / len(losses), total
 
     def row(self, step, autocast, reference=None):
@@ -198,15 +209,21 @@ class PlayersRecording(Callback):
         moved = {name: x[name].double() - step.after[name].double() for name in names}
         away = {name: x[name].double() - there[name].double() for name in names}
         step_size = sum(float((moved[name] * g).sum()) for name, g in gradient.items()) / square
-        _, next_gradient = self.evaluate(step, {name: step.after[name] for name in names}, autocast, gradient=True)
+        _, next_gradient = self.evaluate(
+            step, {name: step.after[name] for name in names}, autocast, gradient=True
+        )
         return {
             "step": step.step,
             "loss": loss,
             "reference_loss": self.evaluate(step, there, autocast)[0],
-            "initial_loss": self.evaluate(step, {name: self.steps[0].before[name] for name in names}, autocast)[0],
+            "initial_loss": self.evaluate(
+                step, {name: self.steps[0].before[name] for name in names}, autocast
+            )[0],
             "inner_product": sum(float((away[name] * g).sum()) for name, g in gradient.items()),
             "grad_sq_norm": square,
             "sq_distance": sum(float((d * d).sum()) for d in away.values()),
             "step_size": step_size,
-            "secant": sum(float((next_gradient[name] - g).square().sum()) for name, g in gradient.items()),
+            "secant": sum(
+                float((next_gradient[name] - g).square().sum()) for name, g in gradient.items()
+            ),
         }

@@ -100,7 +100,9 @@ def main(argv):
         loss=sample_losses if options.per_sample else None,
         per_sample="mixing" if options.per_sample else False,
     )
-    checkpoints = ModelCheckpoint(options.folder / "checkpoints", save_last=True, every_n_train_steps=7, save_top_k=-1)
+    checkpoints = ModelCheckpoint(
+        options.folder / "checkpoints", save_last=True, every_n_train_steps=7, save_top_k=-1
+    )
     trainer = pl.Trainer(
         accelerator="cpu",
         devices=options.processes,
@@ -121,7 +123,9 @@ def main_logged(argv, log):
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
-    faulthandler.register(signal.SIGUSR1, all_threads=True)  # a test that waits in vain asks where the process is
+    faulthandler.register(
+        signal.SIGUSR1, all_threads=True
+    )  # a test that waits in vain asks where the process is
     main(argv)
 
 

@@ -37,24 +37,42 @@ SETTINGS = {
     "accumulation": Setting(modules.Plain, {"accumulate_grad_batches": 2}, batches=5),
     "none_micro_batch": Setting(modules.SkipsMicroBatch, {"accumulate_grad_batches": 2}),
     "none_micro_batch_scaler": Setting(
-        modules.SkipsMicroBatch, {"accumulate_grad_batches": 2}, scaler=True, autocast=fp16, rtol=3e-3
+        modules.SkipsMicroBatch,
+        {"accumulate_grad_batches": 2},
+        scaler=True,
+        autocast=fp16,
+        rtol=3e-3,
     ),
     "bf16_mixed": Setting(modules.Plain, {"precision": "bf16-mixed"}, autocast=bf16),
     "bf16_accumulation": Setting(
-        modules.Plain, {"precision": "bf16-mixed", "accumulate_grad_batches": 3}, autocast=bf16, batches=7
+        modules.Plain,
+        {"precision": "bf16-mixed", "accumulate_grad_batches": 3},
+        autocast=bf16,
+        batches=7,
     ),
     "scaler": Setting(modules.Plain, scaler=True, autocast=fp16, rtol=3e-3),
     "scaler_fused": Setting(modules.PlainFused, scaler=True, autocast=fp16, rtol=3e-3),
     "scaler_fused_adam": Setting(
-        modules.PlainAdam, {"accumulate_grad_batches": 2}, scaler=True, autocast=fp16, batches=5, rtol=3e-3
+        modules.PlainAdam,
+        {"accumulate_grad_batches": 2},
+        scaler=True,
+        autocast=fp16,
+        batches=5,
+        rtol=3e-3,
     ),
     "clipping": Setting(modules.Plain, {"gradient_clip_val": 0.05}),
-    "clipping_scaler": Setting(modules.Plain, {"gradient_clip_val": 0.05}, scaler=True, autocast=fp16, rtol=3e-3),
+    "clipping_scaler": Setting(
+        modules.Plain, {"gradient_clip_val": 0.05}, scaler=True, autocast=fp16, rtol=3e-3
+    ),
     "annealed": Setting(modules.Annealed),
     "target_in_buffers": Setting(modules.TargetInBuffers),
     "target_in_parameters": Setting(modules.TargetInParameters),
-    "target_moves_in_a_window": Setting(modules.TeacherInEachBatch, {"accumulate_grad_batches": 3}, batches=8),
-    "teacher_and_unfreezing": Setting(modules.TeacherAndUnfreezing, {"accumulate_grad_batches": 2}, batches=8),
+    "target_moves_in_a_window": Setting(
+        modules.TeacherInEachBatch, {"accumulate_grad_batches": 3}, batches=8
+    ),
+    "teacher_and_unfreezing": Setting(
+        modules.TeacherAndUnfreezing, {"accumulate_grad_batches": 2}, batches=8
+    ),
     "spectral_norm": Setting(modules.Spectral),
     "non_leaf": Setting(modules.NonLeaf),
     "unfreezing": Setting(modules.Unfreezing),
@@ -75,7 +93,11 @@ def train(setting, folder, callbacks=(), module_class=None, epochs=2, seed=1, **
     """Train a module and return (trainer, module)."""
     pl.seed_everything(seed, verbose=False)
     module = (module_class or setting.module)()
-    plugins = [MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=256.0))] if setting.scaler else None
+    plugins = (
+        [MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=256.0))]
+        if setting.scaler
+        else None
+    )
     trainer = pl.Trainer(
         accelerator="cpu",
         max_epochs=epochs,

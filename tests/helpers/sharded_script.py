@@ -30,7 +30,9 @@ class Sharded(distributed.Net):
     def __init__(self):
         super().__init__()
         torch.manual_seed(5)
-        self.net = nn.Sequential(nn.Linear(FEATURES, 15), nn.Tanh(), nn.Linear(15, 16), nn.Tanh(), nn.Linear(16, CLASSES))
+        self.net = nn.Sequential(
+            nn.Linear(FEATURES, 15), nn.Tanh(), nn.Linear(15, 16), nn.Tanh(), nn.Linear(16, CLASSES)
+        )
         self.net[2].weight.requires_grad_(False)
 
     def configure_model(self):
@@ -40,7 +42,11 @@ class Sharded(distributed.Net):
         self.sharded = True
         parallel, data = mesh["tensor_parallel"], mesh["data_parallel"]
         if parallel.size() > 1:
-            from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+            from torch.distributed.tensor.parallel import (
+                ColwiseParallel,
+                RowwiseParallel,
+                parallelize_module,
+            )
 
             parallelize_module(self.net, parallel, {"2": ColwiseParallel(), "4": RowwiseParallel()})
         if data.size() > 1:
@@ -66,7 +72,9 @@ class NeedsAutogradInOne(Sharded):
     def training_step(self, batch, batch_idx):
         loss = super().training_step(batch, batch_idx)
         if self.global_rank == 1 and not torch.is_grad_enabled():
-            raise RuntimeError("element 0 of tensors does not require grad and does not have a grad_fn")
+            raise RuntimeError(
+                "element 0 of tensors does not require grad and does not have a grad_fn"
+            )
         return loss
 
 
@@ -97,14 +105,27 @@ class WholeParameters(Callback):
         from torch.distributed.tensor import DTensor
 
         DTensor.full_tensor = self.original
-        ends = {name: getattr(p, "full_tensor", lambda p=p: p)().detach() for name, p in pl_module.named_parameters()}
+        ends = {
+            name: getattr(p, "full_tensor", lambda p=p: p)().detach()
+            for name, p in pl_module.named_parameters()
+        }
         self.folder.mkdir(parents=True, exist_ok=True)
         found = {"random": torch.get_rng_state(), "module": ends, "gathered": self.gathered}
         torch.save(found, self.folder / f"end-{trainer.global_rank}.pt")
 
 
 def train(
-    folder, data, tensor, *, module="Sharded", loss=False, without=False, monitor=None, trainer=None, resume=None, error=None
+    folder,
+    data,
+    tensor,
+    *,
+    module="Sharded",
+    loss=False,
+    without=False,
+    monitor=None,
+    trainer=None,
+    resume=None,
+    error=None,
 ):
     """Train once, on a mesh of so many data-parallel and tensor-parallel processes, or in one process without any (0, 0).
 
@@ -117,14 +138,20 @@ def train(
         arguments["loss"] = distributed.sample_losses
     if loss:
         arguments["loss"] = distributed.smoothed_loss
-    strategy = ModelParallelStrategy(data_parallel_size=data, tensor_parallel_size=tensor) if data else None
+    strategy = (
+        ModelParallelStrategy(data_parallel_size=data, tensor_parallel_size=tensor)
+        if data
+        else None
+    )
     distributed.train(
         folder,
         [] if without else [LandscapeMonitor(**arguments)],
         processes=data * tensor or 1,
         strategy=strategy,
         module=globals()[module],
-        callbacks_before=[] if error is None else [failures.AtSetup(folder, failures.Case(**error))],
+        callbacks_before=[]
+        if error is None
+        else [failures.AtSetup(folder, failures.Case(**error))],
         callbacks_after=[WholeParameters(folder)],
         ckpt_path=resume,
         **(trainer or {}),
@@ -136,7 +163,9 @@ def main(argv):
     parser.add_argument("folder", type=Path)
     parser.add_argument("data", type=int)
     parser.add_argument("tensor", type=int)
-    parser.add_argument("jobs", type=json.loads, help="keyword arguments of `train` by name of a subfolder")
+    parser.add_argument(
+        "jobs", type=json.loads, help="keyword arguments of `train` by name of a subfolder"
+    )
     options = parser.parse_args(argv)
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)

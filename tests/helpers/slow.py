@@ -11,4 +11,7 @@ def some(values, every):
         every: 1 for all.
     """
     marks = ((pytest.mark.slow,) if place % every else () for place in range(len(values)))
-    return [pytest.param(*(v if isinstance(v, tuple) else (v,)), marks=m) for v, m in zip(values, marks, strict=True)]
+    return [
+        pytest.param(*(v if isinstance(v, tuple) else (v,)), marks=m)
+        for v, m in zip(values, marks, strict=True)
+    ]

@@ -18,10 +18,15 @@ def everything(trainer, module, folder):
     metrics, logged = folder / "lightning_logs" / "version_0" / "metrics.csv", []
     if metrics.exists():
         with metrics.open() as file:
-            logged = [{k: v for k, v in row.items() if v and not k.startswith("landscape")} for row in csv.DictReader(file)]
+            logged = [
+                {k: v for k, v in row.items() if v and not k.startswith("landscape")}
+                for row in csv.DictReader(file)
+            ]
     checkpoint = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=False)
     # our own state, and the paths that differ between the two runs
-    checkpoint["callbacks"] = sorted(key.partition("{")[0] for key in checkpoint["callbacks"] if "Landscape" not in key)
+    checkpoint["callbacks"] = sorted(
+        key.partition("{")[0] for key in checkpoint["callbacks"] if "Landscape" not in key
+    )
     return {
         "module": module.state_dict(),
         "python": {path: plain(vars(m)) for path, m in module.named_modules()},
@@ -46,7 +51,10 @@ def plain(attributes):
             kept[name] = value.getstate()
         elif type(value).__name__ == "Meter":
             kept[name] = vars(value)
-        elif isinstance(value, (bool, int, float, str, list, dict, tuple, torch.Tensor, type(None))) and name[0] != "_":
+        elif (
+            isinstance(value, (bool, int, float, str, list, dict, tuple, torch.Tensor, type(None)))
+            and name[0] != "_"
+        ):
             kept[name] = value
     return kept
 
@@ -63,7 +71,9 @@ def assert_same(a, b, where="run"):
             assert_same(x, y, f"{where}[{index}]")
     elif isinstance(a, torch.Tensor):
         assert a.dtype == b.dtype, where
-        assert torch.equal(a, b) or (torch.equal(a.isnan(), b.isnan()) and torch.equal(a.nan_to_num(), b.nan_to_num())), where
+        assert torch.equal(a, b) or (
+            torch.equal(a.isnan(), b.isnan()) and torch.equal(a.nan_to_num(), b.nan_to_num())
+        ), where
     elif isinstance(a, np.ndarray):
         assert np.array_equal(a, b), where
     elif not isinstance(a, (types.FunctionType, types.MethodType)):
@@ -72,9 +82,9 @@ def assert_same(a, b, where="run"):
 
 def run(setting, folder, callbacks):
     trainer, module = train(setting, folder, callbacks)
-    return copy.deepcopy({k: v for k, v in everything(trainer, module, folder).items() if k != "python"}) | {
-        "python": everything(trainer, module, folder)["python"]
-    }
+    return copy.deepcopy(
+        {k: v for k, v in everything(trainer, module, folder).items() if k != "python"}
+    ) | {"python": everything(trainer, module, folder)["python"]}
 
 
 @pytest.mark.parametrize("name", SETTINGS)
@@ -86,7 +96,9 @@ def test_with_and_without_the_monitor(name, tmp_path):
     assert len(final.table) > 1
     if SETTINGS[name].joins_late:  # a reference that differs in frozen parameters is refused
         return
-    reference = tmp_path / "final" / "lightning_logs" / "version_0" / "landscape" / "reference.safetensors"
+    reference = (
+        tmp_path / "final" / "lightning_logs" / "version_0" / "landscape" / "reference.safetensors"
+    )
     live = LandscapeMonitor(every_n_steps=2, reference=str(reference))
     assert_same(without, run(setting, tmp_path / "live", [live]))
     assert len(live.table) == len(final.table)
@@ -104,7 +116,11 @@ def test_the_module_keeps_the_identity_of_what_it_holds(tmp_path):
     class Watcher(LandscapeMonitor):
         def on_train_start(self, trainer, pl_module):
             super().on_train_start(trainer, pl_module)
-            seen.update(losses=pl_module.losses, counts=pl_module.counts, step=vars(pl_module).get("training_step"))
+            seen.update(
+                losses=pl_module.losses,
+                counts=pl_module.counts,
+                step=vars(pl_module).get("training_step"),
+            )
 
     _, module = train(SETTINGS["plain"], tmp_path, [Watcher(every_n_steps=1)])
     assert module.losses is seen["losses"]

@@ -29,7 +29,11 @@ def record(setting, folder):
 def assert_equals_brute_force(table, recording, setting, *, every=1, loss=None, reference=None):
     brute = BruteForce(recording, setting.module, setting.autocast, loss, reference)
     rows = {probe.step: probe for probe in table}
-    measurable = [s for s in recording.steps if s.micro_batches and all(math.isfinite(m.losses[0]) for m in s.micro_batches)]
+    measurable = [
+        s
+        for s in recording.steps
+        if s.micro_batches and all(math.isfinite(m.losses[0]) for m in s.micro_batches)
+    ]
     first = measurable[0]
     grid = [s for s in measurable if (s.step - first.step) % every == 0]
     assert sorted(rows) == [s.step for s in grid]
@@ -40,12 +44,22 @@ def assert_equals_brute_force(table, recording, setting, *, every=1, loss=None, 
         if probe.initial_loss is not None:
             assert probe.initial_loss == expected["initial_loss"]
         size = math.sqrt(expected["grad_sq_norm"] * expected["sq_distance"])
-        assert probe.inner_product == pytest.approx(expected["inner_product"], abs=setting.rtol * size)
+        assert probe.inner_product == pytest.approx(
+            expected["inner_product"], abs=setting.rtol * size
+        )
         assert probe.grad_sq_norm == pytest.approx(expected["grad_sq_norm"], rel=setting.rtol)
         assert probe.sq_distance == pytest.approx(expected["sq_distance"], rel=1e-6)
         assert probe.step_size == pytest.approx(expected["step_size"], rel=setting.rtol, abs=1e-9)
-        moved = sum(float((step.before[n].double() - step.after[n].double()).square().sum()) for n in brute.names) ** 0.5
-        assert probe.step_residual == pytest.approx(expected["step_residual"], abs=2 * setting.rtol * moved + 1e-12)
+        moved = (
+            sum(
+                float((step.before[n].double() - step.after[n].double()).square().sum())
+                for n in brute.names
+            )
+            ** 0.5
+        )
+        assert probe.step_residual == pytest.approx(
+            expected["step_residual"], abs=2 * setting.rtol * moved + 1e-12
+        )
     chosen = [probe.initial_loss is not None for probe in table]
     assert 1 <= sum(chosen) <= 32
     assert chosen[0]
@@ -62,24 +76,38 @@ def test_final(name, tmp_path):
     assert load(tmp_path / "run" / "lightning_logs" / "version_0").table == monitor.table
 
 
-@pytest.mark.parametrize("name", some([name for name in SETTINGS if not SETTINGS[name].joins_late], every=3))
+@pytest.mark.parametrize(
+    "name", some([name for name in SETTINGS if not SETTINGS[name].joins_late], every=3)
+)
 def test_reference_file_gives_the_same_table(name, tmp_path):
     setting = SETTINGS[name]
     one, two = LandscapeMonitor(every_n_steps=3), LandscapeMonitor(every_n_steps=3, prefix="live")
     train(setting, tmp_path / "one", [one])
-    reference = load(tmp_path / "one" / "lightning_logs" / "version_0").path / "reference.safetensors"
+    reference = (
+        load(tmp_path / "one" / "lightning_logs" / "version_0").path / "reference.safetensors"
+    )
     two.reference = str(reference)
     train(setting, tmp_path / "two", [two])
     assert len(one.table) == len(two.table) > 1
     for a, b in zip(one.table, two.table, strict=True):
-        for column in ("step", "loss", "reference_loss", "grad_sq_norm", "initial_loss", "logged_step", "step_size"):
+        for column in (
+            "step",
+            "loss",
+            "reference_loss",
+            "grad_sq_norm",
+            "initial_loss",
+            "logged_step",
+            "step_size",
+        ):
             assert getattr(a, column) == getattr(b, column), column
         size = math.sqrt(a.grad_sq_norm * a.sq_distance)
         assert a.inner_product == pytest.approx(b.inner_product, abs=1e-6 * size)
         assert a.sq_distance == pytest.approx(b.sq_distance, rel=1e-6)
 
 
-@pytest.mark.parametrize("name", some(["accumulation", "plain", "scaler", "bf16_mixed", "clipping"], every=2))
+@pytest.mark.parametrize(
+    "name", some(["accumulation", "plain", "scaler", "bf16_mixed", "clipping"], every=2)
+)
 @pytest.mark.parametrize("mode", ["final", "file"])
 def test_loss_of_the_user(name, mode, tmp_path):
     setting = SETTINGS[name]
@@ -88,14 +116,18 @@ def test_loss_of_the_user(name, mode, tmp_path):
     reference = None
     if mode == "file":
         generator = torch.Generator().manual_seed(0)
-        reference = {n: torch.randn(p.shape, generator=generator) for n, p in recording.last.items()}
+        reference = {
+            n: torch.randn(p.shape, generator=generator) for n, p in recording.last.items()
+        }
         torch.save(reference, tmp_path / "reference.pt")
         monitor.reference = str(tmp_path / "reference.pt")
     train(setting, tmp_path / "run", [monitor])
     for step in recording.steps:
         for micro in step.micro_batches:
             micro.losses = [0.0]
-    assert_equals_brute_force(monitor.table, recording, setting, loss=plain_loss, reference=reference)
+    assert_equals_brute_force(
+        monitor.table, recording, setting, loss=plain_loss, reference=reference
+    )
 
 
 def test_strides_and_thinning_keep_the_right_rows(tmp_path):
@@ -108,7 +140,9 @@ def test_strides_and_thinning_keep_the_right_rows(tmp_path):
     assert not (load(tmp_path / "run" / "lightning_logs" / "version_0").path / "store").exists()
 
 
-@pytest.mark.parametrize("name", some(["momentum_encoder", "plain", "scaler", "accumulation", "bf16_mixed"], every=3))
+@pytest.mark.parametrize(
+    "name", some(["momentum_encoder", "plain", "scaler", "accumulation", "bf16_mixed"], every=3)
+)
 def test_the_first_replay_may_be_before_or_after_its_step(name, tmp_path, monkeypatch):
     setting, found = SETTINGS[name], []
     for before in (True, False):
@@ -130,8 +164,12 @@ def test_where_graphs_of_cuda_may_be_there_the_first_replay_is_after_its_step(mo
         assert measurement._replays_before_steps is before
 
 
-@pytest.mark.parametrize("name", ["momentum_encoder", "target_moves_in_a_window", "teacher_and_unfreezing"])
-def test_a_gradient_is_compared_where_the_loss_was_even_if_a_replay_moves_parameters(name, tmp_path):
+@pytest.mark.parametrize(
+    "name", ["momentum_encoder", "target_moves_in_a_window", "teacher_and_unfreezing"]
+)
+def test_a_gradient_is_compared_where_the_loss_was_even_if_a_replay_moves_parameters(
+    name, tmp_path
+):
     monitor = LandscapeMonitor(every_n_steps=1)
     train(SETTINGS[name], tmp_path, [monitor])
     assert monitor.summary["run"]["fidelity"]["gradient"] == 0

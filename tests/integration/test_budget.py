@@ -91,7 +91,9 @@ def test_the_evaluation_at_the_end_counts(tmp_path, clock, monkeypatch):
     trainer.fit(Plain(), loader(12))
     overhead = monitor.summary["run"]["overhead"]
     assert overhead["finalisation_s"] > 10
-    total = (overhead["training"] * (clock.now - overhead["finalisation_s"]) + overhead["finalisation_s"]) / clock.now
+    total = (
+        overhead["training"] * (clock.now - overhead["finalisation_s"]) + overhead["finalisation_s"]
+    ) / clock.now
     assert overhead["total"] == pytest.approx(total)
     assert 0.2 < overhead["total"] <= 0.4
 
@@ -127,14 +129,20 @@ def test_resume_goes_on_with_clock_costs_and_stride(tmp_path, clock, monkeypatch
     slow(monkeypatch, clock, probe=2.0)
 
     def fit(epochs, folder, checkpoint=None):
-        monitor = LandscapeMonitor(every_n_steps=1, max_overhead=0.5, keep_store=True, dirpath=tmp_path / folder)
+        monitor = LandscapeMonitor(
+            every_n_steps=1, max_overhead=0.5, keep_store=True, dirpath=tmp_path / folder
+        )
         trainer = pl.Trainer(
             accelerator="cpu",
             max_epochs=epochs,
             logger=False,
             enable_progress_bar=False,
             enable_model_summary=False,
-            callbacks=[monitor, OneSecondSteps(clock), ModelCheckpoint(tmp_path / "checkpoints", save_last=True)],
+            callbacks=[
+                monitor,
+                OneSecondSteps(clock),
+                ModelCheckpoint(tmp_path / "checkpoints", save_last=True),
+            ],
         )
         trainer.fit(Plain(), loader(12), ckpt_path=checkpoint)
         return monitor
@@ -157,8 +165,12 @@ def test_resume_goes_on_with_clock_costs_and_stride(tmp_path, clock, monkeypatch
 
 @pytest.mark.parametrize("value", [0, 1, 0.0, 1.5, -0.1, float("nan"), "5%", True])
 def test_refuses_what_is_no_share(value):
-    assert_refused(LandscapeMonitor(max_overhead=value), f"max_overhead={value!r}", "between 0 and 1")
+    assert_refused(
+        LandscapeMonitor(max_overhead=value), f"max_overhead={value!r}", "between 0 and 1"
+    )
 
 
 def test_refuses_what_it_could_not_keep():
-    assert_refused(LandscapeMonitor(max_overhead=0.05, exact_sums=True), "exact_sums=True", "max_overhead=0.05")
+    assert_refused(
+        LandscapeMonitor(max_overhead=0.05, exact_sums=True), "exact_sums=True", "max_overhead=0.05"
+    )

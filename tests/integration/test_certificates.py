@@ -41,7 +41,9 @@ class Regression(pl.LightningModule):
 
     def __init__(self, optimizer, schedule=None):
         super().__init__()
-        self.net = torch.nn.Sequential(torch.nn.Linear(FEATURES, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1))
+        self.net = torch.nn.Sequential(
+            torch.nn.Linear(FEATURES, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1)
+        )
         self.optimizer, self.schedule = optimizer, schedule
 
     def training_step(self, batch, batch_idx):
@@ -70,11 +72,19 @@ def data(sampling="with_replacement", batches=15, batch_size=6):
     return DataLoader(dataset, batch_size, shuffle=sampling == "reshuffled")
 
 
-def fit(optimizer, folder, schedule=None, sampling="with_replacement", epochs=4, dtype=None, **settings):
+def fit(
+    optimizer, folder, schedule=None, sampling="with_replacement", epochs=4, dtype=None, **settings
+):
     """Train with every step probed, unless said otherwise, and return the monitor."""
     pl.seed_everything(5, verbose=False)
-    ours = {name: settings.pop(name) for name in ("every_n_steps", "exact_sums", "secant", "reference") if name in settings}
-    monitor = LandscapeMonitor(**{"every_n_steps": 1, "max_probes": 1000, "dirpath": folder, **ours})
+    ours = {
+        name: settings.pop(name)
+        for name in ("every_n_steps", "exact_sums", "secant", "reference")
+        if name in settings
+    }
+    monitor = LandscapeMonitor(
+        **{"every_n_steps": 1, "max_probes": 1000, "dirpath": folder, **ours}
+    )
     trainer = pl.Trainer(
         accelerator="cpu",
         max_epochs=epochs,
@@ -129,13 +139,21 @@ def test_the_certificate_of_the_trajectory_holds_to_rounding(name, reference, tm
         torch.save(there, tmp_path / "there.pt")
         settings = {**settings, "reference": str(tmp_path / "there.pt")}
     monitor = fit(optimizer, tmp_path, schedule, **settings)
-    bound, table, run = monitor.summary["bounds"]["trajectory"], monitor.table, monitor.summary["run"]
-    if reference == "another" and not bound["applies"]:  # D_K may be larger than D_0, and nothing left to certify
+    bound, table, run = (
+        monitor.summary["bounds"]["trajectory"],
+        monitor.table,
+        monitor.summary["run"],
+    )
+    if (
+        reference == "another" and not bound["applies"]
+    ):  # D_K may be larger than D_0, and nothing left to certify
         pytest.fail(bound["reason"])
     assert bound["status"] == "proved"
     assert len(table) == run["steps"]
     eta = [p.step_size for p in table]
-    mean_gap = sum(e * (p.loss - p.reference_loss) for e, p in zip(eta, table, strict=True)) / sum(eta)
+    mean_gap = sum(e * (p.loss - p.reference_loss) for e, p in zip(eta, table, strict=True)) / sum(
+        eta
+    )
     assert bound["measured"] == pytest.approx(mean_gap, rel=1e-9)
     # every sum, spelled out
     squares = sum(e * e * p.grad_sq_norm for e, p in zip(eta, table, strict=True))
@@ -185,7 +203,11 @@ APPLIES = {
     "dec_sps": (lambda p: DecSPS(p, lr=0.3, c_init=1.5), None, {"dec_sps", "dec_sps_sharp"}),
     "ngn": (lambda p: NGN(p, lr=0.3), None, {"ngn", "ngn_sharp"}),
     "ngn_falling": (lambda p: NGN(p, lr=0.3), falling, {"ngn_decreasing"}),
-    "adagrad_norm_max": (lambda p: AdaGradNormMax(p, lr=1.0, b_init=2.0), None, {"adagrad_norm_max"}),
+    "adagrad_norm_max": (
+        lambda p: AdaGradNormMax(p, lr=1.0, b_init=2.0),
+        None,
+        {"adagrad_norm_max"},
+    ),
     "normalised": (lambda p: NormalisedSGD(p, 0.05), None, set()),
 }
 
@@ -211,9 +233,13 @@ def test_the_constants_are_those_of_the_optimiser_and_of_the_table(tmp_path):
     monitor = fit(lambda p: SPSMax(p, lr=0.1, c=1.5), tmp_path)
     constants, table = monitor.summary["bounds"]["sps_max"]["constants"], monitor.table
     assert (constants["c"], constants["step_size_bound"]) == (1.5, 0.1)
-    assert constants["smoothness"] == pytest.approx(max(p.grad_sq_norm / (2 * p.loss) for p in table))
+    assert constants["smoothness"] == pytest.approx(
+        max(p.grad_sq_norm / (2 * p.loss) for p in table)
+    )
     assert constants["sq_distance"] == table[0].sq_distance
-    assert constants["interpolation_error"] == pytest.approx(sum(p.reference_loss for p in table) / len(table))
+    assert constants["interpolation_error"] == pytest.approx(
+        sum(p.reference_loss for p in table) / len(table)
+    )
 
 
 def test_full_batch_gradient_descent_is_told_by_its_losses(tmp_path):
@@ -240,14 +266,44 @@ def test_full_batch_gradient_descent_is_told_by_its_losses(tmp_path):
         (sgd(0.2), {"gradient_clip_val": 0.3}, "sgd_schedule", "may depend on the mini-batch"),
         (sgd(), {"schedule": cosine}, "sgd", "was not constant"),
         (sgd(), {}, "sps_max", "the optimizer is SGD; the theorem is about SPSMax of this package"),
-        (lambda p: SPSMax(p, lr=0.5), {"gradient_clip_val": 0.3}, "sps_max", "gradients are clipped"),
-        (lambda p: SPSMax(p, lr=0.5), {"accumulate_grad_batches": 3}, "sps_max", "gradients are accumulated"),
-        (lambda p: NGN(p, lr=0.5), {"accumulate_grad_batches": 3}, "ngn", "gradients are accumulated"),
+        (
+            lambda p: SPSMax(p, lr=0.5),
+            {"gradient_clip_val": 0.3},
+            "sps_max",
+            "gradients are clipped",
+        ),
+        (
+            lambda p: SPSMax(p, lr=0.5),
+            {"accumulate_grad_batches": 3},
+            "sps_max",
+            "gradients are accumulated",
+        ),
+        (
+            lambda p: NGN(p, lr=0.5),
+            {"accumulate_grad_batches": 3},
+            "ngn",
+            "gradients are accumulated",
+        ),
         (lambda p: SPSMax(p, lr=0.5, loss_infimum=-0.5), {}, "sps_max", "pass the same"),
-        (lambda p: NGN(p, lr=0.5, loss_infimum=-0.5), {}, "ngn_decreasing", "was not that of NGN's definition"),
+        (
+            lambda p: NGN(p, lr=0.5, loss_infimum=-0.5),
+            {},
+            "ngn_decreasing",
+            "was not that of NGN's definition",
+        ),
         (lambda p: NGN(p, lr=0.5), {"schedule": cosine}, "ngn", "lr started at 0.5 and was"),
-        (lambda p: AdaGradNormMax(p), {"gradient_clip_val": 0.3}, "adagrad_norm_max", "gradients are clipped"),
-        (lambda p: AdaGradNormMax(p), {"schedule": cosine}, "adagrad_norm_max", "the theorem has one"),
+        (
+            lambda p: AdaGradNormMax(p),
+            {"gradient_clip_val": 0.3},
+            "adagrad_norm_max",
+            "gradients are clipped",
+        ),
+        (
+            lambda p: AdaGradNormMax(p),
+            {"schedule": cosine},
+            "adagrad_norm_max",
+            "the theorem has one",
+        ),
         (lambda p: DecSPS(p), {"schedule": cosine}, "sps_max", "the optimizer is DecSPS"),
     ],
 )
@@ -267,7 +323,15 @@ def test_a_grad_scaler_is_outside_the_theorem(tmp_path):
         fit(lambda p: SPSMax(p), tmp_path, **settings)
 
 
-SUMMED = ["plain", "accumulation", "none_micro_batch", "bf16_accumulation", "scaler", "scaler_fused_adam", "clipping"]
+SUMMED = [
+    "plain",
+    "accumulation",
+    "none_micro_batch",
+    "bf16_accumulation",
+    "scaler",
+    "scaler_fused_adam",
+    "clipping",
+]
 SUMMED += ["overflowing", "unfreezing", "partly_unused", "momentum_encoder", "tied"]
 
 
@@ -284,29 +348,58 @@ def test_exact_sums_are_those_over_every_step(name, tmp_path):
     every = LandscapeMonitor(every_n_steps=1, max_probes=1000)
     train(setting, tmp_path / "every", [every])
     rows = {probe.step: probe for probe in every.table}
-    missing = [s for s in steps if s.step not in rows]  # overflows, and windows without a loss, that are no probes
+    missing = [
+        s for s in steps if s.step not in rows
+    ]  # overflows, and windows without a loss, that are no probes
     for step in missing:
-        assert all(torch.equal(step.before[n], step.after[n]) for n in recording.names) or not step.micro_batches
+        assert (
+            all(torch.equal(step.before[n], step.after[n]) for n in recording.names)
+            or not step.micro_batches
+        )
     assert sums["step_size"] == pytest.approx(sum(p.step_size for p in rows.values()), rel=1e-9)
-    assert sums["sq_step"] == pytest.approx(sum(p.step_size**2 * p.grad_sq_norm for p in rows.values()), rel=1e-9)
-    assert sums["sq_residual"] == pytest.approx(sum(p.step_residual**2 for p in rows.values()), rel=1e-9, abs=1e-15)
-    assert sums["residual"] == pytest.approx(sum(p.step_residual for p in rows.values()), rel=1e-9, abs=1e-12)
+    assert sums["sq_step"] == pytest.approx(
+        sum(p.step_size**2 * p.grad_sq_norm for p in rows.values()), rel=1e-9
+    )
+    assert sums["sq_residual"] == pytest.approx(
+        sum(p.step_residual**2 for p in rows.values()), rel=1e-9, abs=1e-15
+    )
+    assert sums["residual"] == pytest.approx(
+        sum(p.step_residual for p in rows.values()), rel=1e-9, abs=1e-12
+    )
     assert sums["negative_steps"] == sum(p.step_size < 0 for p in rows.values())
 
 
 def test_exact_sums_enter_the_certificate_and_it_says_so(tmp_path):
     estimated = fit(sgd(), tmp_path / "a", cosine, every_n_steps=7).summary["bounds"]["trajectory"]
-    exact = fit(sgd(), tmp_path / "b", cosine, every_n_steps=7, exact_sums=True).summary["bounds"]["trajectory"]
+    exact = fit(sgd(), tmp_path / "b", cosine, every_n_steps=7, exact_sums=True).summary["bounds"][
+        "trajectory"
+    ]
     everything = fit(sgd(), tmp_path / "c", cosine).summary["bounds"]["trajectory"]
-    assert exact["constants"]["step_size_sum"] == pytest.approx(everything["constants"]["step_size_sum"], rel=1e-9)
-    assert exact["constants"]["sq_step_sum"] == pytest.approx(everything["constants"]["sq_step_sum"], rel=1e-9)
-    assert estimated["constants"]["sq_step_sum"] != pytest.approx(everything["constants"]["sq_step_sum"], rel=1e-9)
+    assert exact["constants"]["step_size_sum"] == pytest.approx(
+        everything["constants"]["step_size_sum"], rel=1e-9
+    )
+    assert exact["constants"]["sq_step_sum"] == pytest.approx(
+        everything["constants"]["sq_step_sum"], rel=1e-9
+    )
+    assert estimated["constants"]["sq_step_sum"] != pytest.approx(
+        everything["constants"]["sq_step_sum"], rel=1e-9
+    )
     assert "the sums over steps are taken from 9 probes of 60 steps" in estimated["reason"]
     assert "the sums of η(b − l) and ‖e‖D are taken from 9 probes" in exact["reason"]
 
 
 @pytest.mark.parametrize(
-    "name", ["plain", "accumulation", "bf16_mixed", "scaler", "annealed", "momentum_encoder", "recurrent", "unfreezing_late"]
+    "name",
+    [
+        "plain",
+        "accumulation",
+        "bf16_mixed",
+        "scaler",
+        "annealed",
+        "momentum_encoder",
+        "recurrent",
+        "unfreezing_late",
+    ],
 )
 def test_the_secant_is_the_change_of_the_same_batch_gradient(name, tmp_path):
     from tests.helpers.brute_force import BruteForce
@@ -324,10 +417,17 @@ def test_the_secant_is_the_change_of_the_same_batch_gradient(name, tmp_path):
         step = steps[k]
         here = brute.window(step, {n: step.before[n] for n in recording.names}, gradient=True)[1]
         there = brute.window(step, {n: step.after[n] for n in recording.names}, gradient=True)[1]
-        expected = sum(float((there[n] - here[n]).square().sum()) for n in recording.names if n in here)
+        expected = sum(
+            float((there[n] - here[n]).square().sum()) for n in recording.names if n in here
+        )
         size = sum(float(g.square().sum()) for g in here.values())
-        assert change == pytest.approx(expected, rel=0.02 if setting.scaler else 1e-3, abs=1e-9 * size)
-        length = sum(float((step.before[n].double() - step.after[n].double()).square().sum()) for n in recording.names)
+        assert change == pytest.approx(
+            expected, rel=0.02 if setting.scaler else 1e-3, abs=1e-9 * size
+        )
+        length = sum(
+            float((step.before[n].double() - step.after[n].double()).square().sum())
+            for n in recording.names
+        )
         ratios.append(math.sqrt(change / length))
     entry = monitor.summary["conditions"]["smoothness"]["secant"]
     assert entry["value"] == pytest.approx(max(ratios), rel=1e-4)
@@ -337,7 +437,9 @@ def test_the_secant_is_the_change_of_the_same_batch_gradient(name, tmp_path):
 def test_sums_and_secants_go_on_after_a_checkpoint(tmp_path):
     def run(folder, epochs, checkpoint=None):
         pl.seed_everything(5, verbose=False)
-        monitor = LandscapeMonitor(every_n_steps=4, dirpath=folder, exact_sums=True, secant=True, keep_store=True)
+        monitor = LandscapeMonitor(
+            every_n_steps=4, dirpath=folder, exact_sums=True, secant=True, keep_store=True
+        )
         saver = pl.callbacks.ModelCheckpoint(folder, save_last=True)
         trainer = pl.Trainer(
             accelerator="cpu",
@@ -373,10 +475,14 @@ def test_training_is_bit_identical_with_everything_measured(tmp_path):
             callbacks=monitors,
         )
         trainer.fit(module, loader())
-        return {name: tensor.clone() for name, tensor in module.state_dict().items()}, torch.get_rng_state()
+        return {
+            name: tensor.clone() for name, tensor in module.state_dict().items()
+        }, torch.get_rng_state()
 
     plain, rng = weights([])
-    monitored, rng_with = weights([LandscapeMonitor(every_n_steps=3, dirpath=tmp_path, exact_sums=True, secant=True)])
+    monitored, rng_with = weights(
+        [LandscapeMonitor(every_n_steps=3, dirpath=tmp_path, exact_sums=True, secant=True)]
+    )
     assert all(torch.equal(plain[name], monitored[name]) for name in plain)
     assert torch.equal(rng, rng_with)
 
@@ -404,7 +510,9 @@ def test_parameters_that_a_hook_moves_after_the_step_are_seen(tmp_path):
     trainer.fit(Undone(sgd()), data())
     for bound in monitor.summary["bounds"].values():
         assert not bound["applies"]
-    assert "something else moved the parameters" in monitor.summary["bounds"]["trajectory"]["reason"]
+    assert (
+        "something else moved the parameters" in monitor.summary["bounds"]["trajectory"]["reason"]
+    )
     assert "something else moved the parameters" in monitor.summary["bounds"]["sgd"]["reason"]
     # seen in the table alone, too, where consecutive steps are probes
     assert Evidence(monitor.table, monitor.summary["run"]).jump is not None
@@ -462,7 +570,9 @@ def test_clipping_in_the_modules_own_hooks_is_no_schedule(hook, every, tmp_path)
     )
     trainer.fit(type("Clips", (Regression,), {hook: clip})(sgd(0.2)), data())
     assert monitor.summary["run"]["off_schedule"] > 0
-    assert "step sizes depend on the mini-batch" in monitor.summary["bounds"]["sgd_schedule"]["reason"]
+    assert (
+        "step sizes depend on the mini-batch" in monitor.summary["bounds"]["sgd_schedule"]["reason"]
+    )
 
 
 def test_equal_losses_of_different_batches_are_no_full_batch(tmp_path):
@@ -477,11 +587,24 @@ def test_equal_losses_of_different_batches_are_no_full_batch(tmp_path):
 
         def training_step(self, batch, batch_idx):
             x, _ = batch
-            return (1 - x[:, 0].sign() * self.net(x + x[:, :1].sign() * torch.eye(FEATURES)[0]).squeeze(1)).relu().mean()
+            return (
+                (
+                    1
+                    - x[:, 0].sign()
+                    * self.net(x + x[:, :1].sign() * torch.eye(FEATURES)[0]).squeeze(1)
+                )
+                .relu()
+                .mean()
+            )
 
-    torch.save({"net.weight": 3 * torch.eye(FEATURES)[:1], "net.bias": torch.zeros(1)}, tmp_path / "there.pt")
+    torch.save(
+        {"net.weight": 3 * torch.eye(FEATURES)[:1], "net.bias": torch.zeros(1)},
+        tmp_path / "there.pt",
+    )
     pl.seed_everything(5, verbose=False)
-    monitor = LandscapeMonitor(every_n_steps=1, dirpath=tmp_path, reference=str(tmp_path / "there.pt"))
+    monitor = LandscapeMonitor(
+        every_n_steps=1, dirpath=tmp_path, reference=str(tmp_path / "there.pt")
+    )
     trainer = pl.Trainer(
         accelerator="cpu",
         max_epochs=1,
@@ -502,7 +625,9 @@ def test_equal_losses_of_different_batches_are_no_full_batch(tmp_path):
 def plain_fit(module, loader, folder, epochs=4, every=10, callbacks=(), **ours):
     """Train any module with few probes and return its monitor."""
     pl.seed_everything(5, verbose=False)
-    monitor = LandscapeMonitor(**{"every_n_steps": every, "max_probes": 1000, "dirpath": folder, **ours})
+    monitor = LandscapeMonitor(
+        **{"every_n_steps": every, "max_probes": 1000, "dirpath": folder, **ours}
+    )
     trainer = pl.Trainer(
         accelerator="cpu",
         max_epochs=epochs,
@@ -539,7 +664,9 @@ def test_steps_without_a_gradient_are_counted(tmp_path):
     monitor = plain_fit(Skips(sgd()), data(), tmp_path)
     assert monitor.summary["run"]["idle_steps"] == 40
     assert "40 of 60 steps had no gradient" in monitor.summary["bounds"]["sgd"]["reason"]
-    assert fit(sgd(), tmp_path / "plain", accumulate_grad_batches=2).summary["run"]["idle_steps"] == 0
+    assert (
+        fit(sgd(), tmp_path / "plain", accumulate_grad_batches=2).summary["run"]["idle_steps"] == 0
+    )
 
 
 def test_a_short_last_window_is_no_clipping(tmp_path):
@@ -573,7 +700,9 @@ def test_a_batch_sampler_of_the_users_own_is_not_called_sequential(tmp_path):
         def __len__(self):
             return 15
 
-    monitor = plain_fit(Regression(sgd()), DataLoader(data().dataset, batch_sampler=Shuffled()), tmp_path)
+    monitor = plain_fit(
+        Regression(sgd()), DataLoader(data().dataset, batch_sampler=Shuffled()), tmp_path
+    )
     assert monitor.summary["run"]["sampling"] == "unknown"
     assert "the order of the data is not known" in monitor.summary["bounds"]["sgd"]["reason"]
 
@@ -604,7 +733,9 @@ def test_hooks_of_parameters_do_not_see_our_backward_passes(ours, tmp_path):
     plain_fit(plain, data(), tmp_path / "a")
     plain_fit(monitored, data(), tmp_path / "b", **ours)
     assert monitored.calls == plain.calls == 60 * 4
-    assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), monitored.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(plain.parameters(), monitored.parameters(), strict=True)
+    )
 
 
 @pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
@@ -631,7 +762,9 @@ def test_a_file_reference_without_the_parameters_that_join_late_still_gives_a_re
 
         def finetune_function(self, pl_module, epoch, optimizer):
             if epoch == 2:
-                self.unfreeze_and_add_param_group(pl_module.net[0], optimizer, lr=0.05, initial_denom_lr=1.0)
+                self.unfreeze_and_add_param_group(
+                    pl_module.net[0], optimizer, lr=0.05, initial_denom_lr=1.0
+                )
 
     class Tuned(Regression):
         def configure_optimizers(self):
@@ -642,7 +775,9 @@ def test_a_file_reference_without_the_parameters_that_join_late_still_gives_a_re
     there["net.2.weight"] += 0.1
     torch.save(there, tmp_path / "there.pt")
     with pytest.warns(UserWarning, match="LandscapeMonitor"):
-        monitor = plain_fit(module, data(), tmp_path, callbacks=[Late()], reference=str(tmp_path / "there.pt"))
+        monitor = plain_fit(
+            module, data(), tmp_path, callbacks=[Late()], reference=str(tmp_path / "there.pt")
+        )
     assert len(monitor.table) == 3
     assert monitor.summary["run"]["complete"] is False
     assert monitor.summary["conditions"]["alpha_beta"]["interpolation_error"] is not None
@@ -657,18 +792,26 @@ def warm_up(optimizer):
 def test_a_scheduler_on_an_optimiser_with_one_lr_is_seen_at_any_stride(schedule, every, tmp_path):
     settings = {"schedule": schedule, "every_n_steps": every}
     for kind, theorem in ((SPSMax, "sps_max"), (AdaGradNormMax, "adagrad_norm_max"), (NGN, "ngn")):
-        bound = fit(lambda p, kind=kind: kind(p, lr=0.5), tmp_path / theorem, **settings).summary["bounds"][theorem]
+        bound = fit(lambda p, kind=kind: kind(p, lr=0.5), tmp_path / theorem, **settings).summary[
+            "bounds"
+        ][theorem]
         assert not bound["applies"]
         assert "lr started at 0.5 and was" in bound["reason"]
-    later = fit(lambda p: DecSPS(p, lr=0.5), tmp_path / "dec_sps", schedule=cosine, every_n_steps=every)  # has no effect on it
+    later = fit(
+        lambda p: DecSPS(p, lr=0.5), tmp_path / "dec_sps", schedule=cosine, every_n_steps=every
+    )  # has no effect on it
     assert later.summary["bounds"]["dec_sps"]["applies"]
 
 
 def test_the_range_of_learning_rates_is_recorded(tmp_path):
     monitor = fit(sgd(0.05), tmp_path, schedule=cosine, every_n_steps=10)
     rates = [0.05 * (1 + math.cos(math.pi * k / 60)) / 2 for k in range(0, 60, 10)]
-    assert monitor.summary["run"]["learning_rates"] == pytest.approx({"min": rates[-1], "max": 0.05})
-    assert monitor.summary["run"]["lr_schedulers"] == [{"class": "CosineAnnealingLR", "reduce_on_plateau": False}]
+    assert monitor.summary["run"]["learning_rates"] == pytest.approx(
+        {"min": rates[-1], "max": 0.05}
+    )
+    assert monitor.summary["run"]["lr_schedulers"] == [
+        {"class": "CosineAnnealingLR", "reduce_on_plateau": False}
+    ]
 
 
 class Plateau(Regression):
@@ -682,7 +825,10 @@ class Plateau(Regression):
     def configure_optimizers(self):
         optimizer = torch.optim.SGD(self.parameters(), lr=0.05)
         scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=2)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "monitor": "loss", "interval": "step"}}
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "monitor": "loss", "interval": "step"},
+        }
 
 
 class ByHand(Regression):
@@ -694,9 +840,14 @@ class ByHand(Regression):
 
 def test_a_learning_rate_that_follows_the_losses_is_no_schedule(tmp_path):
     plateau = plain_fit(Plateau(None), data(), tmp_path / "a").summary
-    assert "ReduceLROnPlateau sets lr by what was measured" in plateau["bounds"]["sgd_schedule"]["reason"]
+    assert (
+        "ReduceLROnPlateau sets lr by what was measured"
+        in plateau["bounds"]["sgd_schedule"]["reason"]
+    )
     assert not plateau["bounds"]["sgd_schedule"]["applies"]
-    assert plateau["run"]["lr_schedulers"] == [{"class": "ReduceLROnPlateau", "reduce_on_plateau": True}]
+    assert plateau["run"]["lr_schedulers"] == [
+        {"class": "ReduceLROnPlateau", "reduce_on_plateau": True}
+    ]
     by_hand = plain_fit(ByHand(sgd()), data(), tmp_path / "b").summary["bounds"]["sgd_schedule"]
     assert by_hand["applies"]
     assert "lr was set by hand" in by_hand["reason"]
@@ -716,11 +867,19 @@ def test_a_gradient_that_a_callback_changed_is_seen(reference, tmp_path):
     if reference == "another":
         reference = str(tmp_path / "there.pt")
         torch.save({name: value + 0.1 for name, value in module.state_dict().items()}, reference)
-    changed = plain_fit(module, data(), tmp_path / "a", callbacks=[Noisy()], reference=reference).summary
+    changed = plain_fit(
+        module, data(), tmp_path / "a", callbacks=[Noisy()], reference=reference
+    ).summary
     assert changed["run"]["fidelity"]["gradient"] == pytest.approx(0.1 / 1.1, rel=1e-5)
     assert not any(bound["applies"] for bound in changed["bounds"].values())
-    assert "differs from that of the measured loss by 0.091 of its length" in changed["bounds"]["sgd"]["reason"]
-    assert "gradients differ from those of the measured losses by 0.091 of their length" in changed["verdict"]
+    assert (
+        "differs from that of the measured loss by 0.091 of its length"
+        in changed["bounds"]["sgd"]["reason"]
+    )
+    assert (
+        "gradients differ from those of the measured losses by 0.091 of their length"
+        in changed["verdict"]
+    )
     plain = plain_fit(Regression(sgd()), data(), tmp_path / "b").summary
     assert plain["run"]["fidelity"]["gradient"] == 0
     windows = fit(sgd(), tmp_path / "c", accumulate_grad_batches=4).summary

@@ -23,7 +23,10 @@ from tests.helpers.settings import SETTINGS
 from tests.integration.test_bit_identity import assert_same
 from tests.integration.test_brute_force import assert_equals_brute_force
 
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")]
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device"),
+]
 
 half = partial(torch.autocast, "cuda", dtype=torch.float16)
 bf16 = partial(torch.autocast, "cuda", dtype=torch.bfloat16)
@@ -61,8 +64,15 @@ def left(trainer, module):
         "gradients": {name: p.grad for name, p in module.named_parameters()},
         "optimizer": [optimizer.state_dict() for optimizer in trainer.optimizers],
         "metrics": dict(trainer.callback_metrics),
-        "rng": (torch.get_rng_state(), torch.cuda.get_rng_state(), random.getstate(), np.random.get_state()),
-        "scaler": scaler.state_dict() if (scaler := getattr(trainer.precision_plugin, "scaler", None)) else {},
+        "rng": (
+            torch.get_rng_state(),
+            torch.cuda.get_rng_state(),
+            random.getstate(),
+            np.random.get_state(),
+        ),
+        "scaler": scaler.state_dict()
+        if (scaler := getattr(trainer.precision_plugin, "scaler", None))
+        else {},
     }
 
 
@@ -81,7 +91,9 @@ def test_the_table_equals_a_recomputation(name, tmp_path):
     setting = SETTINGS[name]
     precision = "16-mixed" if setting.scaler else setting.trainer.get("precision")
     setting = dataclasses.replace(
-        setting, autocast=AUTOCAST.get(precision, contextlib.nullcontext), rtol=max(setting.rtol, 3e-3 if precision else 2e-4)
+        setting,
+        autocast=AUTOCAST.get(precision, contextlib.nullcontext),
+        rtol=max(setting.rtol, 3e-3 if precision else 2e-4),
     )
     recording, module_class = Recording(), recorded(setting.module)
     module_class.recording = recording

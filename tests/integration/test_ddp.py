@@ -36,7 +36,12 @@ EXACT = {"step", "epoch", "logged_step", "loss_infimum"}
 
 def monitored(folder, processes=2, train_kwargs=None, **arguments):
     """Train with a monitor; return what it wrote."""
-    train(folder, [LandscapeMonitor(**{"every_n_steps": 1, **arguments})], processes=processes, **(train_kwargs or {}))
+    train(
+        folder,
+        [LandscapeMonitor(**{"every_n_steps": 1, **arguments})],
+        processes=processes,
+        **(train_kwargs or {}),
+    )
     return load(folder / "run")
 
 
@@ -46,11 +51,23 @@ def assert_same_tables(one, two, rtol=2e-5):
     for a, b in zip(one, two, strict=True):
         for column in EXACT:
             assert getattr(a, column) == getattr(b, column), column
-        for column in ("loss", "reference_loss", "initial_loss", "grad_sq_norm", "sq_distance", "step_size"):
-            assert getattr(a, column) == pytest.approx(getattr(b, column), rel=rtol, abs=rtol), (a.step, column)
+        for column in (
+            "loss",
+            "reference_loss",
+            "initial_loss",
+            "grad_sq_norm",
+            "sq_distance",
+            "step_size",
+        ):
+            assert getattr(a, column) == pytest.approx(getattr(b, column), rel=rtol, abs=rtol), (
+                a.step,
+                column,
+            )
         size = math.sqrt(b.grad_sq_norm * b.sq_distance)
         assert a.inner_product == pytest.approx(b.inner_product, abs=rtol * size)
-        assert a.step_residual == pytest.approx(b.step_residual, abs=rtol * math.sqrt(b.grad_sq_norm))
+        assert a.step_residual == pytest.approx(
+            b.step_residual, abs=rtol * math.sqrt(b.grad_sq_norm)
+        )
 
 
 SETTINGS = {
@@ -128,7 +145,11 @@ def assert_same_ends(a, b):
 @pytest.mark.parametrize("module", some([Plain, TargetInBuffers, TargetInParameters], every=2))
 def test_training_is_the_same_with_and_without_the_monitor(module, tmp_path):
     """Dropout, BatchNorm (each process its own statistics), shuffling; buffers that a loss depends on, and parameters."""
-    settings = {"module": module, "data": loader(16), "strategy": "ddp_fork_find_unused_parameters_true"}
+    settings = {
+        "module": module,
+        "data": loader(16),
+        "strategy": "ddp_fork_find_unused_parameters_true",
+    }
     if module is not Plain:
         settings["strategy"] = "ddp_fork_find_unused_parameters_false"
     train(tmp_path / "without", [], **settings)
@@ -162,10 +183,15 @@ class FailsInOne(Callback):
 @pytest.mark.parametrize("method", ["write", "others_changed", "moments"])
 def test_a_failure_in_one_process_stops_measuring_in_all_and_nothing_else(rank, method, tmp_path):
     train(tmp_path / "without", [])
-    run = monitored(tmp_path / "with", 2, {"callbacks_before": [FailsInOne(rank, method)]}, live_epochs=None)
+    run = monitored(
+        tmp_path / "with", 2, {"callbacks_before": [FailsInOne(rank, method)]}, live_epochs=None
+    )
     assert_same_ends(tmp_path / "without", tmp_path / "with")
     assert run.summary["run"]["complete"] is False
-    assert "failed" in run.summary["run"]["stopped_by"] or "broken on purpose" in run.summary["run"]["stopped_by"]
+    assert (
+        "failed" in run.summary["run"]["stopped_by"]
+        or "broken on purpose" in run.summary["run"]["stopped_by"]
+    )
     if method != "moments":
         assert [probe.step for probe in run.table][:3] == [0, 1, 2]
         assert run.table[-1].step <= 5
@@ -194,9 +220,13 @@ class FullInOne(Callback):
 @pytest.mark.filterwarnings("ignore:.*LandscapeMonitor")
 @pytest.mark.parametrize("rank", some([0, 1], every=2))
 @pytest.mark.parametrize("failures", [1, 2, 100])
-def test_a_full_disk_in_one_process_thins_in_all_once_and_then_ends_the_monitor(rank, failures, tmp_path):
+def test_a_full_disk_in_one_process_thins_in_all_once_and_then_ends_the_monitor(
+    rank, failures, tmp_path
+):
     train(tmp_path / "without", [])
-    run = monitored(tmp_path / "with", 2, {"callbacks_before": [FullInOne(rank, failures)]}, live_epochs=None)
+    run = monitored(
+        tmp_path / "with", 2, {"callbacks_before": [FullInOne(rank, failures)]}, live_epochs=None
+    )
     assert_same_ends(tmp_path / "without", tmp_path / "with")
     steps = [probe.step for probe in run.table]
     assert all(probe.evaluated for probe in run.table)
@@ -207,7 +237,10 @@ def test_a_full_disk_in_one_process_thins_in_all_once_and_then_ends_the_monitor(
         assert steps == list(range(0, 18, 2))
     if failures == 100:
         assert run.summary["run"]["complete"] is False
-        assert "No space left" in run.summary["run"]["stopped_by"] or "no room" in run.summary["run"]["stopped_by"]
+        assert (
+            "No space left" in run.summary["run"]["stopped_by"]
+            or "no room" in run.summary["run"]["stopped_by"]
+        )
         assert steps == [0, 2]
 
 
@@ -242,19 +275,28 @@ def test_a_reference_that_one_process_lacks_is_refused_in_all(rank, tmp_path):
     reference = tmp_path / "first" / "run" / "landscape" / "reference.safetensors"
 
     def lacks(trainer):
-        monitor = next(callback for callback in trainer.callbacks if isinstance(callback, LandscapeMonitor))
+        monitor = next(
+            callback for callback in trainer.callbacks if isinstance(callback, LandscapeMonitor)
+        )
         monitor.reference = str(tmp_path / "nowhere.safetensors")
 
     started = time.monotonic()
     with pytest.raises(Exception, match="nowhere.safetensors"):
-        monitored(tmp_path, 2, {"callbacks_before": [InOne(rank, "setup", lacks)]}, reference=str(reference))
+        monitored(
+            tmp_path,
+            2,
+            {"callbacks_before": [InOne(rank, "setup", lacks)]},
+            reference=str(reference),
+        )
     assert time.monotonic() - started < 60
     assert not (tmp_path / "run" / "landscape").exists()
 
 
 @pytest.mark.filterwarnings("ignore:.*LandscapeMonitor")
 @pytest.mark.parametrize("rank", [0, 1])
-def test_ctrl_c_in_one_process_ends_the_evaluation_of_all_and_what_is_done_is_reported(rank, tmp_path):
+def test_ctrl_c_in_one_process_ends_the_evaluation_of_all_and_what_is_done_is_reported(
+    rank, tmp_path
+):
     def interrupts_the_fifth(trainer):
         original, calls = StoredProbes.at_reference, []
 
@@ -348,7 +390,9 @@ def test_resume_mid_epoch_and_a_changed_number_of_processes(tmp_path):
         assert new.evaluated
     assert again.summary["run"]["fidelity"]["exact"] is True
     assert again.summary["run"]["dropped"]["unevaluable"] == 0
-    with pytest.raises(Exception, match="checkpoint of a run with 2 processes, and 1 now.*train on 2 devices"):
+    with pytest.raises(
+        Exception, match="checkpoint of a run with 2 processes, and 1 now.*train on 2 devices"
+    ):
         monitored(tmp_path / "alone", 1, {"ckpt_path": str(checkpoint)})
 
 
@@ -376,11 +420,15 @@ def test_distributed_helpers_see_the_same_batches():
     halves = []
     for rank in range(2):
         part = InOrder()
-        part.trainer = type("T", (), {"world_size": 2, "global_rank": rank, "lightning_module": None})
+        part.trainer = type(
+            "T", (), {"world_size": 2, "global_rank": rank, "lightning_module": None}
+        )
         halves.append([batch[0] for batch in part.train_dataloader()])
     assert len(whole) == len(halves[0]) == distributed.STEPS
     for together, a, b in zip(whole, *halves, strict=True):
-        assert sorted(map(tuple, together.tolist())) == sorted(map(tuple, torch.cat([a, b]).tolist()))
+        assert sorted(map(tuple, together.tolist())) == sorted(
+            map(tuple, torch.cat([a, b]).tolist())
+        )
     assert os.environ.get("LOCAL_RANK") is None
 
 
@@ -390,9 +438,21 @@ def test_other_launchers_give_the_same_table(tmp_path):
     options = ("--module", "OfTheStep", "--processes", "2", "--epochs", "1", "--pause", "0")
     run_script.main([str(tmp_path / "ddp_fork"), *options])
     for name in ("ddp", "ddp_spawn"):
-        clean = {key: value for key, value in os.environ.items() if "RANK" not in key and not key.startswith(("MASTER", "PL_"))}
+        clean = {
+            key: value
+            for key, value in os.environ.items()
+            if "RANK" not in key and not key.startswith(("MASTER", "PL_"))
+        }
         done = subprocess.run(
-            [sys.executable, "-m", "tests.helpers.run_script", str(tmp_path / name), *options, "--strategy", name],
+            [
+                sys.executable,
+                "-m",
+                "tests.helpers.run_script",
+                str(tmp_path / name),
+                *options,
+                "--strategy",
+                name,
+            ],
             cwd=ROOT,
             env=clean | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
             capture_output=True,

@@ -18,9 +18,20 @@ ROOT = Path(__file__).parents[2]
 
 def python(*arguments, folder, status=0):
     """Run Python in a folder; return what it printed."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore", "COLUMNS": "200", "PYTHONPATH": str(ROOT)}
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "PYTHONWARNINGS": "ignore",
+        "COLUMNS": "200",
+        "PYTHONPATH": str(ROOT),
+    }
     done = subprocess.run(
-        [sys.executable, *map(str, arguments)], cwd=folder, env=environment, capture_output=True, text=True, timeout=300
+        [sys.executable, *map(str, arguments)],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
     assert done.returncode == status, done.stdout + done.stderr
     return done.stdout + done.stderr
@@ -34,7 +45,15 @@ def mlp(monkeypatch, tmp_path, capsys):
         from demos.mlp import main
 
         monkeypatch.setattr(
-            sys, "argv", ["demos/mlp.py", *map(str, arguments), "--out", str(tmp_path / "runs"), "--no-pictures"]
+            sys,
+            "argv",
+            [
+                "demos/mlp.py",
+                *map(str, arguments),
+                "--out",
+                str(tmp_path / "runs"),
+                "--no-pictures",
+            ],
         )
         main()
         return capsys.readouterr().out
@@ -53,12 +72,26 @@ def test_the_demo_prints_what_was_found_and_where(tmp_path):
     said = python(ROOT / "demos" / "mlp.py", "--epochs", 3, folder=tmp_path)
     run = load(tmp_path / "runs" / "mlp-digits" / "version_0")
     assert run.summary["verdict"] in said
-    for name in ("alpha", "beta", "rate", "neighbourhood", "drop", "violate", "cosine", "tensorboard --logdir runs"):
+    for name in (
+        "alpha",
+        "beta",
+        "rate",
+        "neighbourhood",
+        "drop",
+        "violate",
+        "cosine",
+        "tensorboard --logdir runs",
+    ):
         assert name in said
     assert f"{run.summary['conditions']['alpha_beta']['alpha']:.4g}" in said
     assert (run.path / "overview.png").stat().st_size > 10_000
     assert len(list((run.path / "figures").iterdir())) == 12
-    assert run.summary["run"]["hparams"] == {"features": 64, "width": 64, "lr": 0.1, "optimizer": "SGD"}
+    assert run.summary["run"]["hparams"] == {
+        "features": 64,
+        "width": 64,
+        "lr": 0.1,
+        "optimizer": "SGD",
+    }
     assert "restricted_secant" in said
     assert f"{run.summary['bounds']['sgd']['value']:.4g}" in said
 
@@ -67,8 +100,15 @@ def test_the_demo_prints_what_was_found_and_where(tmp_path):
 def test_the_demo_with_another_optimizer_names_its_theorem(optimizer, mlp, tmp_path):
     mlp("--epochs", 2, "--optimizer", optimizer, "--lr", 0.05)
     bounds = load(tmp_path / "runs" / "mlp-digits" / "version_0").summary["bounds"]
-    keys = {"SPSMax": "sps_max", "DecSPS": "dec_sps", "NGN": "ngn", "AdaGradNormMax": "adagrad_norm_max"}
-    assert optimizer == "Adam" or bounds[keys[optimizer]]["applies"], bounds[keys[optimizer]]["reason"]
+    keys = {
+        "SPSMax": "sps_max",
+        "DecSPS": "dec_sps",
+        "NGN": "ngn",
+        "AdaGradNormMax": "adagrad_norm_max",
+    }
+    assert optimizer == "Adam" or bounds[keys[optimizer]]["applies"], bounds[keys[optimizer]][
+        "reason"
+    ]
     assert bounds["trajectory"]["applies"] is (optimizer != "Adam")
 
 
@@ -81,8 +121,13 @@ def test_the_examples_of_the_paper_are_drawn(tmp_path):
 
 def test_the_demo_on_idx_files(mlp, tmp_path):
     generator = torch.Generator().manual_seed(0)
-    write_idx(tmp_path / "train-images-idx3-ubyte.gz", torch.randint(256, (320, 28, 28), generator=generator))
-    write_idx(tmp_path / "train-labels-idx1-ubyte.gz", torch.randint(10, (320,), generator=generator))
+    write_idx(
+        tmp_path / "train-images-idx3-ubyte.gz",
+        torch.randint(256, (320, 28, 28), generator=generator),
+    )
+    write_idx(
+        tmp_path / "train-labels-idx1-ubyte.gz", torch.randint(10, (320,), generator=generator)
+    )
     assert "2 over 20 steps" in mlp("--data", "fashion-mnist", "--root", tmp_path, "--epochs", 4)
 
 
@@ -122,13 +167,22 @@ def cli(monkeypatch, tmp_path):
 
 def test_both_protocols_from_yaml(cli, tmp_path):
     configs = ROOT / "demos" / "configs"
-    short = ("--trainer.max_epochs", 3, "--trainer.enable_progress_bar", "false", "--trainer.callbacks.figures", "false")
+    short = (
+        "--trainer.max_epochs",
+        3,
+        "--trainer.enable_progress_bar",
+        "false",
+        "--trainer.callbacks.figures",
+        "false",
+    )
     cli("fit", "--config", configs / "one_pass.yaml", *short)
     cli("fit", "--config", configs / "two_passes.yaml", *short)
     one, two = (load(tmp_path / "runs" / "cli" / name) for name in ("one_pass", "two_passes"))
     assert one.summary["run"]["reference"]["sha256"] == two.summary["run"]["reference"]["sha256"]
     assert two.summary["run"]["reference"]["kind"] == "file"
-    assert two.summary["run"]["reference"]["final_sq_distance"] == 0  # the same seed ends at the same point
+    assert (
+        two.summary["run"]["reference"]["final_sq_distance"] == 0
+    )  # the same seed ends at the same point
     for column in ("step", "loss", "reference_loss", "initial_loss"):
         a, b = one.table.column(column), two.table.column(column)
         assert torch.equal(a.nan_to_num(-1), b.nan_to_num(-1))
@@ -182,9 +236,21 @@ def test_single_samples_from_the_command_line(given, cli, tmp_path):
 
 @pytest.mark.slow
 def test_print_config_round_trips(tmp_path):
-    printed = python(CLI, "fit", "--config", ROOT / "demos/configs/one_pass.yaml", "--print_config", folder=tmp_path)
+    printed = python(
+        CLI,
+        "fit",
+        "--config",
+        ROOT / "demos/configs/one_pass.yaml",
+        "--print_config",
+        folder=tmp_path,
+    )
     text = printed[printed.index("seed_everything") :]
-    for line in ("class_path: lightning_landscape.LandscapeMonitor", "reference: final", "max_probes: 256", "store_gib: 4.0"):
+    for line in (
+        "class_path: lightning_landscape.LandscapeMonitor",
+        "reference: final",
+        "max_probes: 256",
+        "store_gib: 4.0",
+    ):
         assert line in text
     (tmp_path / "printed.yaml").write_text(text)
     again = python(CLI, "fit", "--config", "printed.yaml", "--print_config", folder=tmp_path)
@@ -205,14 +271,25 @@ def test_help_has_a_text_for_every_argument(cli, capsys, monkeypatch):
     from lightning_landscape import LandscapeMonitor
 
     monkeypatch.setenv("COLUMNS", "200")
-    said = exits(cli, capsys, 0, "fit", "--trainer.callbacks.help", "lightning_landscape.LandscapeMonitor")
-    options = [option for option in said.split("  --trainer.callbacks.")[1:] if not option.startswith("loss.help")]
-    assert [option.split()[0] for option in options] == list(inspect.signature(LandscapeMonitor.__init__).parameters)[1:]
+    said = exits(
+        cli, capsys, 0, "fit", "--trainer.callbacks.help", "lightning_landscape.LandscapeMonitor"
+    )
+    options = [
+        option
+        for option in said.split("  --trainer.callbacks.")[1:]
+        if not option.startswith("loss.help")
+    ]
+    assert [option.split()[0] for option in options] == list(
+        inspect.signature(LandscapeMonitor.__init__).parameters
+    )[1:]
     assert all(len(option.split("(type:")[0].split()) > 5 for option in options)
 
 
 def test_a_wrong_choice_is_named(cli, capsys):
-    arguments = ("--trainer.callbacks+=lightning_landscape.LandscapeMonitor", "--trainer.callbacks.store_dtype=int4")
+    arguments = (
+        "--trainer.callbacks+=lightning_landscape.LandscapeMonitor",
+        "--trainer.callbacks.store_dtype=int4",
+    )
     assert "int4" in exits(cli, capsys, 2, "fit", *arguments)
 
 
@@ -232,16 +309,53 @@ def test_the_summary_is_strict_json_with_the_keys_of_the_contract(mlp, tmp_path)
 
     summary = json.loads(text, parse_constant=refuse)
     assert summary["schema"] == 1
-    run = {"complete", "stopped_by", "first_step", "steps", "probes", "stride", "dropped", "reference", "loss", "drop"}
-    run |= {"parameters", "optimizer", "hparams", "precision", "world_size", "accumulate_grad_batches", "fidelity"}
+    run = {
+        "complete",
+        "stopped_by",
+        "first_step",
+        "steps",
+        "probes",
+        "stride",
+        "dropped",
+        "reference",
+        "loss",
+        "drop",
+    }
+    run |= {
+        "parameters",
+        "optimizer",
+        "hparams",
+        "precision",
+        "world_size",
+        "accumulate_grad_batches",
+        "fidelity",
+    }
     assert set(summary["run"]) >= run | {"overhead", "store", "versions"}
     assert set(summary["run"]["dropped"]) == {"non_finite", "no_loss", "unevaluable"}
-    assert set(summary["run"]["reference"]) == {"kind", "path", "sha256", "step", "final_sq_distance"}
-    assert set(summary["run"]["loss"]) == {"source", "infimum", "training_mode", "batch_norm", "dropout"}
+    assert set(summary["run"]["reference"]) == {
+        "kind",
+        "path",
+        "sha256",
+        "step",
+        "final_sq_distance",
+    }
+    assert set(summary["run"]["loss"]) == {
+        "source",
+        "infimum",
+        "training_mode",
+        "batch_norm",
+        "dropout",
+    }
     assert set(summary["run"]["drop"]) >= {"value", "standard_error", "rows"}
     assert set(summary["run"]["fidelity"]) >= {"steps", "max_abs", "exact"}
     keys = "alpha beta rate attained interpolation_error interpolation_error_se neighbourhood informativeness informative"
-    assert set(summary["conditions"]["alpha_beta"]) >= {*keys.split(), "violated", "degenerate_rows", "vertices", "coverage"}
+    assert set(summary["conditions"]["alpha_beta"]) >= {
+        *keys.split(),
+        "violated",
+        "degenerate_rows",
+        "vertices",
+        "coverage",
+    }
     assert set(summary["conditions"]["alpha_beta"]["coverage"]) == {"0.99", "0.95"}
     assert len(summary["conditions"]["alpha_beta"]["windows"]) == 4
     assert isinstance(summary["verdict"], str)

@@ -13,9 +13,25 @@ from lightning_landscape import LandscapeMonitor, load
 from lightning_landscape.functional import best_alpha_beta, interpolation_error
 from tests.helpers.modules import Plain, loader
 
-WHILE_TRAINING = {"loss", "grad_norm", "step_size", "polyak_lojasiewicz/mu", "smoothness/L", "overhead"}
-WITH_REFERENCE = {"reference_loss", "gap", "inner_product", "cosine", "distance", "alpha_beta/margin"}
-RUNNING = {f"alpha_beta/{name}" for name in ("alpha", "beta", "rate", "neighbourhood", "informativeness")}
+WHILE_TRAINING = {
+    "loss",
+    "grad_norm",
+    "step_size",
+    "polyak_lojasiewicz/mu",
+    "smoothness/L",
+    "overhead",
+}
+WITH_REFERENCE = {
+    "reference_loss",
+    "gap",
+    "inner_product",
+    "cosine",
+    "distance",
+    "alpha_beta/margin",
+}
+RUNNING = {
+    f"alpha_beta/{name}" for name in ("alpha", "beta", "rate", "neighbourhood", "informativeness")
+}
 CONDITIONS = {
     "quasar_convexity/theta",
     "star_convexity/share",
@@ -38,7 +54,12 @@ BOUNDS |= {f"bound/{name}" for name in ("lower", "gap", "in_force", "final")}
 def fit(folder, monitor, loggers=None, epochs=2, **kwargs):
     pl.seed_everything(3, verbose=False)
     loggers = [TensorBoardLogger(folder, name="", version="run")] if loggers is None else loggers
-    settings = {"accelerator": "cpu", "max_epochs": epochs, "log_every_n_steps": 1, "enable_checkpointing": False}
+    settings = {
+        "accelerator": "cpu",
+        "max_epochs": epochs,
+        "log_every_n_steps": 1,
+        "enable_checkpointing": False,
+    }
     settings |= {"enable_progress_bar": False, "enable_model_summary": False, **kwargs}
     trainer = pl.Trainer(logger=loggers, callbacks=[monitor], **settings)
     trainer.fit(Plain(), loader(12))
@@ -51,20 +72,29 @@ def curves(folder, prefix="landscape"):
     accumulator.Reload()
     tags = accumulator.Tags()["scalars"]
     read = {tag: [(event.step, event.value) for event in accumulator.Scalars(tag)] for tag in tags}
-    ours = {tag.removeprefix(f"{prefix}/"): points for tag, points in read.items() if tag.startswith(f"{prefix}/")}
+    ours = {
+        tag.removeprefix(f"{prefix}/"): points
+        for tag, points in read.items()
+        if tag.startswith(f"{prefix}/")
+    }
     return ours, read
 
 
 def expected_values(table):
     """Return what each tag must show, from the table alone."""
-    c = {name: table.column(name).numpy() for name in ("loss", "reference_loss", "inner_product", "grad_sq_norm")}
+    c = {
+        name: table.column(name).numpy()
+        for name in ("loss", "reference_loss", "inner_product", "grad_sq_norm")
+    }
     distance, gap = table.column("sq_distance").sqrt().numpy(), c["loss"] - c["reference_loss"]
     grad_norm, product = np.sqrt(c["grad_sq_norm"]), c["inner_product"]
     return {
         "quasar_convexity/theta": np.where(gap > 0, product / gap, np.nan),
         "star_convexity/share": (product >= gap).astype(float),
         "aiming/theta": product / c["loss"],
-        "relaxed_polyak_lojasiewicz/mu": np.where(gap > 0, c["grad_sq_norm"] / (2 * gap**2), np.nan),
+        "relaxed_polyak_lojasiewicz/mu": np.where(
+            gap > 0, c["grad_sq_norm"] / (2 * gap**2), np.nan
+        ),
         "restricted_secant/mu": product / distance**2,
         "error_bound/mu": grad_norm / distance,
         "upper_error_bound/L": grad_norm / distance,
@@ -135,16 +165,27 @@ def test_the_bound_of_the_trajectory_is_that_of_so_many_steps_with_the_final_pai
         rest = total(lambda p: p.step_residual**2 / 2 + p.step_residual * p.sq_distance**0.5)
         excess = total(lambda p: p.step_size * p.reference_loss)
         above = total(lambda p: p.step_size * p.inner_product) + rest + entry["beta"] * excess
-        expected.append((table[k].logged_step, above / ((entry["alpha"] - entry["beta"]) * total(lambda p: p.step_size))))
-    expected.append((max(loaded.summary["run"]["steps"], table[-1].logged_step + 1), entry["value"]))
+        expected.append(
+            (
+                table[k].logged_step,
+                above / ((entry["alpha"] - entry["beta"]) * total(lambda p: p.step_size)),
+            )
+        )
+    expected.append(
+        (max(loaded.summary["run"]["steps"], table[-1].logged_step + 1), entry["value"])
+    )
     assert [step for step, _ in ours["bound/trajectory"]] == [step for step, _ in expected]
-    assert [value for _, value in ours["bound/trajectory"]] == pytest.approx([value for _, value in expected], rel=1e-5)
+    assert [value for _, value in ours["bound/trajectory"]] == pytest.approx(
+        [value for _, value in expected], rel=1e-5
+    )
     margin = {tag: dict(ours[f"bound/{tag}"]) for tag in ("lower", "gap", "in_force")}
     assert margin["lower"] == dict.fromkeys((p.logged_step for p in table[1:]), 0.0)
     assert margin["gap"] == {step: value for step, value in ours["gap"] if step in margin["lower"]}
     assert margin["in_force"] == dict(ours[f"bound/{loaded.summary['bound_in_force']}"][:-1])
     (final,) = ours["bound/final"]
-    assert final[1] == pytest.approx(loaded.summary["bounds"][loaded.summary["bound_in_force"]]["value"], rel=1e-6)
+    assert final[1] == pytest.approx(
+        loaded.summary["bounds"][loaded.summary["bound_in_force"]]["value"], rel=1e-6
+    )
 
 
 def test_the_loss_lies_on_lightnings_own_curve(run):
@@ -158,13 +199,17 @@ def test_the_last_running_values_are_the_reports(run):
     _, loaded, ours, _ = run
     report = loaded.summary["conditions"]["alpha_beta"]
     for tag in RUNNING:
-        assert ours[tag][-1][1] == pytest.approx(report[tag.removeprefix("alpha_beta/")], rel=2**-23), tag
+        assert ours[tag][-1][1] == pytest.approx(
+            report[tag.removeprefix("alpha_beta/")], rel=2**-23
+        ), tag
 
 
 def test_running_values_are_the_worst_case_so_far(run):
     _mode, loaded, ours, _ = run
     for k in range(1, len(loaded.table) + 1):
-        columns = type(loaded.table)(loaded.table[:k]).columns("loss", "reference_loss", "inner_product")
+        columns = type(loaded.table)(loaded.table[:k]).columns(
+            "loss", "reference_loss", "inner_product"
+        )
         pair = best_alpha_beta(**columns)
         size = pair.ratio * interpolation_error(reference_loss=columns["reference_loss"])[0]
         step, seen = ours["alpha_beta/neighbourhood"][k - 1]
@@ -197,7 +242,9 @@ def test_a_live_run_thinned_without_a_further_probe_still_ends_with_the_reports_
     fit(tmp_path / "second", LandscapeMonitor(every_n_steps=2, max_probes=3, reference=reference))
     ours, _ = curves(tmp_path / "second" / "run")
     report = load(tmp_path / "second" / "run").summary["conditions"]["alpha_beta"]
-    assert ours["alpha_beta/neighbourhood"][-1][1] == pytest.approx(report["neighbourhood"], rel=2**-23)
+    assert ours["alpha_beta/neighbourhood"][-1][1] == pytest.approx(
+        report["neighbourhood"], rel=2**-23
+    )
     steps = [step for step, _ in ours["alpha_beta/neighbourhood"]]
     assert steps == sorted(set(steps))
 

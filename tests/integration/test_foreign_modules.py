@@ -22,7 +22,9 @@ def test_a_foreign_module(name, tmp_path):
     assert_same(plainly, left_behind(setting, tmp_path / "final", [monitor]))
     assert_equals_brute_force(monitor.table, recording, setting)
     assert monitor.summary["run"]["fidelity"]["exact"] is True
-    reference = tmp_path / "final" / "lightning_logs" / "version_0" / "landscape" / "reference.safetensors"
+    reference = (
+        tmp_path / "final" / "lightning_logs" / "version_0" / "landscape" / "reference.safetensors"
+    )
     live = LandscapeMonitor(every_n_steps=2, reference=str(reference))
     assert_same(plainly, left_behind(setting, tmp_path / "live", [live]))
     assert_equals_brute_force(live.table, recording, setting, every=2)
@@ -32,4 +34,7 @@ def test_a_foreign_module(name, tmp_path):
 def left_behind(setting, folder, callbacks):
     trainer, module = train(setting, folder, callbacks)
     left = everything(trainer, module, folder)
-    return {**copy.deepcopy({key: value for key, value in left.items() if key != "python"}), "python": left["python"]}
+    return {
+        **copy.deepcopy({key: value for key, value in left.items() if key != "python"}),
+        "python": left["python"],
+    }

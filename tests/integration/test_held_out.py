@@ -25,7 +25,16 @@ from tests.integration.test_sharded import assert_same_held_out
 
 FIXED = 2
 NAMES = [
-    *("plain", "accumulation", "bf16_mixed", "scaler", "annealed", "momentum_encoder", "unfreezing_late", "gradient_penalty"),
+    *(
+        "plain",
+        "accumulation",
+        "bf16_mixed",
+        "scaler",
+        "annealed",
+        "momentum_encoder",
+        "unfreezing_late",
+        "gradient_penalty",
+    ),
     *("recurrent", "target_in_buffers", "teacher_and_unfreezing"),
 ]
 
@@ -34,7 +43,10 @@ def held_out_batches(trainer):
     """Return three batches, always the same."""
     generator = torch.Generator().manual_seed(11)
     return [
-        (torch.randn(size, FEATURES, generator=generator), torch.randint(CLASSES, (size,), generator=generator))
+        (
+            torch.randn(size, FEATURES, generator=generator),
+            torch.randint(CLASSES, (size,), generator=generator),
+        )
         for size in (6, 6, 6)
     ]
 
@@ -53,16 +65,30 @@ def assert_equal_brute_force(run, recording, setting, loss=None):
     by_step = {step.step: step for step in recording.steps}
     first = recording.steps[0]
     assert [probe.step for probe in run.held_out] == [probe.step for probe in run.table]
-    assert [(row.step, row.batch) for row in run.fixed_batches] == [(p.step, i) for p in run.table for i in range(FIXED)]
+    assert [(row.step, row.batch) for row in run.fixed_batches] == [
+        (p.step, i) for p in run.table for i in range(FIXED)
+    ]
     fixed = iter(run.fixed_batches)
     for probe, own in zip(run.held_out, run.table, strict=True):
-        assert (probe.step_size, probe.logged_step, probe.sq_distance) == (own.step_size, own.logged_step, own.sq_distance)
-        for row, batch in [(probe, next(in_turn)), *((next(fixed), batches[i]) for i in range(FIXED))]:
+        assert (probe.step_size, probe.logged_step, probe.sq_distance) == (
+            own.step_size,
+            own.logged_step,
+            own.sq_distance,
+        )
+        for row, batch in [
+            (probe, next(in_turn)),
+            *((next(fixed), batches[i]) for i in range(FIXED)),
+        ]:
             expected = brute.row(with_batch(by_step[probe.step], batch), first)
             for column in ("loss", "reference_loss"):
-                assert getattr(row, column) == pytest.approx(expected[column], rel=1e-6), (probe.step, column)
+                assert getattr(row, column) == pytest.approx(expected[column], rel=1e-6), (
+                    probe.step,
+                    column,
+                )
             size = math.sqrt(expected["grad_sq_norm"] * expected["sq_distance"])
-            assert row.inner_product == pytest.approx(expected["inner_product"], abs=setting.rtol * size)
+            assert row.inner_product == pytest.approx(
+                expected["inner_product"], abs=setting.rtol * size
+            )
             assert row.grad_sq_norm == pytest.approx(expected["grad_sq_norm"], rel=setting.rtol)
 
 
@@ -72,28 +98,40 @@ def test_each_row_is_a_recomputation_from_scratch(name, tmp_path):
     recording = record(setting, tmp_path)
     monitor = LandscapeMonitor(every_n_steps=1, held_out=held_out_batches, fixed_batches=FIXED)
     train(setting, tmp_path / "run", [monitor])
-    assert_equal_brute_force(load(tmp_path / "run" / "lightning_logs" / "version_0"), recording, setting)
+    assert_equal_brute_force(
+        load(tmp_path / "run" / "lightning_logs" / "version_0"), recording, setting
+    )
 
 
 def test_with_a_loss_of_the_user(tmp_path):
     setting = SETTINGS["accumulation"]
     recording = record(setting, tmp_path)
-    monitor = LandscapeMonitor(every_n_steps=1, held_out=held_out_batches, fixed_batches=FIXED, loss=plain_loss)
+    monitor = LandscapeMonitor(
+        every_n_steps=1, held_out=held_out_batches, fixed_batches=FIXED, loss=plain_loss
+    )
     train(setting, tmp_path / "run", [monitor])
     run = load(tmp_path / "run" / "lightning_logs" / "version_0")
     assert_equal_brute_force(run, recording, setting, loss=plain_loss)
 
 
-@pytest.mark.parametrize("name", some(["plain", "accumulation", "momentum_encoder", "scaler"], every=2))
+@pytest.mark.parametrize(
+    "name", some(["plain", "accumulation", "momentum_encoder", "scaler"], every=2)
+)
 def test_live_against_a_reference_is_the_same(name, tmp_path):
     setting = SETTINGS[name]
     arguments = {"every_n_steps": 1, "held_out": held_out_batches, "fixed_batches": FIXED}
     train(setting, tmp_path / "one", [LandscapeMonitor(**arguments)])
     one = load(tmp_path / "one" / "lightning_logs" / "version_0")
-    train(setting, tmp_path / "two", [LandscapeMonitor(reference=str(one.path / "reference.safetensors"), **arguments)])
+    train(
+        setting,
+        tmp_path / "two",
+        [LandscapeMonitor(reference=str(one.path / "reference.safetensors"), **arguments)],
+    )
     two = load(tmp_path / "two" / "lightning_logs" / "version_0")
     assert len(one.held_out) == len(two.held_out) > 1
-    for a, b in zip([*one.held_out, *one.fixed_batches], [*two.held_out, *two.fixed_batches], strict=True):
+    for a, b in zip(
+        [*one.held_out, *one.fixed_batches], [*two.held_out, *two.fixed_batches], strict=True
+    ):
         assert a.loss == pytest.approx(b.loss, rel=1e-6)
         assert a.reference_loss == pytest.approx(b.reference_loss, rel=1e-6)
         assert a.grad_sq_norm == pytest.approx(b.grad_sq_norm, rel=setting.rtol)
@@ -113,9 +151,16 @@ def test_training_and_validation_are_the_same_with_and_without(mode, sanity, tmp
     if mode == "file":
         fit(tmp_path / "first", [LandscapeMonitor()], sanity)
         reference = str(load(tmp_path / "first" / "log").path / "reference.safetensors")
-    monitor = LandscapeMonitor(every_n_steps=2, held_out="val", fixed_batches=1, reference=reference)
-    without, with_monitor = fit(tmp_path / "without", [], sanity), fit(tmp_path / "with", [monitor], sanity)
-    assert (tmp_path / "without" / "log" / "metrics.csv").read_text() == metrics_without_ours(tmp_path / "with" / "log")
+    monitor = LandscapeMonitor(
+        every_n_steps=2, held_out="val", fixed_batches=1, reference=reference
+    )
+    without, with_monitor = (
+        fit(tmp_path / "without", [], sanity),
+        fit(tmp_path / "with", [monitor], sanity),
+    )
+    assert (tmp_path / "without" / "log" / "metrics.csv").read_text() == metrics_without_ours(
+        tmp_path / "with" / "log"
+    )
     for (name, a), b in zip(without[0].items(), with_monitor[0].values(), strict=True):
         assert torch.equal(a, b), name
     assert torch.equal(without[1], with_monitor[1])
@@ -128,7 +173,9 @@ def fit(folder, callbacks, sanity):
     pl.seed_everything(1, verbose=False)
     module, generator = Validated(), torch.Generator().manual_seed(5)
     validation = loader(4)
-    validation = torch.utils.data.DataLoader(validation.dataset, 6, shuffle=True, generator=generator)
+    validation = torch.utils.data.DataLoader(
+        validation.dataset, 6, shuffle=True, generator=generator
+    )
     trainer = pl.Trainer(
         accelerator="cpu",
         max_epochs=2,
@@ -151,7 +198,9 @@ def metrics_without_ours(folder):
     out = io.StringIO()
     writer = csv.DictWriter(out, names, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
-    writer.writerows(row for row in rows if any(row[name] for name in names if name not in ("epoch", "step")))
+    writer.writerows(
+        row for row in rows if any(row[name] for name in names if name not in ("epoch", "step"))
+    )
     return out.getvalue()
 
 
@@ -159,7 +208,9 @@ def test_two_processes_give_the_table_of_one(tmp_path):
     """Each process has its part of a batch; one process has all of it."""
     tables = []
     for processes in (1, 2):
-        monitor = LandscapeMonitor(every_n_steps=2, held_out=distributed.held_out_batches, fixed_batches=FIXED)
+        monitor = LandscapeMonitor(
+            every_n_steps=2, held_out=distributed.held_out_batches, fixed_batches=FIXED
+        )
         distributed.train(tmp_path / str(processes), [monitor], processes=processes)
         tables.append(load(tmp_path / str(processes) / "run"))
     assert_same_held_out(*tables)
@@ -177,23 +228,35 @@ def test_the_summary_puts_the_pair_to_the_test(tmp_path):
     names = ("loss", "reference_loss", "inner_product", "loss_infimum")
     columns = run.held_out.columns(*names)
     violated = int(alpha_beta_violations(found["alpha"], found["beta"], **columns).sum())
-    assert held["violated"] == violated > 0  # labels are random: what is learnt of some batches is worth nothing on others
+    assert (
+        held["violated"] == violated > 0
+    )  # labels are random: what is learnt of some batches is worth nothing on others
     assert held["violated_share"] == violated / len(run.held_out)
     margins = alpha_beta_margin(found["alpha"], found["beta"], **columns)
     assert held["smallest_margin"]["value"] == float(margins.min())
     assert held["smallest_margin"]["step"] == run.held_out[int(margins.argmin())].step
     together = held["together"]
     for table in (run.table, run.held_out):
-        assert not alpha_beta_violations(together["alpha"], together["beta"], **table.columns(*names)).any()
+        assert not alpha_beta_violations(
+            together["alpha"], together["beta"], **table.columns(*names)
+        ).any()
     assert f"is violated on {violated}" in monitor.summary["verdict"]
     assert fixed["batches"] == FIXED
     assert [step["step"] for step in fixed["steps"]] == [probe.step for probe in run.table]
     for step in fixed["steps"]:
         rows = [row for row in run.fixed_batches if row.step == step["step"]]
-        columns = {name: torch.tensor([getattr(row, name) for row in rows], dtype=torch.float64) for name in names[:3]}
-        worst = max(float(beta_min(found["rate"], **{n: v[i : i + 1] for n, v in columns.items()})) for i in range(FIXED))
+        columns = {
+            name: torch.tensor([getattr(row, name) for row in rows], dtype=torch.float64)
+            for name in names[:3]
+        }
+        worst = max(
+            float(beta_min(found["rate"], **{n: v[i : i + 1] for n, v in columns.items()}))
+            for i in range(FIXED)
+        )
         assert step["beta"] == pytest.approx(worst)
-        assert step["smallest_margin"] == float(alpha_beta_margin(found["alpha"], found["beta"], **columns).min())
+        assert step["smallest_margin"] == float(
+            alpha_beta_margin(found["alpha"], found["beta"], **columns).min()
+        )
 
 
 def test_without_held_out_batches_the_summary_says_nothing_of_them(tmp_path):
@@ -208,8 +271,16 @@ def test_without_held_out_batches_the_summary_says_nothing_of_them(tmp_path):
 def test_thinning_drops_their_rows_too(tmp_path):
     setting = SETTINGS["plain"]
     train(setting, tmp_path / "first", [LandscapeMonitor()])
-    reference = str(load(tmp_path / "first" / "lightning_logs" / "version_0").path / "reference.safetensors")
-    monitor = LandscapeMonitor(every_n_steps=1, max_probes=4, held_out=held_out_batches, fixed_batches=1, reference=reference)
+    reference = str(
+        load(tmp_path / "first" / "lightning_logs" / "version_0").path / "reference.safetensors"
+    )
+    monitor = LandscapeMonitor(
+        every_n_steps=1,
+        max_probes=4,
+        held_out=held_out_batches,
+        fixed_batches=1,
+        reference=reference,
+    )
     train(setting, tmp_path / "run", [monitor])
     run = load(tmp_path / "run" / "lightning_logs" / "version_0")
     kept = [probe.step for probe in run.table]
@@ -226,18 +297,26 @@ def test_a_batch_that_cannot_be_evaluated_costs_nothing_else(mode, tmp_path):
     setting, reference = SETTINGS["plain"], "final"
     if mode == "file":
         train(setting, tmp_path / "first", [LandscapeMonitor()])
-        reference = str(load(tmp_path / "first" / "lightning_logs" / "version_0").path / "reference.safetensors")
+        reference = str(
+            load(tmp_path / "first" / "lightning_logs" / "version_0").path / "reference.safetensors"
+        )
     monitor = LandscapeMonitor(every_n_steps=4, held_out=unsuitable, reference=reference)
-    with pytest.warns(UserWarning, match="could not evaluate a held-out batch at step 0.*training_step"):
+    with pytest.warns(
+        UserWarning, match="could not evaluate a held-out batch at step 0.*training_step"
+    ):
         train(setting, tmp_path / "run", [monitor])
     assert monitor.summary["run"]["complete"] is True
     assert len(monitor.table) == 5
     assert monitor.summary["held_out"] is None
 
 
-def test_more_fixed_batches_than_there_are_is_said_once_and_those_that_are_there_are_evaluated(tmp_path):
+def test_more_fixed_batches_than_there_are_is_said_once_and_those_that_are_there_are_evaluated(
+    tmp_path,
+):
     monitor = LandscapeMonitor(every_n_steps=4, held_out=held_out_batches, fixed_batches=5)
-    with pytest.warns(UserWarning, match=r"fixed_batches=5\) found 3 batches.*let it yield more") as said:
+    with pytest.warns(
+        UserWarning, match=r"fixed_batches=5\) found 3 batches.*let it yield more"
+    ) as said:
         train(SETTINGS["plain"], tmp_path, [monitor])
     assert sum("found 3 batches" in str(warning.message) for warning in said) == 1
     assert monitor.summary["fixed_batches"]["batches"] == 3
@@ -262,9 +341,15 @@ def test_refused(arguments, said, tmp_path):
 def test_they_are_in_the_picture_of_the_margin(tmp_path, monkeypatch):
     from lightning_landscape.reporting.figures import Drawn, margin
 
-    monitor = LandscapeMonitor(every_n_steps=1, held_out=held_out_batches, fixed_batches=FIXED, figures=False)
+    monitor = LandscapeMonitor(
+        every_n_steps=1, held_out=held_out_batches, fixed_batches=FIXED, figures=False
+    )
     train(SETTINGS["plain"], tmp_path, [monitor])
     run = load(tmp_path / "lightning_logs" / "version_0")
-    labels = margin.figure(Drawn(run.table, run.summary, None, run.held_out)).axes[0].get_legend_handles_labels()[1]
+    labels = (
+        margin.figure(Drawn(run.table, run.summary, None, run.held_out))
+        .axes[0]
+        .get_legend_handles_labels()[1]
+    )
     assert f"held out, {run.summary['held_out']['violated']} violated" in labels
     assert f"smallest over {FIXED} fixed batches" in labels

@@ -21,7 +21,9 @@ class Saved(pl.LightningModule):
     def __init__(self, width=8, lr=0.1, name="small"):
         super().__init__()
         self.save_hyperparameters()
-        self.net = torch.nn.Sequential(torch.nn.Linear(FEATURES, width), torch.nn.Tanh(), torch.nn.Linear(width, 4))
+        self.net = torch.nn.Sequential(
+            torch.nn.Linear(FEATURES, width), torch.nn.Tanh(), torch.nn.Linear(width, 4)
+        )
 
     def training_step(self, batch, batch_idx):
         loss = torch.nn.functional.cross_entropy(self.net(batch[0]), batch[1])
@@ -61,7 +63,9 @@ def fit(folder, module=None, monitor=None, loggers=None, callbacks=(), **setting
 
 
 def read(folder):
-    accumulator = EventAccumulator(str(folder), size_guidance={"scalars": 0, "tensors": 0, "images": 0})
+    accumulator = EventAccumulator(
+        str(folder), size_guidance={"scalars": 0, "tensors": 0, "images": 0}
+    )
     accumulator.Reload()
     return accumulator
 
@@ -86,8 +90,13 @@ def test_the_layout_names_tags_that_there_are(tmp_path):
     margin = charts["Loss gap and the bound in force"].margin.series[0]
     assert {margin.value, margin.lower, margin.upper} <= set(tags)
     assert margin.upper == "landscape/bound/in_force"
-    steps = [[e.step for e in read(tmp_path / "run").Scalars(tag)] for tag in (margin.value, margin.lower, margin.upper)]
-    assert steps[0] == steps[1] == steps[2]  # else TensorBoard shows an error in the place of the chart
+    steps = [
+        [e.step for e in read(tmp_path / "run").Scalars(tag)]
+        for tag in (margin.value, margin.lower, margin.upper)
+    ]
+    assert (
+        steps[0] == steps[1] == steps[2]
+    )  # else TensorBoard shows an error in the place of the chart
     assert len(steps[0]) > 5
     import re
 
@@ -98,7 +107,10 @@ def test_the_layout_names_tags_that_there_are(tmp_path):
 
 def test_a_layout_of_the_module_replaces_ours(tmp_path):
     fit(tmp_path, WithLayout())
-    assert [[category.title for category in one] for one in layouts(tmp_path / "run")] == [["Loss landscape"], ["Mine"]]
+    assert [[category.title for category in one] for one in layouts(tmp_path / "run")] == [
+        ["Loss landscape"],
+        ["Mine"],
+    ]
 
 
 def test_no_layout_where_none_is_wanted(tmp_path):
@@ -143,7 +155,9 @@ def test_results_that_the_user_declares_stay(tmp_path):
 
 def test_nothing_is_declared_where_hyper_parameters_are_not_logged(tmp_path):
     fit(tmp_path, enable_autolog_hparams=False)
-    assert not [tag for tag in read(tmp_path / "run").Tags()["tensors"] if tag.startswith("_hparams_")]
+    assert not [
+        tag for tag in read(tmp_path / "run").Tags()["tensors"] if tag.startswith("_hparams_")
+    ]
 
 
 def test_a_module_without_hyper_parameters_declares_nothing(tmp_path):
@@ -156,7 +170,9 @@ def test_a_module_without_hyper_parameters_declares_nothing(tmp_path):
             return torch.optim.SGD(self.parameters(), lr=0.1)
 
     fit(tmp_path, Unsaved())
-    assert not [tag for tag in read(tmp_path / "run").Tags()["tensors"] if tag.startswith("_hparams_")]
+    assert not [
+        tag for tag in read(tmp_path / "run").Tags()["tensors"] if tag.startswith("_hparams_")
+    ]
 
 
 def test_the_text_is_the_verdict_and_its_tables(tmp_path):
@@ -177,11 +193,15 @@ def test_pictures_are_in_the_logger_and_in_files(tmp_path):
     images = read(tmp_path / "run").Tags()["images"]
     assert set(images) == {f"landscape/{name}" for name in FIGURES}
     folder = tmp_path / "run" / "landscape" / "figures"
-    assert {path.name for path in folder.iterdir()} == {f"{name}.{kind}" for name in FIGURES for kind in ("pdf", "png")}
+    assert {path.name for path in folder.iterdir()} == {
+        f"{name}.{kind}" for name in FIGURES for kind in ("pdf", "png")
+    }
 
 
 @pytest.mark.pictures
-def test_no_pictures_where_none_are_wanted_and_a_failing_one_costs_nothing_else(tmp_path, monkeypatch):
+def test_no_pictures_where_none_are_wanted_and_a_failing_one_costs_nothing_else(
+    tmp_path, monkeypatch
+):
     fit(tmp_path / "a", monitor=LandscapeMonitor(every_n_steps=3, figures=False))
     assert not read(tmp_path / "a" / "run").Tags()["images"]
     assert not (tmp_path / "a" / "run" / "landscape" / "figures").exists()
@@ -199,12 +219,19 @@ def test_no_pictures_where_none_are_wanted_and_a_failing_one_costs_nothing_else(
 def test_without_matplotlib_everything_else_works(tmp_path, monkeypatch, lightning_says):
     import sys
 
-    for name in [name for name in sys.modules if name.startswith(("matplotlib", "lightning_landscape.reporting.figures"))]:
+    for name in [
+        name
+        for name in sys.modules
+        if name.startswith(("matplotlib", "lightning_landscape.reporting.figures"))
+    ]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.delattr("lightning_landscape.reporting.figures", raising=False)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     _, monitor = fit(tmp_path)
-    assert "draws no pictures without matplotlib: pip install lightning-landscape[plots]" in lightning_says()
+    assert (
+        "draws no pictures without matplotlib: pip install lightning-landscape[plots]"
+        in lightning_says()
+    )
     assert monitor.summary["run"]["complete"]
     assert not (tmp_path / "run" / "landscape" / "figures").exists()
 
@@ -227,11 +254,15 @@ def test_the_progress_bar_shows_two_values_on_request(tmp_path):
     _, monitor = fit(tmp_path / "a", callbacks=[TQDMProgressBar(), Looking()])
     assert not [name for name in shown if name.startswith("landscape/")]
     _, monitor = fit(
-        tmp_path / "b", monitor=LandscapeMonitor(every_n_steps=3, progress_bar=True), callbacks=[TQDMProgressBar(), Looking()]
+        tmp_path / "b",
+        monitor=LandscapeMonitor(every_n_steps=3, progress_bar=True),
+        callbacks=[TQDMProgressBar(), Looking()],
     )
     newest = monitor.table[-1]
     assert shown["landscape/grad_norm"] == pytest.approx(newest.grad_sq_norm**0.5, rel=1e-3)
-    assert shown["landscape/smoothness"] == pytest.approx(newest.grad_sq_norm / (2 * newest.loss), rel=1e-3)
+    assert shown["landscape/smoothness"] == pytest.approx(
+        newest.grad_sq_norm / (2 * newest.loss), rel=1e-3
+    )
 
 
 def test_the_progress_bar_does_not_take_the_users_names(tmp_path):
@@ -249,15 +280,21 @@ def test_the_progress_bar_does_not_take_the_users_names(tmp_path):
         def configure_optimizers(self):
             optimizer = super().configure_optimizers()
             scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=1)
-            return [optimizer], [{"scheduler": scheduler, "monitor": "grad_norm", "interval": "step"}]
+            return [optimizer], [
+                {"scheduler": scheduler, "monitor": "grad_norm", "interval": "step"}
+            ]
 
     bars = [TQDMProgressBar()]
     pl.seed_everything(1, verbose=False)
     one = Named()
     other = copy.deepcopy(one)
     plain, _ = fit(tmp_path / "a", one, LandscapeMonitor(every_n_steps=3), callbacks=bars)
-    shown, monitor = fit(tmp_path / "b", other, LandscapeMonitor(every_n_steps=3, progress_bar=True), callbacks=bars)
-    for a, b in zip(plain.lightning_module.parameters(), shown.lightning_module.parameters(), strict=True):
+    shown, monitor = fit(
+        tmp_path / "b", other, LandscapeMonitor(every_n_steps=3, progress_bar=True), callbacks=bars
+    )
+    for a, b in zip(
+        plain.lightning_module.parameters(), shown.lightning_module.parameters(), strict=True
+    ):
         assert torch.equal(a, b)
     assert len(monitor.table) == 12
 
@@ -268,7 +305,9 @@ def test_the_evaluation_at_the_end_has_tqdms_bar(tmp_path, capfd):
 
 
 def test_the_evaluation_at_the_end_has_richs_bar_where_the_trainer_has(tmp_path, capfd):
-    fit(tmp_path, callbacks=[RichProgressBar(console_kwargs={"force_terminal": True, "width": 120})])
+    fit(
+        tmp_path, callbacks=[RichProgressBar(console_kwargs={"force_terminal": True, "width": 120})]
+    )
     captured = capfd.readouterr()
     assert "landscape: probes at x_p" in captured.out
     assert "landscape" not in captured.err
@@ -293,7 +332,11 @@ def test_mlflow_gets_curves_and_pictures(tmp_path):
     pytest.importorskip("mlflow", reason="MLflow is not installed")
     from lightning.pytorch.loggers import MLFlowLogger
 
-    logger = MLFlowLogger("x", tracking_uri=f"sqlite:///{tmp_path}/runs.db", artifact_location=str(tmp_path / "artifacts"))
+    logger = MLFlowLogger(
+        "x",
+        tracking_uri=f"sqlite:///{tmp_path}/runs.db",
+        artifact_location=str(tmp_path / "artifacts"),
+    )
     fit(tmp_path, loggers=[logger])
     assert "landscape/gap" in logger.experiment.get_run(logger.run_id).data.metrics
     assert len(list((tmp_path / "artifacts").rglob("landscape/*.png"))) == 6

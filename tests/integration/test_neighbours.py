@@ -51,16 +51,26 @@ class LastStep(Callback):
 
 
 def trainer_with(*callbacks, **kwargs):
-    settings = {"accelerator": "cpu", "max_epochs": 4, "logger": False, "enable_checkpointing": False}
+    settings = {
+        "accelerator": "cpu",
+        "max_epochs": 4,
+        "logger": False,
+        "enable_checkpointing": False,
+    }
     settings |= {"enable_progress_bar": False, "enable_model_summary": False, **kwargs}
     return pl.Trainer(callbacks=list(callbacks), **settings)
 
 
 @pytest.mark.filterwarnings("ignore:Swapping scheduler", "ignore:.*lr_scheduler.step")
 @pytest.mark.parametrize("batch_norm", [True, False])
-@pytest.mark.parametrize("averaging", [lambda: StochasticWeightAveraging(0.05, swa_epoch_start=2), lambda: WeightAveraging()])
+@pytest.mark.parametrize(
+    "averaging",
+    [lambda: StochasticWeightAveraging(0.05, swa_epoch_start=2), lambda: WeightAveraging()],
+)
 @pytest.mark.parametrize("order", [1, -1])
-def test_the_last_iterate_is_that_of_the_optimiser_not_an_average(averaging, batch_norm, order, tmp_path):
+def test_the_last_iterate_is_that_of_the_optimiser_not_an_average(
+    averaging, batch_norm, order, tmp_path
+):
     pl.seed_everything(0, verbose=False)
     last, monitor = LastStep(), LandscapeMonitor(dirpath=tmp_path, every_n_steps=3)
     trainer = trainer_with(last, *[averaging(), monitor][::order])
@@ -74,14 +84,19 @@ def test_the_last_iterate_is_that_of_the_optimiser_not_an_average(averaging, bat
 
 
 def test_two_monitors_with_different_prefixes(tmp_path):
-    one, two = LandscapeMonitor(dirpath=tmp_path), LandscapeMonitor(dirpath=tmp_path, prefix="two", every_n_steps=5)
+    one, two = (
+        LandscapeMonitor(dirpath=tmp_path),
+        LandscapeMonitor(dirpath=tmp_path, prefix="two", every_n_steps=5),
+    )
     pl.seed_everything(0, verbose=False)
     watched = Plain()
     trainer_with(one, two, max_epochs=1).fit(watched, loader())
     pl.seed_everything(0, verbose=False)
     plain = Plain()
     trainer_with(max_epochs=1).fit(plain, loader())
-    assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), watched.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(plain.parameters(), watched.parameters(), strict=True)
+    )
     assert "training_step" not in vars(watched)
     assert one.summary["run"]["fidelity"]["exact"]
     assert two.summary["run"]["fidelity"]["exact"]
@@ -101,7 +116,9 @@ def test_a_tuner_before_fit_changes_nothing(tmp_path):
 
     monitor = LandscapeMonitor(dirpath=tmp_path, every_n_steps=2)
     plain, watched = run(), run(monitor)
-    assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), watched.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(plain.parameters(), watched.parameters(), strict=True)
+    )
     assert [probe.step for probe in monitor.table] == [0, 2, 4, 6, 8]
 
 
@@ -152,7 +169,10 @@ def test_a_table_that_cannot_be_taken_over_costs_nothing_else(tmp_path, monkeypa
     original = ProbeStore.adopt
     monkeypatch.setattr(ProbeStore, "adopt", adopt)
     again = LandscapeMonitor(dirpath=tmp_path, every_n_steps=4)
-    with pytest.warns(UserWarning, match="could not go on from the table of the checkpoint: MemoryError: on purpose"):
+    with pytest.warns(
+        UserWarning,
+        match="could not go on from the table of the checkpoint: MemoryError: on purpose",
+    ):
         trainer_with(again, max_epochs=2).fit(Plain(), loader(), ckpt_path=tmp_path / "after.ckpt")
     assert [probe.step for probe in again.table] == [10, 14, 18]
     assert again.summary["run"]["complete"] is True
@@ -177,7 +197,9 @@ def test_no_other_point_is_taken_for_a_last_iterate_that_could_not_be_copied(tmp
     monkeypatch.setattr(Measurement, "current_parameters", current_parameters)
     monitor = LandscapeMonitor(dirpath=tmp_path, every_n_steps=4)
     trainer = trainer_with(ChangesParametersInTheEnd(), monitor, max_epochs=2)
-    with pytest.warns(UserWarning, match="could not be copied before other callbacks may have changed it"):
+    with pytest.warns(
+        UserWarning, match="could not be copied before other callbacks may have changed it"
+    ):
         trainer.fit(Plain(), loader())
     assert not any(probe.evaluated for probe in monitor.table)
     assert not (tmp_path / "landscape" / "reference.safetensors").exists()
@@ -237,7 +259,9 @@ def test_on_a_full_disk_the_store_makes_room_for_the_report(failing, tmp_path, m
         original(path, content)
 
     monitor = LandscapeMonitor(dirpath=tmp_path, every_n_steps=2, live_epochs=None)
-    trainer = trainer_with(AtTheEnd(lambda: monkeypatch.setattr(module, failing, full)), monitor, max_epochs=1)
+    trainer = trainer_with(
+        AtTheEnd(lambda: monkeypatch.setattr(module, failing, full)), monitor, max_epochs=1
+    )
     trainer.fit(Plain(), loader())
     assert all(probe.evaluated for probe in load(tmp_path / "landscape").table)
     assert monitor.summary["run"]["complete"] is True
@@ -261,7 +285,9 @@ def test_a_state_that_cannot_be_written_costs_no_checkpoint(tmp_path, monkeypatc
     monkeypatch.setattr(Measurement, "state", state)
     monitor = LandscapeMonitor(dirpath=tmp_path, every_n_steps=4)
     trainer = trainer_with(monitor, max_epochs=1)
-    with pytest.warns(UserWarning, match="could not write its state into the checkpoint: RuntimeError: on purpose"):
+    with pytest.warns(
+        UserWarning, match="could not write its state into the checkpoint: RuntimeError: on purpose"
+    ):
         trainer.fit(Plain(), loader())
     trainer.save_checkpoint(tmp_path / "after.ckpt")
     assert monitor.summary["run"]["complete"] is True
@@ -276,7 +302,9 @@ def test_a_resume_against_another_reference_starts_a_new_table(tmp_path, lightni
     trainer = trainer_with(monitor, max_epochs=1)
     trainer.fit(Plain(), loader())
     trainer.save_checkpoint(tmp_path / "after.ckpt")
-    other = LandscapeMonitor(dirpath=tmp_path, reference=str(tmp_path / "landscape" / "reference.safetensors"))
+    other = LandscapeMonitor(
+        dirpath=tmp_path, reference=str(tmp_path / "landscape" / "reference.safetensors")
+    )
     trainer_with(other, max_epochs=2).fit(Plain(), loader(), ckpt_path=tmp_path / "after.ckpt")
     assert other.table[0].step == 10
     assert "another reference; a new table starts at step 10" in lightning_says()
@@ -345,10 +373,15 @@ def test_a_callback_that_moves_a_teacher_now_and_then_does_not_mislead_live_eval
         assert monitor.summary["run"]["fidelity"]["exact"] is True
         return monitor, load(folder).secants
 
-    (first, secants), reference = fit(tmp_path / "one"), tmp_path / "one" / "landscape" / "reference.safetensors"
+    (first, secants), reference = (
+        fit(tmp_path / "one"),
+        tmp_path / "one" / "landscape" / "reference.safetensors",
+    )
     second, again = fit(tmp_path / "two", reference=str(reference))
     assert [p.reference_loss for p in second.table] == [p.reference_loss for p in first.table]
     assert again == secants
     # a teacher that moved by 1 would make the gradient change by far more than a step of 0.05 does
     lengths = [(0.05**2 * p.grad_sq_norm) for p in first.table]
-    assert max(secants[p.step] / length for p, length in zip(first.table, lengths, strict=True)) < 1e3
+    assert (
+        max(secants[p.step] / length for p, length in zip(first.table, lengths, strict=True)) < 1e3
+    )

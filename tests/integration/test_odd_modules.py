@@ -48,9 +48,15 @@ class Holder(Plain):
         super().__init__()
         self.kind = kind
         self.slotted, self.buffer, self.dictionary = Slotted(), Buffer(), Dictionary(n=0)
-        self.state, self.sobol, self.count = np.random.RandomState(0), SobolEngine(1), itertools.count()
+        self.state, self.sobol, self.count = (
+            np.random.RandomState(0),
+            SobolEngine(1),
+            itertools.count(),
+        )
         self.default, self.teacher = collections.defaultdict(int), [nn.Linear(12, 16)]
-        self.script = torch.jit.trace(nn.Linear(12, 12), torch.zeros(1, 12)) if kind == "script" else None
+        self.script = (
+            torch.jit.trace(nn.Linear(12, 12), torch.zeros(1, 12)) if kind == "script" else None
+        )
         self.hooked = False
         self.chain = None
         for _ in range(3000 if kind == "chain" else 0):
@@ -128,11 +134,23 @@ KINDS = [
     "chain",
     "script",
 ]
-EXACT = {"state", "default", "rate", "flags", "chain", "script"}  # what is stored with a probe, or does not change the loss
+EXACT = {
+    "state",
+    "default",
+    "rate",
+    "flags",
+    "chain",
+    "script",
+}  # what is stored with a probe, or does not change the loss
 
 
 def train(module, *callbacks, epochs=2, **kwargs):
-    settings = {"accelerator": "cpu", "max_epochs": epochs, "logger": False, "enable_checkpointing": False}
+    settings = {
+        "accelerator": "cpu",
+        "max_epochs": epochs,
+        "logger": False,
+        "enable_checkpointing": False,
+    }
     settings |= {"enable_progress_bar": False, "enable_model_summary": False, **kwargs}
     trainer = pl.Trainer(callbacks=list(callbacks), **settings)
     trainer.fit(module, loader(8))
@@ -141,13 +159,23 @@ def train(module, *callbacks, epochs=2, **kwargs):
 
 def left_behind(trainer, module):
     """Return what a run leaves behind, as far as these modules differ in it."""
-    held = {name: value for name, value in vars(module).items() if name in ("dictionary", "default", "hooked")}
+    held = {
+        name: value
+        for name, value in vars(module).items()
+        if name in ("dictionary", "default", "hooked")
+    }
     return {
         "parameters": [p.detach().clone() for p in module.parameters()],
         "flags": [p.requires_grad for p in module.parameters()],
         "gradients": [p.grad for p in module.parameters()],
         "rates": [group["lr"] for group in trainer.optimizers[0].param_groups],
-        "held": (module.slotted.n, len(module.slotted.items), len(module.buffer), str(held), next(module.count)),
+        "held": (
+            module.slotted.n,
+            len(module.slotted.items),
+            len(module.buffer),
+            str(held),
+            next(module.count),
+        ),
         "random": (torch.get_rng_state(), module.state.rand(), module.sobol.draw(1)),
         "teacher": module.teacher[0].weight,
         "hooks": len(module.net[0]._forward_hooks),
@@ -165,7 +193,9 @@ def assert_equal(a, b):
         assert a == b
 
 
-@pytest.mark.filterwarnings("ignore:LandscapeMonitor evaluated a mini-batch loss again", "ignore::DeprecationWarning")
+@pytest.mark.filterwarnings(
+    "ignore:LandscapeMonitor evaluated a mini-batch loss again", "ignore::DeprecationWarning"
+)
 @pytest.mark.parametrize("loss", [None, plain_loss], ids=["training_step", "loss"])
 @pytest.mark.parametrize("kind", some(KINDS, every=2))
 def test_the_run_is_the_same(kind, loss, tmp_path):
@@ -189,7 +219,9 @@ def test_tied_weights_with_a_loss_of_the_user(tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(*(run.parameters() for run in runs), strict=True))
 
 
-@pytest.mark.parametrize("make", [lambda: itertools.cycle([1, 2]), lambda: (i for i in range(9)), lambda: iter([1, 2])])
+@pytest.mark.parametrize(
+    "make", [lambda: itertools.cycle([1, 2]), lambda: (i for i in range(9)), lambda: iter([1, 2])]
+)
 def test_an_iterator_among_the_attributes_is_refused_unless_the_loss_is_the_users(make, tmp_path):
     module = Plain()
     module.stream = make()
@@ -269,7 +301,14 @@ def test_hyper_parameters_of_any_kind_do_not_cost_the_report(tmp_path):
             super().__init__()
             itself = {}
             itself["itself"] = itself
-            self.save_hyperparameters({"unsayable": Unsayable(), "surrogate": "\udc80", "itself": itself, "nan": float("nan")})
+            self.save_hyperparameters(
+                {
+                    "unsayable": Unsayable(),
+                    "surrogate": "\udc80",
+                    "itself": itself,
+                    "nan": float("nan"),
+                }
+            )
 
     monitor = LandscapeMonitor(dirpath=tmp_path)
     train(Odd(), monitor, epochs=1)
@@ -293,7 +332,12 @@ class SparseEmbedding(pl.LightningModule):
 
 def test_sparse_gradients_are_measured_and_taken_again(tmp_path):
     monitor = LandscapeMonitor(every_n_steps=1, dirpath=tmp_path, secant=True)
-    settings = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
+    settings = {
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
     trainer = pl.Trainer(accelerator="cpu", max_epochs=1, callbacks=[monitor], **settings)
     trainer.fit(SparseEmbedding(), torch.utils.data.DataLoader(torch.arange(12) % 10, 3))
     assert [probe.step for probe in monitor.table] == [0, 1, 2, 3]

@@ -29,7 +29,9 @@ CASES = {
     "stops_gradients": Setting(modules.StopsGradients),
     "partly_trained": Setting(modules.PartlyTrained),
     "accumulation": Setting(modules.Perceptron, {"accumulate_grad_batches": 2}, batches=5),
-    "bf16_mixed": Setting(modules.Perceptron, {"precision": "bf16-mixed"}, autocast=bf16, rtol=2e-2),
+    "bf16_mixed": Setting(
+        modules.Perceptron, {"precision": "bf16-mixed"}, autocast=bf16, rtol=2e-2
+    ),
     "scaler": Setting(modules.Perceptron, scaler=True, autocast=fp16, rtol=3e-3),
     "own_function": Setting(modules.OwnFunction),
 }
@@ -47,7 +49,11 @@ def expected_rows(recording, setting, step, reference=None):
         alone = replace(by_step[step], micro_batches=[micro])
         for sample in range(len(micro.args[0][1])):
             brute = BruteForce(
-                recording, setting.module, setting.autocast, lambda m, b, j=sample: modules.losses(m, b)[j], reference
+                recording,
+                setting.module,
+                setting.autocast,
+                lambda m, b, j=sample: modules.losses(m, b)[j],
+                reference,
             )
             rows.append(brute.row(alone, first))
     return rows
@@ -64,14 +70,20 @@ def assert_equal_brute_force(run, recording, setting, reference=None):
         error = about["error"]["absolute"]
         for row, brute in zip(rows, expected, strict=True):
             for column in ("loss", "reference_loss"):
-                assert getattr(row, column) == pytest.approx(brute[column], rel=max(2e-6, setting.rtol / 10), abs=1e-6), column
+                assert getattr(row, column) == pytest.approx(
+                    brute[column], rel=max(2e-6, setting.rtol / 10), abs=1e-6
+                ), column
             size = (brute["grad_sq_norm"] * brute["sq_distance"]) ** 0.5
-            assert row.inner_product == pytest.approx(brute["inner_product"], abs=setting.rtol * size + error)
+            assert row.inner_product == pytest.approx(
+                brute["inner_product"], abs=setting.rtol * size + error
+            )
 
 
 def told_of_differences(expected):
     return (
-        pytest.warns(UserWarning, match="takes finite differences, because forward mode failed") if expected else nullcontext()
+        pytest.warns(UserWarning, match="takes finite differences, because forward mode failed")
+        if expected
+        else nullcontext()
     )
 
 
@@ -84,13 +96,17 @@ def test_each_sample_is_a_gradient_by_itself(name, tmp_path):
         train(setting, tmp_path / "run", [monitor], epochs=1)
     recording.last = recording.steps[len(recording.steps) // 2].before  # that of one epoch
     run = run_of(tmp_path / "run")
-    assert run.summary["per_sample"]["method"] == ("finite difference" if name == "own_function" else "forward mode")
+    assert run.summary["per_sample"]["method"] == (
+        "finite difference" if name == "own_function" else "forward mode"
+    )
     assert_equal_brute_force(run, recording, setting)
 
 
 def fit(folder, case="perceptron", told=False, **arguments):
     setting = CASES[case] if isinstance(case, str) else Setting(case)
-    monitor = LandscapeMonitor(**{"every_n_steps": 3, "loss": modules.losses, "per_sample": True} | arguments)
+    monitor = LandscapeMonitor(
+        **{"every_n_steps": 3, "loss": modules.losses, "per_sample": True} | arguments
+    )
     with told_of_differences(told):
         train(setting, folder, [monitor])
     return run_of(folder)
@@ -119,10 +135,20 @@ def test_training_is_the_same_with_and_without(case, mode, tmp_path):
         reference = str(run_of(tmp_path / "first").path / "reference.safetensors")
     ends = []
     for name in ("without", "with"):
-        monitors = [LandscapeMonitor(reference=reference, loss=modules.losses, per_sample=True)] if name == "with" else []
+        monitors = (
+            [LandscapeMonitor(reference=reference, loss=modules.losses, per_sample=True)]
+            if name == "with"
+            else []
+        )
         with told_of_differences(case == "own_function" and name == "with"):
             trainer, module = train(CASES[case], tmp_path / name, monitors)
-        ends.append((module.state_dict(), torch.get_rng_state(), trainer.optimizers[0].state_dict()["state"]))
+        ends.append(
+            (
+                module.state_dict(),
+                torch.get_rng_state(),
+                trainer.optimizers[0].state_dict()["state"],
+            )
+        )
     for name, value in ends[0][0].items():
         assert torch.equal(value, ends[1][0][name]), name
     assert torch.equal(ends[0][1], ends[1][1])
@@ -138,8 +164,12 @@ def test_means_over_the_samples_are_the_columns_of_the_probe(tmp_path):
         rows = [row for row in run.per_sample if row.step == probe.step]
         size = (probe.grad_sq_norm * probe.sq_distance) ** 0.5
         assert sum(row.loss for row in rows) / len(rows) == pytest.approx(probe.loss, rel=1e-6)
-        assert sum(row.reference_loss for row in rows) / len(rows) == pytest.approx(probe.reference_loss, rel=1e-6)
-        assert sum(row.inner_product for row in rows) / len(rows) == pytest.approx(probe.inner_product, abs=1e-6 * size)
+        assert sum(row.reference_loss for row in rows) / len(rows) == pytest.approx(
+            probe.reference_loss, rel=1e-6
+        )
+        assert sum(row.inner_product for row in rows) / len(rows) == pytest.approx(
+            probe.inner_product, abs=1e-6 * size
+        )
 
 
 def mean_loss(module, batch):
@@ -153,7 +183,13 @@ def held_out_batches(trainer):
 def test_all_else_is_as_with_the_mean_as_loss(tmp_path):
     """Held-out batches and every column of the table."""
     one = fit(tmp_path / "one", held_out=held_out_batches, fixed_batches=1)
-    two = fit(tmp_path / "two", held_out=held_out_batches, fixed_batches=1, per_sample=False, loss=mean_loss)
+    two = fit(
+        tmp_path / "two",
+        held_out=held_out_batches,
+        fixed_batches=1,
+        per_sample=False,
+        loss=mean_loss,
+    )
     assert one.table == two.table
     assert list(one.held_out) == list(two.held_out)
     assert one.fixed_batches == two.fixed_batches
@@ -168,7 +204,13 @@ class Kinks(modules.Base):
     """Many kinks within the width of a difference."""
 
     def network(self):
-        layers = (torch.nn.Linear(12, 32), torch.nn.ReLU(), torch.nn.Linear(32, 32), torch.nn.ReLU(), torch.nn.Linear(32, 4))
+        layers = (
+            torch.nn.Linear(12, 32),
+            torch.nn.ReLU(),
+            torch.nn.Linear(32, 32),
+            torch.nn.ReLU(),
+            torch.nn.Linear(32, 4),
+        )
         return torch.nn.Sequential(*layers, modules.Custom())
 
 
@@ -242,7 +284,12 @@ def test_double_precision(tmp_path):
     pl.seed_everything(1, verbose=False)
     monitor = LandscapeMonitor(every_n_steps=3, loss=modules.losses, per_sample=True)
     trainer = pl.Trainer(
-        accelerator="cpu", max_epochs=1, logger=False, default_root_dir=tmp_path, callbacks=[monitor], enable_progress_bar=False
+        accelerator="cpu",
+        max_epochs=1,
+        logger=False,
+        default_root_dir=tmp_path,
+        callbacks=[monitor],
+        enable_progress_bar=False,
     )
     trainer.fit(Doubles(), loader(dtype=torch.float64))
     assert monitor.summary["per_sample"]["fidelity"]["inner_product"] < 1e-14
@@ -296,7 +343,10 @@ def test_a_loss_that_is_not_that_of_training_is_told(tmp_path):
 
 
 def test_samples_that_mix_are_refused_before_the_first_step(tmp_path):
-    with pytest.raises(MisconfigurationException, match=r"losses of others changed, with BatchNorm1d.*per_sample='mixing'"):
+    with pytest.raises(
+        MisconfigurationException,
+        match=r"losses of others changed, with BatchNorm1d.*per_sample='mixing'",
+    ):
         fit(tmp_path, modules.Mixing)
     assert not list(tmp_path.rglob("probes.*"))
 
@@ -359,7 +409,9 @@ class SkipsAtFirst(modules.Mixing):
 
 
 def test_after_the_first_step_nothing_is_refused(tmp_path):
-    with pytest.warns(UserWarning, match="could not evaluate the samples of step 1.*losses of others changed"):
+    with pytest.warns(
+        UserWarning, match="could not evaluate the samples of step 1.*losses of others changed"
+    ):
         run = fit(tmp_path, SkipsAtFirst, every_n_steps=1)
     assert run.summary["run"]["complete"] is True
     assert len(run.table) == 19
@@ -399,12 +451,17 @@ def test_what_fails_costs_the_samples_alone(tmp_path, monkeypatch):
         raise ValueError("on purpose")
 
     monkeypatch.setattr("lightning_landscape.extras.per_sample.PerSample.at", failing)
-    with pytest.warns(UserWarning, match="could not evaluate the samples of step 0, ValueError: on purpose"):
+    with pytest.warns(
+        UserWarning, match="could not evaluate the samples of step 0, ValueError: on purpose"
+    ):
         run = fit(tmp_path)
     assert run.summary["run"]["complete"] is True
     assert len(run.table) == 7
     assert run.summary["per_sample"]["samples"] == 0
-    assert "No single sample was evaluated: ValueError: on purpose, at step 0." in run.summary["verdict"]
+    assert (
+        "No single sample was evaluated: ValueError: on purpose, at step 0."
+        in run.summary["verdict"]
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------------- summary
@@ -414,26 +471,45 @@ def test_the_summary_puts_the_pair_to_the_test(tmp_path):
     run = fit(tmp_path, every_n_steps=1)
     found, entry = run.summary["conditions"]["alpha_beta"], run.summary["per_sample"]
     names = ("loss", "reference_loss", "inner_product")
-    columns = {name: torch.tensor([getattr(row, name) for row in run.per_sample], dtype=torch.float64) for name in names}
+    columns = {
+        name: torch.tensor([getattr(row, name) for row in run.per_sample], dtype=torch.float64)
+        for name in names
+    }
     violated = F.alpha_beta_violations(found["alpha"], found["beta"], **columns)
     margins = F.alpha_beta_margin(found["alpha"], found["beta"], **columns)
     assert entry["samples"] == len(run.per_sample) == 120
     assert entry["violated"] == int(violated.sum()) > 0
     assert entry["violated_share"] == pytest.approx(float(violated.double().mean()))
     tight = run.per_sample[int(margins.argmin())]
-    assert entry["smallest_margin"] == {"value": float(margins.min()), "step": tight.step, "sample": tight.sample}
+    assert entry["smallest_margin"] == {
+        "value": float(margins.min()),
+        "step": tight.step,
+        "sample": tight.sample,
+    }
     assert entry["quantiles"]["0"] == float(margins.min())
     assert entry["quantiles"]["1"] == float(margins.max())
-    assert entry["quantiles"]["0.5"] == pytest.approx(float(margins.quantile(0.5, interpolation="nearest")))
+    assert entry["quantiles"]["0.5"] == pytest.approx(
+        float(margins.quantile(0.5, interpolation="nearest"))
+    )
     best = F.best_alpha_beta(**columns)
     assert {n: entry["alpha_beta"][n] for n in ("alpha", "beta", "rate")} == {
         n: float(getattr(best, n)) for n in ("alpha", "beta", "rate")
     }
     assert entry["alpha_beta"]["attained"] is True
-    assert entry["alpha_beta"]["neighbourhood"] == pytest.approx(float(best.ratio * columns["reference_loss"].mean()))
-    pair, own = (entry["alpha_beta"]["alpha"], entry["alpha_beta"]["beta"]), run.table.columns(*names)
-    assert not F.alpha_beta_violations(*pair, **own).any()  # what holds for each sample holds for their means
-    assert entry["beta_min"] == {"0.1": float(F.beta_min(0.1, **columns)), "1": float(F.beta_min(1.0, **columns))}
+    assert entry["alpha_beta"]["neighbourhood"] == pytest.approx(
+        float(best.ratio * columns["reference_loss"].mean())
+    )
+    pair, own = (
+        (entry["alpha_beta"]["alpha"], entry["alpha_beta"]["beta"]),
+        run.table.columns(*names),
+    )
+    assert not F.alpha_beta_violations(
+        *pair, **own
+    ).any()  # what holds for each sample holds for their means
+    assert entry["beta_min"] == {
+        "0.1": float(F.beta_min(0.1, **columns)),
+        "1": float(F.beta_min(1.0, **columns)),
+    }
     aiming = columns["inner_product"] / columns["loss"]
     assert entry["conditions"]["aiming"]["value"] == pytest.approx(float(aiming.min()))
     assert run.per_sample[int(aiming.argmin())].sample == entry["conditions"]["aiming"]["sample"]
@@ -443,7 +519,9 @@ def test_the_summary_puts_the_pair_to_the_test(tmp_path):
         assert step["samples"] == 6
         assert step["violated_share"] == pytest.approx(float(violated[rows].double().mean()))
         assert step["quantiles"]["0"] == float(margins[rows].min())
-        assert step["beta"] == float(F.beta_min(found["rate"], **{n: column[rows] for n, column in columns.items()}))
+        assert step["beta"] == float(
+            F.beta_min(found["rate"], **{n: column[rows] for n, column in columns.items()})
+        )
 
 
 def test_a_sample_below_the_infimum(tmp_path):
@@ -462,7 +540,11 @@ def test_a_sample_below_the_infimum(tmp_path):
 def test_thinning_drops_their_rows_too(tmp_path):
     reference = reference_of(tmp_path / "first")
     run = fit(tmp_path / "run", every_n_steps=1, max_probes=4, reference=reference)
-    assert sorted({row.step for row in run.per_sample}) == [probe.step for probe in run.table] == [0, 8, 16]
+    assert (
+        sorted({row.step for row in run.per_sample})
+        == [probe.step for probe in run.table]
+        == [0, 8, 16]
+    )
 
 
 # -------------------------------------------------------------------------------------------------- processes and resuming
@@ -473,16 +555,22 @@ def test_two_processes_have_the_samples_of_one(mode, tmp_path):
     arguments = {"every_n_steps": 2, "loss": distributed.sample_losses, "per_sample": True}
     if mode == "file":
         distributed.train(tmp_path / "first", [LandscapeMonitor()], processes=1)
-        arguments["reference"] = str(load(tmp_path / "first" / "run").path / "reference.safetensors")
+        arguments["reference"] = str(
+            load(tmp_path / "first" / "run").path / "reference.safetensors"
+        )
     runs = []
     for processes in (1, 2):
-        distributed.train(tmp_path / str(processes), [LandscapeMonitor(**arguments)], processes=processes)
+        distributed.train(
+            tmp_path / str(processes), [LandscapeMonitor(**arguments)], processes=processes
+        )
         runs.append(load(tmp_path / str(processes) / "run"))
     one, two = runs
     assert two.summary["per_sample"]["method"] == "forward mode"
     assert two.summary["per_sample"]["fidelity"]["inner_product"] < 1e-6
     for probe in one.table:
-        here, there = (sorted((r.loss, r) for r in run.per_sample if r.step == probe.step) for run in runs)
+        here, there = (
+            sorted((r.loss, r) for r in run.per_sample if r.step == probe.step) for run in runs
+        )
         assert len(here) == len(there) == 2 * distributed.BATCH
         for (_, a), (_, b) in zip(here, there, strict=True):
             for column in ("loss", "reference_loss"):
@@ -494,7 +582,9 @@ def one_sided(module, batch):
     """What has no forward derivative is in the second process alone."""
     x, y = batch
     hidden = module.net[0](x)
-    hidden = modules.WithoutForwardDerivative.apply(hidden) if module.global_rank == 1 else hidden.tanh()
+    hidden = (
+        modules.WithoutForwardDerivative.apply(hidden) if module.global_rank == 1 else hidden.tanh()
+    )
     return cross_entropy(module.net[2](hidden), y, reduction="none")
 
 
@@ -526,7 +616,12 @@ def test_a_failure_in_one_process_ends_the_samples_in_all(mode, tmp_path, monkey
 
     calls = []
     monkeypatch.setattr(PerSample, "_slopes", failing)
-    arguments = {"every_n_steps": 3, "loss": distributed.sample_losses, "per_sample": True, "reference": reference}
+    arguments = {
+        "every_n_steps": 3,
+        "loss": distributed.sample_losses,
+        "per_sample": True,
+        "reference": reference,
+    }
     distributed.train(tmp_path, [LandscapeMonitor(**arguments)])
     run = load(tmp_path / "run")
     assert run.summary["run"]["complete"] is True
@@ -543,24 +638,37 @@ def before(rows, step):
 @pytest.mark.filterwarnings("ignore:The dirpath has changed")
 @pytest.mark.parametrize("mode", ["final", "file"])
 def test_resuming_keeps_the_samples_of_before(mode, tmp_path):
-    arguments = {"every_n_steps": 2, "loss": distributed.sample_losses, "per_sample": True, "keep_store": True}
+    arguments = {
+        "every_n_steps": 2,
+        "loss": distributed.sample_losses,
+        "per_sample": True,
+        "keep_store": True,
+    }
     if mode == "file":
         distributed.train(tmp_path / "first", [LandscapeMonitor()], processes=1)
-        arguments["reference"] = str(load(tmp_path / "first" / "run").path / "reference.safetensors")
+        arguments["reference"] = str(
+            load(tmp_path / "first" / "run").path / "reference.safetensors"
+        )
     distributed.train(tmp_path / "whole", [LandscapeMonitor(**arguments)], processes=1)
     whole = load(tmp_path / "whole" / "run")
     checkpoint = str(tmp_path / "whole" / "checkpoints" / "epoch=1-step=10.ckpt")
-    distributed.train(tmp_path / "again", [LandscapeMonitor(**arguments)], processes=1, ckpt_path=checkpoint)
+    distributed.train(
+        tmp_path / "again", [LandscapeMonitor(**arguments)], processes=1, ckpt_path=checkpoint
+    )
     again = load(tmp_path / "again" / "run")
     if mode == "file":
         held = torch.load(checkpoint, weights_only=True)["callbacks"]
         (state,) = [state for key, state in held.items() if "LandscapeMonitor" in key]
         assert sorted(map(int, state["per_sample"])) == [0, 2, 4, 6, 8]
         assert before(again.per_sample, 10) == before(whole.per_sample, 10)
-    assert [row.loss for row in before(again.per_sample, 10)] == [row.loss for row in before(whole.per_sample, 10)]
+    assert [row.loss for row in before(again.per_sample, 10)] == [
+        row.loss for row in before(whole.per_sample, 10)
+    ]
     assert {row.step for row in again.per_sample} == {probe.step for probe in again.table}
     assert again.summary["per_sample"]["fidelity"]["inner_product"] < 1e-6
-    assert again.summary["per_sample"]["training_loss"] == whole.summary["per_sample"]["training_loss"]
+    assert (
+        again.summary["per_sample"]["training_loss"] == whole.summary["per_sample"]["training_loss"]
+    )
 
 
 @pytest.mark.slow
@@ -571,7 +679,12 @@ def test_the_picture(tmp_path):
     run = fit(tmp_path)
     drawn = figures.draw_all(run.table, run.summary)
     margins, violations = drawn["per_sample"].axes
-    assert margins.get_legend_handles_labels()[1] == ["all samples", "5 % to 95 %", "25 % to 75 %", "median"]
+    assert margins.get_legend_handles_labels()[1] == [
+        "all samples",
+        "5 % to 95 %",
+        "25 % to 75 %",
+        "median",
+    ]
     shares = [100 * step["violated_share"] for step in run.summary["per_sample"]["steps"]]
     assert violations.lines[0].get_ydata().tolist() == shares
     assert (run.path / "figures" / "per_sample.png").is_file()

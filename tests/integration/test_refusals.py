@@ -18,8 +18,19 @@ from tests.helpers.modules import Plain, loader, plain_loss
 
 def fit(monitor, module=None, data=None, **kwargs):
     """Train for one epoch; return the trainer."""
-    settings = {"accelerator": "cpu", "max_epochs": 1, "logger": False, "enable_checkpointing": False}
-    trainer = pl.Trainer(**settings, enable_progress_bar=False, enable_model_summary=False, callbacks=[monitor], **kwargs)
+    settings = {
+        "accelerator": "cpu",
+        "max_epochs": 1,
+        "logger": False,
+        "enable_checkpointing": False,
+    }
+    trainer = pl.Trainer(
+        **settings,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[monitor],
+        **kwargs,
+    )
     trainer.fit(module or Plain(), loader() if data is None else data)
     return trainer
 
@@ -74,7 +85,8 @@ def refused_strategy(kind, world_size=1, **attributes):
 
 
 @pytest.mark.parametrize(
-    ("kind", "why"), [("FSDPStrategy", "FSDP1"), ("DeepSpeedStrategy", "DeepSpeed"), ("XLAStrategy", "XLA")]
+    ("kind", "why"),
+    [("FSDPStrategy", "FSDP1"), ("DeepSpeedStrategy", "DeepSpeed"), ("XLAStrategy", "XLA")],
 )
 def test_strategies_that_hide_parameters(kind, why):
     assert why in refused_strategy(kind)
@@ -91,7 +103,9 @@ def test_model_averaging_in_a_real_strategy():
 
     strategy = DDPStrategy(model_averaging_period=4)
     trainer = pl.Trainer(accelerator="cpu", devices=2, strategy=strategy, logger=False)
-    with pytest.raises(MisconfigurationException, match="model averaging.*leave model_averaging_period out"):
+    with pytest.raises(
+        MisconfigurationException, match="model averaging.*leave model_averaging_period out"
+    ):
         check_strategy(trainer)
 
 
@@ -126,7 +140,10 @@ def test_manual_optimization_with_a_loss_is_measured():
 def test_several_optimizers():
     class Two(Manual):
         def configure_optimizers(self):
-            return [torch.optim.SGD(self.net[:2].parameters(), 0.1), torch.optim.SGD(self.net[2:].parameters(), 0.1)]
+            return [
+                torch.optim.SGD(self.net[:2].parameters(), 0.1),
+                torch.optim.SGD(self.net[2:].parameters(), 0.1),
+            ]
 
     assert_refused(LandscapeMonitor(loss=plain_loss), "2 optimizers", module=Two())
 
@@ -166,7 +183,9 @@ def test_parameters_that_are_not_registered():
         def configure_optimizers(self):
             return torch.optim.SGD([*self.parameters(), *self.hidden[0].parameters()], lr=0.1)
 
-    assert_refused(LandscapeMonitor(), "2 parameters in SGD that are not registered", module=Hidden())
+    assert_refused(
+        LandscapeMonitor(), "2 parameters in SGD that are not registered", module=Hidden()
+    )
 
 
 def test_no_training_batches():
@@ -191,7 +210,9 @@ def test_a_loss_that_is_no_scalar(loss):
 
 
 def test_a_loss_below_its_infimum():
-    assert_refused(LandscapeMonitor(loss_infimum=50.0), "below loss_infimum=50", "smaller loss_infimum")
+    assert_refused(
+        LandscapeMonitor(loss_infimum=50.0), "below loss_infimum=50", "smaller loss_infimum"
+    )
 
 
 def test_a_refusal_at_the_first_batch_leaves_nothing_behind(tmp_path):
@@ -199,7 +220,9 @@ def test_a_refusal_at_the_first_batch_leaves_nothing_behind(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("broken", [torch.nn.functional.mse_loss, lambda m, b: torch.zeros(()), lambda m, b: m.net(b[0])])
+@pytest.mark.parametrize(
+    "broken", [torch.nn.functional.mse_loss, lambda m, b: torch.zeros(()), lambda m, b: m.net(b[0])]
+)
 def test_a_broken_loss_of_the_user(broken):
     assert_refused(LandscapeMonitor(loss=broken), "loss=...", "function of (module, batch)")
 
@@ -224,7 +247,9 @@ def test_a_budget_below_two_probes_by_parameters():
 
 def test_a_budget_below_two_probes_by_the_first_batch():
     parameters = sum(p.nbytes for p in Plain().parameters())
-    assert_refused(LandscapeMonitor(store_gib=4.5 * parameters / 2**30), "store_gib", "two probes or more")
+    assert_refused(
+        LandscapeMonitor(store_gib=4.5 * parameters / 2**30), "store_gib", "two probes or more"
+    )
 
 
 def test_a_small_budget_halves_the_table_instead(tmp_path):
@@ -266,7 +291,11 @@ def test_a_reference_of_another_model(change, tmp_path):
 
     module = Frozen()
     state = module.state_dict()
-    words = {"missing": "holds none of 'net.0.weight'", "shape": "other shapes for 'net.4.bias'", "frozen": "'frozen.weight'"}
+    words = {
+        "missing": "holds none of 'net.0.weight'",
+        "shape": "other shapes for 'net.4.bias'",
+        "frozen": "'frozen.weight'",
+    }
     if change == "missing":
         del state["net.0.weight"]
     elif change == "shape":
@@ -274,7 +303,9 @@ def test_a_reference_of_another_model(change, tmp_path):
     else:
         state["frozen.weight"] = state["frozen.weight"] + 1
     torch.save({"state_dict": state}, tmp_path / "other.ckpt")
-    assert_refused(LandscapeMonitor(reference=str(tmp_path / "other.ckpt")), words[change], module=module)
+    assert_refused(
+        LandscapeMonitor(reference=str(tmp_path / "other.ckpt")), words[change], module=module
+    )
 
 
 @pytest.mark.parametrize(
@@ -312,12 +343,15 @@ def test_a_failure_of_ours_leaves_training_alone(hook, monkeypatch):
     monkeypatch.setattr(Measurement, hook, failing)
     broken = LandscapeMonitor(every_n_steps=1)
     with pytest.warns(
-        UserWarning, match="stopped measuring at step . RuntimeError: broken on purpose. Training goes on|broken"
+        UserWarning,
+        match="stopped measuring at step . RuntimeError: broken on purpose. Training goes on|broken",
     ):
         again = fit(broken, seeded(Plain))
     assert all(
         torch.equal(a, b)
-        for a, b in zip(trained.lightning_module.parameters(), again.lightning_module.parameters(), strict=True)
+        for a, b in zip(
+            trained.lightning_module.parameters(), again.lightning_module.parameters(), strict=True
+        )
     )
     assert len(calls) == 4
     assert len(broken.table) == 3
@@ -344,10 +378,16 @@ def test_a_loss_that_cannot_be_evaluated_again_refuses_no_run(before, monkeypatc
     plain = fit(pl.Callback(), seeded(Plain))
     monitor = LandscapeMonitor(every_n_steps=1)
     OnceOnly.SEEN.clear()
-    with pytest.warns(UserWarning, match="stopped measuring at step 1: MisconfigurationException: found a batch twice"):
+    with pytest.warns(
+        UserWarning,
+        match="stopped measuring at step 1: MisconfigurationException: found a batch twice",
+    ):
         again = fit(monitor, seeded(OnceOnly))
     assert all(
-        torch.equal(a, b) for a, b in zip(plain.lightning_module.parameters(), again.lightning_module.parameters(), strict=True)
+        torch.equal(a, b)
+        for a, b in zip(
+            plain.lightning_module.parameters(), again.lightning_module.parameters(), strict=True
+        )
     )
     assert len(monitor.table) == 0
 
@@ -362,7 +402,9 @@ def test_a_failing_report_leaves_files_and_training(monkeypatch, tmp_path):
         raise RuntimeError("broken report")
 
     monkeypatch.setattr("lightning_landscape.ending.summarise", failing)
-    with pytest.warns(UserWarning, match="could not finish its report: RuntimeError: broken report"):
+    with pytest.warns(
+        UserWarning, match="could not finish its report: RuntimeError: broken report"
+    ):
         fit(LandscapeMonitor(dirpath=tmp_path))
     assert (tmp_path / "landscape" / "probes.jsonl").exists()
 
@@ -425,7 +467,12 @@ def test_fast_dev_run_writes_nothing(tmp_path):
 
 
 def test_testing_alone_needs_nothing():
-    trainer = pl.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, callbacks=[LandscapeMonitor(max_probes=0)])
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        logger=False,
+        enable_progress_bar=False,
+        callbacks=[LandscapeMonitor(max_probes=0)],
+    )
     module = BoringModel()
     assert trainer.test(module, module.test_dataloader(), verbose=False) is not None
 

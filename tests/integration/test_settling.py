@@ -26,7 +26,9 @@ class Recorded(pl.LightningModule):
 
     def loss_of(self, batch):
         x, y = batch
-        return torch.nn.functional.cross_entropy(self.scale * self.second(torch.tanh(self.first(x))), y)
+        return torch.nn.functional.cross_entropy(
+            self.scale * self.second(torch.tanh(self.first(x))), y
+        )
 
     def training_step(self, batch, batch_idx):
         return self.loss_of(batch)
@@ -81,9 +83,13 @@ def minus(a, b):
 def test_provisional_values_are_those_at_the_iterate_of_that_epoch(live_epochs, tmp_path):
     module, monitor = fit(tmp_path, live_epochs=live_epochs)
     ours, _ = curves(tmp_path / "run")
-    expected = {"doubling": [1, 2, 4], None: []}.get(live_epochs if live_epochs is None else str(live_epochs), [1, 3])
+    expected = {"doubling": [1, 2, 4], None: []}.get(
+        live_epochs if live_epochs is None else str(live_epochs), [1, 3]
+    )
     for tag in ("alpha", "beta", "rate", "neighbourhood"):
-        assert [step for step, _ in ours.get(f"live/alpha_beta/{tag}", [])] == [12 * epoch for epoch in expected]
+        assert [step for step, _ in ours.get(f"live/alpha_beta/{tag}", [])] == [
+            12 * epoch for epoch in expected
+        ]
     for epoch, at in zip(expected, range(len(expected)), strict=True):
         there = module.ends[epoch - 1]
         rows = [module.steps[k] for k in range(0, 12 * epoch, 3)]
@@ -93,11 +99,17 @@ def test_provisional_values_are_those_at_the_iterate_of_that_epoch(live_epochs, 
             "inner_product": [dot(g, minus(x, there)) for x, g, _ in rows],
             "loss_infimum": [0.0] * len(rows),
         }
-        columns = {name: torch.tensor(values, dtype=torch.float64) for name, values in columns.items()}
+        columns = {
+            name: torch.tensor(values, dtype=torch.float64) for name, values in columns.items()
+        }
         best = F.best_alpha_beta(**columns)
         for tag in ("alpha", "beta", "rate"):
-            assert ours[f"live/alpha_beta/{tag}"][at][1] == pytest.approx(float(getattr(best, tag)), rel=1e-3, abs=1e-5)
-        smallest = min(dot(g, minus(x, there)) / dot(minus(x, there), minus(x, there)) for x, g, _ in rows)
+            assert ours[f"live/alpha_beta/{tag}"][at][1] == pytest.approx(
+                float(getattr(best, tag)), rel=1e-3, abs=1e-5
+            )
+        smallest = min(
+            dot(g, minus(x, there)) / dot(minus(x, there), minus(x, there)) for x, g, _ in rows
+        )
         assert ours["live/restricted_secant/mu"][at][1] == pytest.approx(smallest, rel=1e-3)
     assert len(monitor.table) == 20  # nothing of the table has changed
     assert all(probe.evaluated for probe in monitor.table)
@@ -148,7 +160,9 @@ def test_parts_sum_to_the_whole_and_are_those_of_the_recording(mode, tmp_path):
         for column in ("inner_product", "grad_sq_norm", "sq_distance"):
             whole, size = getattr(probe, column), math.sqrt(probe.grad_sq_norm * probe.sq_distance)
             # added up in another order: to the rounding of float32
-            assert sum(getattr(row, column) for row in mine) == pytest.approx(whole, rel=1e-6, abs=1e-6 * size)
+            assert sum(getattr(row, column) for row in mine) == pytest.approx(
+                whole, rel=1e-6, abs=1e-6 * size
+            )
         x, g, _ = module.steps[probe.step]
         for row in mine:
             names = [name for name in x if name.split(".")[0] == row.layer]
@@ -174,15 +188,28 @@ def test_parts_of_earlier_probes_go_on_after_a_resume(tmp_path):
     fit(tmp_path)
     reference = str(tmp_path / "run" / "landscape" / "reference.safetensors")
     pl.seed_everything(6, verbose=False)
-    settings = {"accelerator": "cpu", "enable_progress_bar": False, "enable_model_summary": False, "logger": False}
-    monitor = LandscapeMonitor(every_n_steps=3, per_layer=True, reference=reference, dirpath=tmp_path / "a")
+    settings = {
+        "accelerator": "cpu",
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "logger": False,
+    }
+    monitor = LandscapeMonitor(
+        every_n_steps=3, per_layer=True, reference=reference, dirpath=tmp_path / "a"
+    )
     saving = pl.callbacks.ModelCheckpoint(tmp_path, "x", every_n_epochs=1)
     pl.Trainer(max_epochs=2, callbacks=[monitor, saving], **settings).fit(Recorded(), loader(12))
-    later = LandscapeMonitor(every_n_steps=3, per_layer=True, reference=reference, dirpath=tmp_path / "b")
+    later = LandscapeMonitor(
+        every_n_steps=3, per_layer=True, reference=reference, dirpath=tmp_path / "b"
+    )
     trainer = pl.Trainer(max_epochs=3, callbacks=[later, saving], **settings)
     trainer.fit(Recorded(), loader(12), ckpt_path=tmp_path / "x.ckpt")
     rows = load(tmp_path / "b").layers
-    assert sorted({row.step for row in rows}) == [probe.step for probe in later.table] == list(range(0, 36, 3))
+    assert (
+        sorted({row.step for row in rows})
+        == [probe.step for probe in later.table]
+        == list(range(0, 36, 3))
+    )
     assert rows[: 3 * len(monitor.table)] == load(tmp_path / "a").layers
 
 
@@ -190,8 +217,12 @@ def test_a_failure_before_x_p_is_known_costs_nothing_else(tmp_path, monkeypatch)
     def failing(self):
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr("lightning_landscape.recording.measurement.Measurement.provisional", failing)
-    with pytest.warns(UserWarning, match="could not evaluate at the present iterate: RuntimeError: out of memory"):
+    monkeypatch.setattr(
+        "lightning_landscape.recording.measurement.Measurement.provisional", failing
+    )
+    with pytest.warns(
+        UserWarning, match="could not evaluate at the present iterate: RuntimeError: out of memory"
+    ):
         _, monitor = fit(tmp_path)
     assert len(monitor.table) == 20
     assert monitor.summary["run"]["complete"] is True
@@ -204,7 +235,9 @@ def test_a_failure_on_a_line_costs_nothing_else(tmp_path, monkeypatch):
         raise RuntimeError("a point that was never there")
 
     monkeypatch.setattr(StoredProbes, "between", failing)
-    with pytest.warns(UserWarning, match="could not evaluate the line from step 0 to x_p, RuntimeError"):
+    with pytest.warns(
+        UserWarning, match="could not evaluate the line from step 0 to x_p, RuntimeError"
+    ):
         _, monitor = fit(tmp_path)
     assert monitor.summary["run"]["complete"] is True
     assert "gap" in curves(tmp_path / "run")[0]

@@ -13,7 +13,16 @@ from lightning.pytorch.plugins import MixedPrecision
 
 from lightning_landscape import LandscapeMonitor, load
 from tests.helpers.modules import Momentum, Plain, loader
-from tests.helpers.players import LATENT, LOSSES, PLAYERS, Accumulating, Critic, Gan, PlayersRecording, Seldom
+from tests.helpers.players import (
+    LATENT,
+    LOSSES,
+    PLAYERS,
+    Accumulating,
+    Critic,
+    Gan,
+    PlayersRecording,
+    Seldom,
+)
 from tests.helpers.slow import some
 from tests.integration.test_bit_identity import assert_same, everything
 from tests.integration.test_refusals import assert_refused
@@ -43,7 +52,10 @@ WAYS = {
 def monitors(**arguments):
     """Return a monitor for each player."""
     return [
-        LandscapeMonitor(**{"parameters": p, "prefix": f"landscape-{p}", "loss": LOSSES[p], "every_n_steps": 1} | arguments)
+        LandscapeMonitor(
+            **{"parameters": p, "prefix": f"landscape-{p}", "loss": LOSSES[p], "every_n_steps": 1}
+            | arguments
+        )
         for p in PLAYERS
     ]
 
@@ -52,7 +64,11 @@ def fit(way, folder, callbacks, epochs=2, ckpt_path=None):
     module_class, kwargs, autocast, _ = WAYS[way]
     pl.seed_everything(1, verbose=False)
     module = module_class()
-    plugins = [MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=256.0))] if autocast is fp16 else None
+    plugins = (
+        [MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=256.0))]
+        if autocast is fp16
+        else None
+    )
     trainer = pl.Trainer(
         accelerator="cpu",
         max_epochs=epochs,
@@ -71,7 +87,10 @@ def fit(way, folder, callbacks, epochs=2, ckpt_path=None):
 def left_behind(way, folder, callbacks):
     trainer, module = fit(way, folder, callbacks)
     left = everything(trainer, module, folder)
-    return {**copy.deepcopy({key: value for key, value in left.items() if key != "python"}), "python": left["python"]}
+    return {
+        **copy.deepcopy({key: value for key, value in left.items() if key != "python"}),
+        "python": left["python"],
+    }
 
 
 def assert_is_the_obvious_table(monitor, recording, autocast, secants=None, reference=None):
@@ -88,7 +107,9 @@ def assert_is_the_obvious_table(monitor, recording, autocast, secants=None, refe
         assert probe.sq_distance == pytest.approx(expected["sq_distance"], rel=1e-6)
         assert probe.step_size == pytest.approx(expected["step_size"], rel=10 * rtol, abs=1e-9)
         if secants is not None:
-            assert secants[probe.step] == pytest.approx(expected["secant"], rel=10 * rtol, abs=rtol * expected["grad_sq_norm"])
+            assert secants[probe.step] == pytest.approx(
+                expected["secant"], rel=10 * rtol, abs=rtol * expected["grad_sq_norm"]
+            )
 
 
 @pytest.mark.parametrize("way", some(WAYS, every=2))
@@ -104,7 +125,10 @@ def test_each_player_has_the_obvious_table_and_nobody_is_moved(way, tmp_path):
         assert run.summary["run"]["fidelity"]["exact"] is True
         assert run.summary["run"]["fidelity"]["gradient"] < 1e-6
         assert run.summary["run"]["steps"] == recording.made
-        assert run.summary["run"]["optimizer"]["class"] == {"discriminator": "SGD", "generator": "Adam"}[monitor.parameters]
+        assert (
+            run.summary["run"]["optimizer"]["class"]
+            == {"discriminator": "SGD", "generator": "Adam"}[monitor.parameters]
+        )
         assert run.summary["run"]["moved_between"] == 0
 
 
@@ -114,7 +138,10 @@ def test_with_a_reference_from_a_file_the_table_is_the_same(way, tmp_path):
     plainly = left_behind(way, tmp_path / "without", recordings)
     # another place than the end, in one file for both players
     generator = torch.Generator().manual_seed(0)
-    state = {n: p + 0.1 * torch.randn(p.shape, generator=generator) for n, p in recordings[0].last.items()}
+    state = {
+        n: p + 0.1 * torch.randn(p.shape, generator=generator)
+        for n, p in recordings[0].last.items()
+    }
     torch.save({"state_dict": state}, tmp_path / "reference.ckpt")
     players = monitors(reference=str(tmp_path / "reference.ckpt"))
     assert_same(plainly, left_behind(way, tmp_path / "with", players))
@@ -131,10 +158,17 @@ def test_a_resumed_run_counts_the_players_own_steps(tmp_path):
     first = monitors(keep_store=True)
     fit("critic", tmp_path / "first", first, epochs=1)
     again = monitors()
-    fit("critic", tmp_path / "again", again, ckpt_path=tmp_path / "first" / "checkpoints" / "last.ckpt")
+    fit(
+        "critic",
+        tmp_path / "again",
+        again,
+        ckpt_path=tmp_path / "first" / "checkpoints" / "last.ckpt",
+    )
     for whole_one, part, resumed in zip(whole, first, again, strict=True):
         assert [probe.step for probe in resumed.table] == [probe.step for probe in whole_one.table]
-        assert [probe.loss for probe in resumed.table][: len(part.table)] == [probe.loss for probe in part.table]
+        assert [probe.loss for probe in resumed.table][: len(part.table)] == [
+            probe.loss for probe in part.table
+        ]
         assert resumed.summary["run"]["steps"] == whole_one.summary["run"]["steps"]
     assert [probe.step for probe in again[0].table][-1] == 33
     assert [probe.step for probe in again[1].table][-1] == 11
@@ -160,11 +194,17 @@ def test_a_second_fit_counts_on(tmp_path):
 
 
 def test_states_are_told_apart_by_prefix_and_parameters():
-    keys = {LandscapeMonitor(prefix=prefix, parameters=part).state_key for prefix in "ab" for part in (None, "x", "y")}
+    keys = {
+        LandscapeMonitor(prefix=prefix, parameters=part).state_key
+        for prefix in "ab"
+        for part in (None, "x", "y")
+    }
     assert len(keys) == 6
 
 
-def test_theorems_about_fixed_losses_do_not_apply_and_schedulers_of_the_other_are_not_ours(tmp_path):
+def test_theorems_about_fixed_losses_do_not_apply_and_schedulers_of_the_other_are_not_ours(
+    tmp_path,
+):
     class Scheduled(Gan):
         """Draws no random numbers, so that the losses are what is trained."""
 
@@ -177,7 +217,9 @@ def test_theorems_about_fixed_losses_do_not_apply_and_schedulers_of_the_other_ar
 
         def configure_optimizers(self):
             discriminator, generator = super().configure_optimizers()
-            return [discriminator, generator], [torch.optim.lr_scheduler.ReduceLROnPlateau(generator)]
+            return [discriminator, generator], [
+                torch.optim.lr_scheduler.ReduceLROnPlateau(generator)
+            ]
 
     players = monitors(dirpath=tmp_path)
     WAYS["scheduled"] = (Scheduled, {}, contextlib.nullcontext, 1)
@@ -210,20 +252,32 @@ def test_part_of_the_parameters_of_one_optimiser_under_automatic_optimisation(tm
         trainer.fit(module, loader())
         return module
 
-    head = LandscapeMonitor(dirpath=tmp_path, every_n_steps=1, parameters="net.4", prefix="head", exact_sums=True)
+    head = LandscapeMonitor(
+        dirpath=tmp_path, every_n_steps=1, parameters="net.4", prefix="head", exact_sums=True
+    )
     every = LandscapeMonitor(dirpath=tmp_path, every_n_steps=1, per_layer=True)
     plain, watched = run(tmp_path), run(tmp_path, head, every)
-    assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), watched.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(plain.parameters(), watched.parameters(), strict=True)
+    )
     assert [p.loss for p in head.table] == [p.loss for p in every.table]
     layers = {row.step: row for row in load(tmp_path / "landscape").layers if row.layer == "net.4"}
     for probe in head.table:
         assert probe.grad_sq_norm == pytest.approx(layers[probe.step].grad_sq_norm, rel=1e-6)
-        assert probe.sq_distance == pytest.approx(layers[probe.step].sq_distance, rel=1e-6, abs=1e-12)
+        assert probe.sq_distance == pytest.approx(
+            layers[probe.step].sq_distance, rel=1e-6, abs=1e-12
+        )
     summary = head.summary["run"]
-    assert (summary["parameters"], summary["part"], summary["trained_elsewhere"]) == (68, "net.4", 4)
+    assert (summary["parameters"], summary["part"], summary["trained_elsewhere"]) == (
+        68,
+        "net.4",
+        4,
+    )
     assert summary["fidelity"]["exact"] is True
     assert summary["exact_sums"]["steps"] == 10
-    assert sum(p.step_size for p in head.table) == pytest.approx(summary["exact_sums"]["step_size"], rel=1e-6)
+    assert sum(p.step_size for p in head.table) == pytest.approx(
+        summary["exact_sums"]["step_size"], rel=1e-6
+    )
     # at the last step but one x_p differs from x_k in the last layer alone
     assert head.table[-1].reference_loss != every.table[-1].reference_loss
 
@@ -297,7 +351,9 @@ def test_a_step_after_the_batch_has_ended_is_of_that_batch(tmp_path):
     )
     module = Late()
     trainer.fit(module, loader())
-    assert [probe.step for probe in monitor.table] == list(range(9))  # training ends before the last one is seen whole
+    assert [probe.step for probe in monitor.table] == list(
+        range(9)
+    )  # training ends before the last one is seen whole
     assert [probe.loss for probe in monitor.table] == module.trained_losses[:9]
     assert monitor.table.column("step_size").tolist() == pytest.approx([0.1] * 9, rel=1e-3)
     assert monitor.summary["run"]["fidelity"]["exact"] is True
@@ -311,12 +367,21 @@ def refused(monitor, *words, module=None):
 
 
 def test_several_optimizers_without_a_choice():
-    refused(LandscapeMonitor(loss=LOSSES["generator"]), "2 optimizers", "parameters='generator'", "prefix=")
+    refused(
+        LandscapeMonitor(loss=LOSSES["generator"]),
+        "2 optimizers",
+        "parameters='generator'",
+        "prefix=",
+    )
 
 
 @pytest.mark.parametrize("name", ["generators", "generator.9", "generator.0.weight"])
 def test_a_name_that_is_no_submodule(name):
-    refused(LandscapeMonitor(loss=LOSSES["generator"], parameters=name), f"{name!r}", "'generator', 'discriminator'")
+    refused(
+        LandscapeMonitor(loss=LOSSES["generator"], parameters=name),
+        f"{name!r}",
+        "'generator', 'discriminator'",
+    )
 
 
 @pytest.mark.parametrize("name", ["", 3])
@@ -325,7 +390,10 @@ def test_a_name_that_is_none(name):
 
 
 def test_a_submodule_without_parameters_in_training():
-    refused(LandscapeMonitor(loss=LOSSES["generator"], parameters="generator.2"), "none of the 0 parameters of 'generator.2'")
+    refused(
+        LandscapeMonitor(loss=LOSSES["generator"], parameters="generator.2"),
+        "none of the 0 parameters of 'generator.2'",
+    )
 
 
 def test_parameters_in_two_optimizers():
@@ -334,13 +402,18 @@ def test_parameters_in_two_optimizers():
             super().__init__()
             self.players = torch.nn.ModuleList([self.generator, self.discriminator])
 
-    refused(LandscapeMonitor(loss=LOSSES["generator"], parameters="players"), "2 optimizers, SGD and Adam", module=Both())
+    refused(
+        LandscapeMonitor(loss=LOSSES["generator"], parameters="players"),
+        "2 optimizers, SGD and Adam",
+        module=Both(),
+    )
 
 
 def test_two_monitors_of_one_name(tmp_path):
     players = [LandscapeMonitor(dirpath=tmp_path, loss=LOSSES[p], parameters=p) for p in PLAYERS]
     with pytest.raises(
-        pl.utilities.exceptions.MisconfigurationException, match="2 monitors with prefix='landscape'; supported"
+        pl.utilities.exceptions.MisconfigurationException,
+        match="2 monitors with prefix='landscape'; supported",
     ):
         fit("gan", tmp_path, players)
 
@@ -351,13 +424,22 @@ def test_sums_over_every_step_are_not_for_a_loss_of_the_user():
 
 
 def test_a_reference_that_lacks_the_players_parameters(tmp_path):
-    torch.save({n: p for n, p in Gan().state_dict().items() if "discriminator" in n}, tmp_path / "reference.pt")
-    monitor = LandscapeMonitor(loss=LOSSES["generator"], parameters="generator", reference=str(tmp_path / "reference.pt"))
+    torch.save(
+        {n: p for n, p in Gan().state_dict().items() if "discriminator" in n},
+        tmp_path / "reference.pt",
+    )
+    monitor = LandscapeMonitor(
+        loss=LOSSES["generator"], parameters="generator", reference=str(tmp_path / "reference.pt")
+    )
     refused(monitor, "holds none of 'generator.0.weight'")
 
 
 def test_a_budget_without_room_for_the_other_player(tmp_path):
-    sizes = {player: sum(p.nbytes for p in getattr(Gan(), player).parameters()) for player in PLAYERS}
+    sizes = {
+        player: sum(p.nbytes for p in getattr(Gan(), player).parameters()) for player in PLAYERS
+    }
     room = (4 * sizes["generator"] + 2 * sizes["discriminator"]) / 2**30
-    monitor = LandscapeMonitor(loss=LOSSES["generator"], parameters="generator", store_gib=0.99 * room)
+    monitor = LandscapeMonitor(
+        loss=LOSSES["generator"], parameters="generator", store_gib=0.99 * room
+    )
     refused(monitor, "of them for other parameters in training", "two probes or more")

@@ -17,17 +17,46 @@ from tests.helpers.sharded_script import Sharded
 from tests.integration.test_ddp import assert_same_tables
 from tests.integration.test_store_dtype import assert_within_what_is_said
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("sharded")]  # one worker makes the runs for all tests here
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.xdist_group("sharded"),
+]  # one worker makes the runs for all tests here
 ROOT = Path(__file__).parents[2]
 SECONDS = 200
-EVERYTHING = {"secant": True, "exact_sums": True, "per_layer": True, "held_out": True, "fixed_batches": 2}
+EVERYTHING = {
+    "secant": True,
+    "exact_sums": True,
+    "per_layer": True,
+    "held_out": True,
+    "fixed_batches": 2,
+}
 SAMPLES = {"monitor": {"per_sample": True}}
 KEPT = {"monitor": {"keep_store": True}, "trainer": {"max_steps": 12}}
 ERRORS = {
-    "read_in_one": {"function": "store.store.ProbeStore.moments", "rank": 1, "call": 3, "error": "RuntimeError"},
-    "thaw_in_one": {"function": "recording.freezing.thaw", "rank": 1, "call": 12, "error": "KeyError"},
-    "thaw_in_the_first": {"function": "recording.freezing.thaw", "rank": 0, "call": 30, "error": "OSError"},
-    "write_in_one": {"function": "store.store.ProbeStore.write", "rank": 1, "call": 4, "error": "KeyError"},
+    "read_in_one": {
+        "function": "store.store.ProbeStore.moments",
+        "rank": 1,
+        "call": 3,
+        "error": "RuntimeError",
+    },
+    "thaw_in_one": {
+        "function": "recording.freezing.thaw",
+        "rank": 1,
+        "call": 12,
+        "error": "KeyError",
+    },
+    "thaw_in_the_first": {
+        "function": "recording.freezing.thaw",
+        "rank": 0,
+        "call": 30,
+        "error": "OSError",
+    },
+    "write_in_one": {
+        "function": "store.store.ProbeStore.write",
+        "rank": 1,
+        "call": 4,
+        "error": "KeyError",
+    },
 }
 CODED = ("bfloat16", "int8")
 MESHES = {"fsdp2": (2, 1), "tensor_parallel": (1, 2), "both": (2, 2)}
@@ -35,9 +64,21 @@ MESHES = {"fsdp2": (2, 1), "tensor_parallel": (1, 2), "both": (2, 2)}
 
 def run(folder, data, tensor, jobs):
     """Train several times in the same processes; return the folder, in which each job has its own."""
-    clean = {key: value for key, value in os.environ.items() if "RANK" not in key and not key.startswith(("MASTER", "PL_"))}
+    clean = {
+        key: value
+        for key, value in os.environ.items()
+        if "RANK" not in key and not key.startswith(("MASTER", "PL_"))
+    }
     done = subprocess.run(
-        [sys.executable, "-m", "tests.helpers.sharded_script", str(folder), str(data), str(tensor), json.dumps(jobs)],
+        [
+            sys.executable,
+            "-m",
+            "tests.helpers.sharded_script",
+            str(folder),
+            str(data),
+            str(tensor),
+            json.dumps(jobs),
+        ],
         cwd=ROOT,
         env=clean | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
         capture_output=True,
@@ -53,7 +94,12 @@ def run(folder, data, tensor, jobs):
 def runs(tmp_path_factory):
     """Return a folder with runs on every mesh: a process takes seconds to start, a run does not."""
     folder = tmp_path_factory.mktemp("sharded")
-    run(folder / "one", 0, 0, {"everything": {"monitor": EVERYTHING}, "loss": {"loss": True}, "samples": SAMPLES})
+    run(
+        folder / "one",
+        0,
+        0,
+        {"everything": {"monitor": EVERYTHING}, "loss": {"loss": True}, "samples": SAMPLES},
+    )
     file = str(folder / "one" / "everything" / "run" / "landscape" / "reference.safetensors")
     shards = str(folder / "fsdp2" / "everything" / "run" / "landscape" / "reference")
     checkpoint = str(folder / "fsdp2" / "kept" / "checkpoints" / "epoch=1-step=10.ckpt")
@@ -71,16 +117,24 @@ def runs(tmp_path_factory):
         "loss": {"loss": True},
         "partly": {"module": "PartlySharded"},
         "autograd_in_one": {"module": "NeedsAutogradInOne"},
-        **{name: {"module": "Dropout", "error": error, "monitor": {"live_epochs": None}} for name, error in ERRORS.items()},
+        **{
+            name: {"module": "Dropout", "error": error, "monitor": {"live_epochs": None}}
+            for name, error in ERRORS.items()
+        },
         "kept": KEPT,
         "again": {"resume": checkpoint},
         "kept_int8": {**KEPT, "monitor": {**KEPT["monitor"], "store_dtype": "int8"}},
-        "again_int8": {"resume": checkpoint.replace("kept", "kept_int8"), "monitor": {"store_dtype": "int8"}},
+        "again_int8": {
+            "resume": checkpoint.replace("kept", "kept_int8"),
+            "monitor": {"store_dtype": "int8"},
+        },
         "checkpoint": {"monitor": {"reference": checkpoint}},
     }
     run(folder / "fsdp2", 2, 1, common | more)
     run(folder / "both", 2, 2, common | {"again": {"resume": checkpoint}})
-    run(folder / "tensor_parallel", 1, 2, {name: common[name] for name in ("everything", "samples")})
+    run(
+        folder / "tensor_parallel", 1, 2, {name: common[name] for name in ("everything", "samples")}
+    )
     run(folder / "alone", 0, 0, {"shards": common["shards"]})
     return folder
 
@@ -100,7 +154,9 @@ def test_shards_give_the_table_of_one_process(mesh, runs):
     assert found["run"]["moved_between"] == 0
     assert found["run"]["reference"]["final_sq_distance"] == 0
     for key in ("step_size", "sq_step", "residual"):
-        assert found["run"]["exact_sums"][key] == pytest.approx(expected["run"]["exact_sums"][key], rel=1e-4, abs=1e-6)
+        assert found["run"]["exact_sums"][key] == pytest.approx(
+            expected["run"]["exact_sums"][key], rel=1e-4, abs=1e-6
+        )
     secant, wanted = (s["conditions"]["smoothness"]["secant"]["value"] for s in (found, expected))
     assert secant == pytest.approx(wanted, rel=1e-3)
     for a, b in zip(sharded.layers, one.layers, strict=True):
@@ -117,7 +173,9 @@ def test_shards_give_the_table_of_one_process(mesh, runs):
 def assert_same_held_out(one, two):
     assert len(one.held_out) == len(two.held_out) == len(one.table)
     assert len(one.fixed_batches) == len(two.fixed_batches) == 2 * len(one.table)
-    for a, b in zip([*one.held_out, *one.fixed_batches], [*two.held_out, *two.fixed_batches], strict=True):
+    for a, b in zip(
+        [*one.held_out, *one.fixed_batches], [*two.held_out, *two.fixed_batches], strict=True
+    ):
         for column in ("loss", "reference_loss", "grad_sq_norm"):
             assert getattr(a, column) == pytest.approx(getattr(b, column), rel=2e-5), column
         assert a.inner_product == pytest.approx(b.inner_product, abs=1e-5)
@@ -137,8 +195,12 @@ def test_single_samples_by_finite_differences(mesh, runs):
     assert about["method"] == "finite difference"
     assert about["fidelity"]["inner_product"] < 1e-3
     for step in (probe.step for probe in one.table):
-        here, there = (sorted((r.loss, r) for r in run.per_sample if r.step == step) for run in (one, sharded))
-        assert len(here) == len(there) == 2 * distributed.BATCH  # those of a tensor-parallel group count once
+        here, there = (
+            sorted((r.loss, r) for r in run.per_sample if r.step == step) for run in (one, sharded)
+        )
+        assert (
+            len(here) == len(there) == 2 * distributed.BATCH
+        )  # those of a tensor-parallel group count once
         for (_, a), (_, b) in zip(here, there, strict=True):
             assert a.loss == pytest.approx(b.loss, rel=2e-5)
             assert a.reference_loss == pytest.approx(b.reference_loss, rel=2e-5)
@@ -154,7 +216,9 @@ def test_no_parameter_is_put_together(mesh, runs):
 
 def test_fsdp2_has_the_table_of_ddp(runs, tmp_path):
     monitor = LandscapeMonitor(every_n_steps=1)
-    distributed.train(tmp_path, [monitor], module=Sharded, accumulate_grad_batches=2, strategy="ddp_fork")
+    distributed.train(
+        tmp_path, [monitor], module=Sharded, accumulate_grad_batches=2, strategy="ddp_fork"
+    )
     assert_same_tables(of(runs / "fsdp2" / "accumulation").table, of(tmp_path).table)
 
 
@@ -178,7 +242,9 @@ def test_a_loss_of_the_user(runs):
     assert_same_tables(of(runs / "fsdp2" / "loss").table, of(runs / "one" / "loss").table)
 
 
-@pytest.mark.parametrize("where", ["fsdp2/file", "fsdp2/shards", "both/file", "both/shards", "alone/shards"])
+@pytest.mark.parametrize(
+    "where", ["fsdp2/file", "fsdp2/shards", "both/file", "both/shards", "alone/shards"]
+)
 def test_a_reference_from_shards_and_from_one_file(where, runs):
     """A folder that two processes wrote is read by four, and by one; each of many reads its parts of a whole file."""
     live = of(runs / where)
@@ -220,7 +286,10 @@ def test_a_failure_in_one_process_stops_measuring_in_all_and_nothing_else(name, 
 def test_each_process_stores_its_part(runs):
     store = of(runs / "fsdp2" / "kept").path / "store"
     for step in range(12):
-        parts = [load_file(store / part / f"{step:012d}" / "parameters.safetensors") for part in ("", "process-1")]
+        parts = [
+            load_file(store / part / f"{step:012d}" / "parameters.safetensors")
+            for part in ("", "process-1")
+        ]
         assert parts[0]["net.0.weight"].shape == (8, distributed.FEATURES)
         assert parts[1]["net.0.weight"].shape == (7, distributed.FEATURES)
         assert (store / "process-1" / f"{step:012d}" / "gradient.safetensors").is_file()
@@ -245,7 +314,10 @@ def test_each_process_encodes_its_part(mesh, codec, runs):
     assert_within_what_is_said(found, exact)
     for rank in range(2):
         assert_same_end(runs / mesh / "everything", runs / mesh / codec, rank)
-    for column in ("inner_product", "sq_distance"):  # of what was decoded, too, the parts sum to the whole
+    for column in (
+        "inner_product",
+        "sq_distance",
+    ):  # of what was decoded, too, the parts sum to the whole
         for probe in found.table:
             layers = [getattr(row, column) for row in found.layers if row.step == probe.step]
             assert sum(layers) == pytest.approx(getattr(probe, column), rel=1e-4, abs=1e-5), column

@@ -15,14 +15,42 @@ USUAL = Configuration(1, 0, max_steps=5)
     ("one", "verdict"),
     [
         (
-            replace(USUAL, precision="bf16-true", accumulation="2", model="plain", segments=1, secant=True, per_layer=True),
+            replace(
+                USUAL,
+                precision="bf16-true",
+                accumulation="2",
+                model="plain",
+                segments=1,
+                secant=True,
+                per_layer=True,
+            ),
             AGREES,
         ),
-        (replace(USUAL, precision="bf16-mixed", accumulation="3", loss="user", reference="file", secant=True), AGREES),
+        (
+            replace(
+                USUAL,
+                precision="bf16-mixed",
+                accumulation="3",
+                loss="user",
+                reference="file",
+                secant=True,
+            ),
+            AGREES,
+        ),
         (replace(USUAL, strategy="ddp", model="cnn"), AGREES),
         (replace(USUAL, model="gan", max_steps=-1, loss="user", limit_train_batches=0.4), AGREES),
         # a probe between two steps of one batch is completed inside of training_step, and so inside of its autocast
-        (replace(USUAL, precision="bf16-mixed", model="critic", max_steps=-1, loss="user", limit_train_batches=0.4), AGREES),
+        (
+            replace(
+                USUAL,
+                precision="bf16-mixed",
+                model="critic",
+                max_steps=-1,
+                loss="user",
+                limit_train_batches=0.4,
+            ),
+            AGREES,
+        ),
         (replace(USUAL, optimizer="lbfgs"), REFUSED),
         (replace(USUAL, precision="16-mixed", optimizer="ngn"), NOT_RUNNABLE),
     ],

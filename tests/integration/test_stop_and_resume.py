@@ -17,7 +17,13 @@ from lightning_landscape.probes import from_json_lines
 from lightning_landscape.store.encoding import GRADIENT, PARAMETERS, Encoder
 from lightning_landscape.store.moments import MOMENTS, read_about, read_moments, write_moments
 from tests.helpers import run_script
-from tests.integration.test_event_files import CONDITIONS, RUNNING, WHILE_TRAINING, WITH_REFERENCE, curves
+from tests.integration.test_event_files import (
+    CONDITIONS,
+    RUNNING,
+    WHILE_TRAINING,
+    WITH_REFERENCE,
+    curves,
+)
 
 ROOT = Path(__file__).parents[2]
 SECONDS = 60
@@ -46,7 +52,9 @@ class Running:
 def start(folder, *options):
     folder.mkdir(exist_ok=True, parents=True)
     log = folder / f"log-{len(list(folder.glob('log-*')))}"
-    process = CONTEXT.Process(target=run_script.main_logged, args=([str(folder), *options], str(log)))
+    process = CONTEXT.Process(
+        target=run_script.main_logged, args=([str(folder), *options], str(log))
+    )
     process.start()
     return Running(process, log)
 
@@ -102,7 +110,9 @@ def interrupted(folder, how, step, *options):
 
 
 def test_ctrl_c_evaluates_what_is_there(tmp_path):
-    status, output = finish(interrupted(tmp_path, signal.SIGINT, 10, "--epochs", "1000", "--pause", "0.05"))
+    status, output = finish(
+        interrupted(tmp_path, signal.SIGINT, 10, "--epochs", "1000", "--pause", "0.05")
+    )
     assert status == 1, output
     run = load(tmp_path / "run")
     assert len(run.table) >= 6
@@ -113,17 +123,23 @@ def test_ctrl_c_evaluates_what_is_there(tmp_path):
     assert run.summary["conditions"]["alpha_beta"]["neighbourhood"] is not None
     assert (run.path / "reference.safetensors").is_file()
     assert (run.path / "store").is_dir()  # kept, to resume
-    assert set(curves(tmp_path / "run")[0]) >= WHILE_TRAINING | WITH_REFERENCE | RUNNING | CONDITIONS
+    assert (
+        set(curves(tmp_path / "run")[0]) >= WHILE_TRAINING | WITH_REFERENCE | RUNNING | CONDITIONS
+    )
 
 
 def test_a_second_ctrl_c_ends_the_evaluation_at_once(tmp_path):
-    process = interrupted(tmp_path, signal.SIGINT, 20, "--epochs", "1000", "--pause", "0.05", "--every", "1")
+    process = interrupted(
+        tmp_path, signal.SIGINT, 20, "--epochs", "1000", "--pause", "0.05", "--every", "1"
+    )
     wait_for(process, (tmp_path / "run" / "landscape" / "reference.safetensors").exists)
     time.sleep(0.4)  # some of the twenty replays of 0.05 s each
     os.kill(process.process.pid, signal.SIGINT)
     time.sleep(0.3)
     if "interrupted again" not in process.log.read_text() and process.process.is_alive():
-        os.kill(process.process.pid, signal.SIGINT)  # Python swallows an interrupt that comes in a destructor: press again
+        os.kill(
+            process.process.pid, signal.SIGINT
+        )  # Python swallows an interrupt that comes in a destructor: press again
     sent = time.monotonic()
     status, output = finish(process)
     assert status == 1, output
@@ -134,7 +150,9 @@ def test_a_second_ctrl_c_ends_the_evaluation_at_once(tmp_path):
     assert len(run.table) >= 20
     assert not all(evaluated)
     assert run.summary["run"]["complete"] is False
-    retroactive = {tag for tag in curves(tmp_path / "run")[0] if not tag.startswith("live/")} - WHILE_TRAINING
+    retroactive = {
+        tag for tag in curves(tmp_path / "run")[0] if not tag.startswith("live/")
+    } - WHILE_TRAINING
     assert not retroactive  # no retroactive tags of a partial evaluation
 
 
@@ -171,22 +189,43 @@ def test_kill_loses_at_most_two_probes(tmp_path):
     steps = [probe.step for probe in run.table]
     assert steps == list(range(0, steps[-1] + 1, 2))
     assert steps[-1] >= last - 2 * 2
-    assert all(mode & 0o077 == 0 for mode in (path.stat().st_mode for path in (run.path / "store").rglob("*")))
+    assert all(
+        mode & 0o077 == 0
+        for mode in (path.stat().st_mode for path in (run.path / "store").rglob("*"))
+    )
 
 
 @pytest.mark.parametrize("options", [(), ("--store-dtype", "int8")])
 def test_what_is_in_the_store_after_a_kill_is_whole(options, tmp_path):
     """Of the newest probes two may be missing; all others, and x_0, can be read."""
-    finish(interrupted(tmp_path, signal.SIGKILL, 22, "--epochs", "1000", "--every", "1", "--pause", "0", *options))
+    finish(
+        interrupted(
+            tmp_path,
+            signal.SIGKILL,
+            22,
+            "--epochs",
+            "1000",
+            "--every",
+            "1",
+            "--pause",
+            "0",
+            *options,
+        )
+    )
     run = load(tmp_path / "run")
-    steps, folders = [probe.step for probe in run.table], [p for p in (run.path / "store").iterdir() if p.name.isdigit()]
+    steps, folders = (
+        [probe.step for probe in run.table],
+        [p for p in (run.path / "store").iterdir() if p.name.isdigit()],
+    )
     stored = sorted(int(folder.name) for folder in folders)
     assert stored == list(range(len(stored)))
     assert len(stored) >= len(steps) - 2
     sizes = {name: p.numel() for name, p in run_script.Slow().named_parameters()}
     for folder in folders:
         for part in (PARAMETERS, GRADIENT):
-            assert {name: value.numel() for name, value in Encoder.read(folder, part).items()} == sizes
+            assert {
+                name: value.numel() for name, value in Encoder.read(folder, part).items()
+            } == sizes
         assert Encoder.read_gradient(folder).factor == 1.0
         assert load_file(folder / MOMENTS)["0"].numel() > 0
 
@@ -200,7 +239,9 @@ def killed_and_resumed(folder, *options, step):
     checkpoint = folder / "checkpoints" / "last.ckpt"
     first = torch.load(checkpoint, weights_only=True)["global_step"]
     run_to_the_end(folder, *options, "--version", "again", "--resume", str(checkpoint))
-    assert names == {path: path.stat().st_mtime_ns for path in before.path.rglob("*") if path.is_file()}
+    assert names == {
+        path: path.stat().st_mtime_ns for path in before.path.rglob("*") if path.is_file()
+    }
     return before, load(folder / "again"), first
 
 
@@ -209,17 +250,27 @@ def test_single_samples_survive_a_kill(mode, tmp_path):
     options = ("--per-sample",)
     if mode == "file":
         run_to_the_end(tmp_path / "first")
-        options += ("--reference", str(tmp_path / "first" / "run" / "landscape" / "reference.safetensors"))
+        options += (
+            "--reference",
+            str(tmp_path / "first" / "run" / "landscape" / "reference.safetensors"),
+        )
     before, again, step = killed_and_resumed(tmp_path, *options, step=45)
     assert step > 0
-    rows = {k: [row for row in again.per_sample if row.step == k] for k in (probe.step for probe in again.table)}
+    rows = {
+        k: [row for row in again.per_sample if row.step == k]
+        for k in (probe.step for probe in again.table)
+    }
     assert all(len(found) == 6 for found in rows.values())
     for probe in again.table:
         size = (probe.grad_sq_norm * probe.sq_distance) ** 0.5
         found = rows[probe.step]
         assert sum(row.loss for row in found) / 6 == pytest.approx(probe.loss, rel=1e-6)
-        assert sum(row.inner_product for row in found) / 6 == pytest.approx(probe.inner_product, abs=1e-5 * size)
-    assert [probe.step for probe in again.table if probe.step < step] == [p.step for p in before.table if p.step < step]
+        assert sum(row.inner_product for row in found) / 6 == pytest.approx(
+            probe.inner_product, abs=1e-5 * size
+        )
+    assert [probe.step for probe in again.table if probe.step < step] == [
+        p.step for p in before.table if p.step < step
+    ]
 
 
 DDP = ("--processes", "2", "--epochs", "9")
@@ -231,7 +282,11 @@ DDP = ("--processes", "2", "--epochs", "9")
         (),
         *(
             pytest.param(options, marks=pytest.mark.slow)
-            for options in (("--accumulate", "3", "--every", "1", "--epochs", "9"), ("--max-probes", "16"), DDP)
+            for options in (
+                ("--accumulate", "3", "--every", "1", "--epochs", "9"),
+                ("--max-probes", "16"),
+                DDP,
+            )
         ),
     ],
 )
@@ -260,20 +315,31 @@ INT8 = ("--store-dtype", "int8")
         ("--max-probes", "16"),
         *(
             pytest.param(options, marks=pytest.mark.slow)
-            for options in ((), DDP, INT8, (*INT8, "--max-probes", "16"), ("--store-dtype", "bfloat16"), (*DDP, *INT8))
+            for options in (
+                (),
+                DDP,
+                INT8,
+                (*INT8, "--max-probes", "16"),
+                ("--store-dtype", "bfloat16"),
+                (*DDP, *INT8),
+            )
         ),
     ],
 )
 def test_resume_of_a_run_of_the_step_is_the_uninterrupted_run(options, tmp_path):
     run_to_the_end(tmp_path / "whole", "--module", "OfTheStep", *options)
-    _, again, _ = killed_and_resumed(tmp_path / "killed", "--module", "OfTheStep", *options, step=36)
+    _, again, _ = killed_and_resumed(
+        tmp_path / "killed", "--module", "OfTheStep", *options, step=36
+    )
     whole = load(tmp_path / "whole" / "run")
     assert again.table == whole.table
     assert again.summary["conditions"] == whole.summary["conditions"]
     assert again.summary["run"]["fidelity"]["exact"] is True
     accuracies = [run.summary["run"]["store"]["accuracy"] for run in (again, whole)]
     assert (accuracies[0] is not None) == ("--store-dtype" in options)
-    for accuracy in filter(None, accuracies):  # which probes are there as they were depends on what came before
+    for accuracy in filter(
+        None, accuracies
+    ):  # which probes are there as they were depends on what came before
         assert accuracy.pop("measured_at")[0] == 0
         for error in (accuracy["inner_product"], accuracy["distance"]):
             assert error.pop("measured") is not None
@@ -281,7 +347,9 @@ def test_resume_of_a_run_of_the_step_is_the_uninterrupted_run(options, tmp_path)
     ours, theirs = curves(tmp_path / "killed" / "again")[0], curves(tmp_path / "whole" / "run")[0]
     kept = {probe.logged_step for probe in whole.table}
     for tag in (WHILE_TRAINING | WITH_REFERENCE | RUNNING) - {"overhead"}:
-        assert [p for p in ours[tag] if p[0] in kept] == [p for p in theirs[tag] if p[0] in kept], tag
+        assert [p for p in ours[tag] if p[0] in kept] == [p for p in theirs[tag] if p[0] in kept], (
+            tag
+        )
 
 
 def test_resume_with_a_reference_file(tmp_path):
@@ -298,7 +366,9 @@ def test_resume_when_the_store_is_gone_drops_and_counts(tmp_path):
     store = load(tmp_path / "run").path / "store"
     checkpoint = tmp_path / "checkpoints" / "last.ckpt"
     state = torch.load(checkpoint, weights_only=True)
-    rows = next(s for key, s in state["callbacks"].items() if key.startswith("LandscapeMonitor"))["rows"]
+    rows = next(s for key, s in state["callbacks"].items() if key.startswith("LandscapeMonitor"))[
+        "rows"
+    ]
     store.rename(store.with_name("elsewhere"))
     run_to_the_end(tmp_path, "--version", "again", "--resume", str(checkpoint))
     again = load(tmp_path / "again")
@@ -313,7 +383,9 @@ def test_a_stored_batch_that_the_run_did_not_write_is_not_unpickled(tmp_path):
     (moment,) = read_moments(victim)
     evil = b"cos\nsystem\n(S'touch " + str(tmp_path / "ran").encode() + b"'\ntR."
     write_moments(victim, [replace(moment, structure=evil)], read_about(victim))
-    run_to_the_end(tmp_path, "--version", "again", "--resume", str(tmp_path / "checkpoints" / "last.ckpt"))
+    run_to_the_end(
+        tmp_path, "--version", "again", "--resume", str(tmp_path / "checkpoints" / "last.ckpt")
+    )
     assert not (tmp_path / "ran").exists()
     assert load(tmp_path / "again").summary["run"]["dropped"]["unevaluable"] == 1
 
@@ -324,12 +396,21 @@ def test_extending_a_finished_run_needs_its_store(keep, tmp_path):
     run_to_the_end(tmp_path, "--epochs", "2", *options)
     first = load(tmp_path / "run")
     output = run_to_the_end(
-        tmp_path, "--epochs", "3", *options, "--version", "again", "--resume", str(tmp_path / "checkpoints" / "last.ckpt")
+        tmp_path,
+        "--epochs",
+        "3",
+        *options,
+        "--version",
+        "again",
+        "--resume",
+        str(tmp_path / "checkpoints" / "last.ckpt"),
     )
     again = load(tmp_path / "again")
     assert again.summary["run"]["dropped"]["unevaluable"] == 0
     if keep:
-        kept = [probe for probe in first.table if probe.step < 35]  # 35 is the last multiple of 7 at which it was saved
+        kept = [
+            probe for probe in first.table if probe.step < 35
+        ]  # 35 is the last multiple of 7 at which it was saved
         assert [probe.loss for probe in again.table][: len(kept)] == [probe.loss for probe in kept]
         assert again.table[0].step == 0
     else:

@@ -26,7 +26,16 @@ from tests.integration.test_refusals import assert_refused
 CODED = ("bfloat16", "int8")
 ROUNDING = 1e-5
 EXACT = (
-    *("step", "epoch", "loss", "reference_loss", "loss_infimum", "grad_sq_norm", "step_size", "step_residual"),
+    *(
+        "step",
+        "epoch",
+        "loss",
+        "reference_loss",
+        "loss_infimum",
+        "grad_sq_norm",
+        "step_size",
+        "step_residual",
+    ),
     *("initial_loss", "logged_step"),
 )
 
@@ -61,7 +70,9 @@ def assert_within_what_is_said(coded, exact):
     in_force = coded.summary["bound_in_force"]
     if in_force is not None:
         low, high = found["bound_in_force"]
-        for value in (summary["bounds"][in_force]["value"] for summary in (coded.summary, exact.summary)):
+        for value in (
+            summary["bounds"][in_force]["value"] for summary in (coded.summary, exact.summary)
+        ):
             assert low is None or value is None or low - 1e-9 <= value
             assert high is None or value is None or value <= high + 1e-9
     assert coded.summary["run"]["fidelity"]["exact"] is True
@@ -86,7 +97,9 @@ def train_digits(folder, callbacks=(), **settings):
 
 
 def digits(folder, codec, **arguments):
-    monitor = LandscapeMonitor(every_n_steps=5, dirpath=folder, store_dtype=codec, figures=False, **arguments)
+    monitor = LandscapeMonitor(
+        every_n_steps=5, dirpath=folder, store_dtype=codec, figures=False, **arguments
+    )
     train_digits(folder, [monitor])
     return load(folder / "landscape")
 
@@ -94,7 +107,13 @@ def digits(folder, codec, **arguments):
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("digits")
-    more = {"per_layer": True, "segments": 3, "held_out": of_training, "fixed_batches": 2, "secant": True}
+    more = {
+        "per_layer": True,
+        "segments": 3,
+        "held_out": of_training,
+        "fixed_batches": 2,
+        "secant": True,
+    }
     return {codec: digits(folder / codec, codec, **more) for codec in ("native", *CODED)}
 
 
@@ -130,10 +149,18 @@ def test_lines_layers_and_held_out_batches_are_of_what_was_decoded(codec, runs):
     for probe in coded.table:
         rows = [row for row in coded.layers if row.step == probe.step]
         for column in ("inner_product", "grad_sq_norm", "sq_distance"):
-            error = 1e-2 if column == "grad_sq_norm" else 1e-4  # that column of the table is of the gradient as it was
-            assert sum(getattr(row, column) for row in rows) == pytest.approx(getattr(probe, column), rel=error, abs=1e-5)
+            error = (
+                1e-2 if column == "grad_sq_norm" else 1e-4
+            )  # that column of the table is of the gradient as it was
+            assert sum(getattr(row, column) for row in rows) == pytest.approx(
+                getattr(probe, column), rel=error, abs=1e-5
+            )
     assert len(coded.held_out) == len(exact.held_out) == len(coded.table)
-    for one, other in zip([*coded.held_out, *coded.fixed_batches], [*exact.held_out, *exact.fixed_batches], strict=True):
+    for one, other in zip(
+        [*coded.held_out, *coded.fixed_batches],
+        [*exact.held_out, *exact.fixed_batches],
+        strict=True,
+    ):
         assert one.loss == pytest.approx(other.loss, rel=0.02, abs=1e-3)
         assert one.reference_loss == other.reference_loss
         assert one.inner_product == pytest.approx(other.inner_product, rel=0.1, abs=0.02)
@@ -142,7 +169,10 @@ def test_lines_layers_and_held_out_batches_are_of_what_was_decoded(codec, runs):
 @pytest.mark.parametrize("codec", CODED)
 def test_training_is_the_same_to_the_last_bit(codec, tmp_path):
     ends = {}
-    for name, monitors in {"without": [], codec: [LandscapeMonitor(every_n_steps=1, store_dtype=codec)]}.items():
+    for name, monitors in {
+        "without": [],
+        codec: [LandscapeMonitor(every_n_steps=1, store_dtype=codec)],
+    }.items():
         folder = tmp_path / name
         trainer, module = train_digits(folder, monitors, max_epochs=2)
         ends[name] = {**everything(trainer, module, folder), "checkpoint": None}
@@ -163,7 +193,10 @@ def test_every_kind_of_run(name, codec, tmp_path):
         )
         size = math.sqrt(other.grad_sq_norm * other.sq_distance)
         assert one.inner_product == pytest.approx(other.inner_product, abs=0.1 * size + 1e-12)
-    assert monitors[codec].summary["run"]["fidelity"]["exact"] is monitors["native"].summary["run"]["fidelity"]["exact"]
+    assert (
+        monitors[codec].summary["run"]["fidelity"]["exact"]
+        is monitors["native"].summary["run"]["fidelity"]["exact"]
+    )
 
 
 @pytest.mark.parametrize("codec", some(CODED[::-1], every=2))
@@ -183,7 +216,9 @@ def test_two_processes(codec, tmp_path):
 def test_with_a_reference_the_codec_has_nothing_to_do(codec, tmp_path):
     first = digits(tmp_path / "first", "native")
     reference = str(first.path / "reference.safetensors")
-    tables = [digits(tmp_path / dtype, dtype, reference=reference).table for dtype in ("native", codec)]
+    tables = [
+        digits(tmp_path / dtype, dtype, reference=reference).table for dtype in ("native", codec)
+    ]
     assert tables[0] == tables[1]
 
 
@@ -193,14 +228,20 @@ def test_int8_has_room_for_more_probes(tmp_path):
     for codec in ("native", *CODED):
         run = digits(tmp_path / codec, codec, store_gib=budget, keep_store=True)
         kept[codec] = len(run.table)
-        sizes[codec] = sum({p.stat().st_ino: p.stat().st_size for p in (run.path / "store").rglob("*.*")}.values())
+        sizes[codec] = sum(
+            {p.stat().st_ino: p.stat().st_size for p in (run.path / "store").rglob("*.*")}.values()
+        )
         assert sizes[codec] <= budget * 2**30 * 1.05  # headers of small files
     assert kept["native"] < kept["int8"]
 
 
 def test_too_little_room_even_for_a_codec_is_refused():
     parameters = sum(p.nbytes for p in Plain().parameters())
-    assert_refused(LandscapeMonitor(store_dtype="int8", store_gib=1.9 * parameters / 2**30), "for x_0", "two probes or more")
+    assert_refused(
+        LandscapeMonitor(store_dtype="int8", store_gib=1.9 * parameters / 2**30),
+        "for x_0",
+        "two probes or more",
+    )
 
 
 class Unfreeze(BaseFinetuning):
@@ -221,7 +262,9 @@ class OnlyTrained(Plain):
 def test_layers_that_are_unfrozen_later(codec, tmp_path):
     runs = []
     for dtype in ("native", codec):
-        monitor = LandscapeMonitor(every_n_steps=1, store_dtype=dtype, figures=False, dirpath=tmp_path / dtype)
+        monitor = LandscapeMonitor(
+            every_n_steps=1, store_dtype=dtype, figures=False, dirpath=tmp_path / dtype
+        )
         trainer = pl.Trainer(
             accelerator="cpu",
             max_epochs=3,
@@ -244,7 +287,9 @@ def test_workers_that_are_forked_while_probes_are_written(tmp_path):
     tables = []
     for workers in (0, 2):
         pl.seed_everything(3, verbose=False)
-        monitor = LandscapeMonitor(every_n_steps=1, store_dtype="int8", dirpath=tmp_path / str(workers), figures=False)
+        monitor = LandscapeMonitor(
+            every_n_steps=1, store_dtype="int8", dirpath=tmp_path / str(workers), figures=False
+        )
         trainer = pl.Trainer(
             accelerator="cpu",
             max_epochs=4,

@@ -25,7 +25,9 @@ missing = [
 ]
 pytestmark = [
     pytest.mark.skipif(bool(missing), reason=f"needs {', '.join(missing)}"),
-    pytest.mark.xdist_group("browser"),  # one worker makes the run, and starts TensorBoard and the browser
+    pytest.mark.xdist_group(
+        "browser"
+    ),  # one worker makes the run, and starts TensorBoard and the browser
 ]
 
 
@@ -33,8 +35,21 @@ pytestmark = [
 def shown(tmp_path_factory):
     """Yield a function that opens a tab and returns the browser's page; at the end nothing was asked of other hosts."""
     folder = tmp_path_factory.mktemp("tensorboard")
-    command = [sys.executable, str(ROOT / "demos" / "mlp.py"), "--epochs", "12", "--out", str(folder / "runs")]
-    subprocess.run(command, cwd=folder, check=True, capture_output=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    command = [
+        sys.executable,
+        str(ROOT / "demos" / "mlp.py"),
+        "--epochs",
+        "12",
+        "--out",
+        str(folder / "runs"),
+    ]
+    subprocess.run(
+        command,
+        cwd=folder,
+        check=True,
+        capture_output=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
     with tensorboard(folder / "runs", folder / "log") as address, page() as (browser, asked):
 
         def open_tab(name, width=1400, height=1000):
@@ -45,7 +60,9 @@ def shown(tmp_path_factory):
 
         open_tab.summary = load(folder / "runs" / "mlp-digits" / "version_0").summary
         yield open_tab
-        assert {url.split("/")[2] for url in asked if url.startswith("http")} == {address.split("/")[2]}
+        assert {url.split("/")[2] for url in asked if url.startswith("http")} == {
+            address.split("/")[2]
+        }
 
 
 def picture(browser, name):
@@ -66,7 +83,9 @@ def assert_visible(browser, *texts):
 def test_time_series_have_our_group_beside_lightnings_curves(shown):
     browser = shown("timeseries")
     names = ("gap", "cosine", "alpha_beta/margin", "bound/in_force")
-    browser.get_by_role("combobox", name="Filter tags (regex)").fill(f"^train_loss|landscape/({'|'.join(names)})$")
+    browser.get_by_role("combobox", name="Filter tags (regex)").fill(
+        f"^train_loss|landscape/({'|'.join(names)})$"
+    )
     browser.locator("mat-option").first.wait_for(state="visible")
     browser.keyboard.press("Escape")  # closes the suggestions, which have the same names
     browser.locator("mat-option").first.wait_for(state="detached")
@@ -84,7 +103,9 @@ def test_custom_scalars_have_our_charts_and_none_is_an_error(shown):
     browser.wait_for_timeout(2000)
     assert found.count() == len(charts)
     assert browser.get_by_text("Matches (0)").count() == 0
-    assert browser.get_by_text("do not match").count() == 0  # of a margin chart whose curves have other steps
+    assert (
+        browser.get_by_text("do not match").count() == 0
+    )  # of a margin chart whose curves have other steps
     picture(browser, "custom_scalars")
 
 
@@ -112,7 +133,15 @@ def test_text_has_the_verdict_and_its_tables(shown):
 @pytest.mark.slow
 def test_hparams_have_our_results_beside_hp_metric(shown):
     browser = shown("hparams", width=2100)
-    assert_visible(browser, "landscape/alpha_beta/alpha", "landscape/bound/final", "hp_metric", "width", "lr", "optimizer")
+    assert_visible(
+        browser,
+        "landscape/alpha_beta/alpha",
+        "landscape/bound/final",
+        "hp_metric",
+        "width",
+        "lr",
+        "optimizer",
+    )
     bound = shown.summary["bounds"][shown.summary["bound_in_force"]]["value"]
     alpha = shown.summary["conditions"]["alpha_beta"]["alpha"]
     assert_visible(browser, f"{alpha:#.5g}", f"{bound:#.5g}", "SGD")

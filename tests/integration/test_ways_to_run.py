@@ -58,7 +58,9 @@ class Named(Plain):
     """Batches with names, of any kind."""
 
     def compute_loss(self, batch):
-        return super().compute_loss((batch["x"], batch["y"]) if isinstance(batch, dict) else (batch.x, batch.y))
+        return super().compute_loss(
+            (batch["x"], batch["y"]) if isinstance(batch, dict) else (batch.x, batch.y)
+        )
 
 
 class Combined(Plain):
@@ -68,7 +70,9 @@ class Combined(Plain):
         loss = torch.zeros(())
         if batch["labelled"] is not None:
             loss = loss + super().compute_loss(batch["labelled"])
-        return loss + (0.1 * self.net(batch["plain"][0]).square().mean() if batch["plain"] is not None else 0)
+        return loss + (
+            0.1 * self.net(batch["plain"][0]).square().mean() if batch["plain"] is not None else 0
+        )
 
 
 class Validated(Plain):
@@ -88,7 +92,9 @@ class Penalised(Plain):
     def compute_loss(self, batch):
         share = torch.rand(len(batch[0]), 1)
         between = (share * batch[0] + (1 - share) * batch[0].flip(0)).requires_grad_()
-        (slope,) = torch.autograd.grad(self.net(between).logsumexp(1).sum(), between, create_graph=True)
+        (slope,) = torch.autograd.grad(
+            self.net(between).logsumexp(1).sum(), between, create_graph=True
+        )
         return super().compute_loss(batch) + (slope.norm(dim=1) - 1).square().mean()
 
 
@@ -117,7 +123,9 @@ def streamed():
 def combined(mode):
     def make():
         plain = DataLoader(
-            TensorDataset(torch.randn(30, FEATURES, generator=torch.Generator().manual_seed(5))), 5, shuffle=True
+            TensorDataset(torch.randn(30, FEATURES, generator=torch.Generator().manual_seed(5))),
+            5,
+            shuffle=True,
         )
         return CombinedLoader({"labelled": loader(4), "plain": plain}, mode)
 
@@ -133,10 +141,16 @@ WAYS = {
     "combined_min_size": Foreign(Combined, combined("min_size"), {"accumulate_grad_batches": 3}),
     "iterable": Foreign(Plain, streamed),
     "max_steps": Foreign(Plain, loader, {"max_epochs": -1, "max_steps": 13}),
-    "iterable_max_steps": Foreign(Plain, streamed, {"max_epochs": -1, "max_steps": 7, "accumulate_grad_batches": 2}),
-    "overfit_batches": Foreign(Plain, lambda: loader(shuffle=False), {"overfit_batches": 2, "max_epochs": 3}),
+    "iterable_max_steps": Foreign(
+        Plain, streamed, {"max_epochs": -1, "max_steps": 7, "accumulate_grad_batches": 2}
+    ),
+    "overfit_batches": Foreign(
+        Plain, lambda: loader(shuffle=False), {"overfit_batches": 2, "max_epochs": 3}
+    ),
     "limit_train_batches": Foreign(Plain, loader, {"limit_train_batches": 0.5}),
-    "val_check_interval": Foreign(Validated, loader, {"val_check_interval": 3, "accumulate_grad_batches": 2}),
+    "val_check_interval": Foreign(
+        Validated, loader, {"val_check_interval": 3, "accumulate_grad_batches": 2}
+    ),
     "sanity_and_validation": Foreign(Validated, loader, {"num_sanity_val_steps": 2}),
     "penalised": Foreign(Penalised, loader),
 }
@@ -145,7 +159,10 @@ WAYS = {
 def left_behind(setting, folder, callbacks):
     trainer, module = train(setting, folder, callbacks)
     left = everything(trainer, module, folder)
-    return {**copy.deepcopy({key: value for key, value in left.items() if key != "python"}), "python": left["python"]}
+    return {
+        **copy.deepcopy({key: value for key, value in left.items() if key != "python"}),
+        "python": left["python"],
+    }
 
 
 @pytest.mark.filterwarnings("ignore:You requested to overfit", "ignore:.*overfit_batches")
@@ -178,7 +195,9 @@ def test_what_is_said_of_the_data(tmp_path):
 # ------------------------------------------------------------------------------------------------------- torch.compile
 
 
-NEEDS_A_COMPILER = pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++", "c++"))), reason="no C++ compiler")
+NEEDS_A_COMPILER = pytest.mark.skipif(
+    not any(map(shutil.which, ("g++", "clang++", "c++"))), reason="no C++ compiler"
+)
 
 
 class Compiled(Plain):
@@ -207,7 +226,12 @@ class CompiledByInductor(Compiled):
 
 @pytest.mark.filterwarnings("ignore")  # dynamo's own
 @pytest.mark.parametrize(
-    "module", [Compiled, CompiledAhead, pytest.param(CompiledByInductor, marks=[NEEDS_A_COMPILER, pytest.mark.slow])]
+    "module",
+    [
+        Compiled,
+        CompiledAhead,
+        pytest.param(CompiledByInductor, marks=[NEEDS_A_COMPILER, pytest.mark.slow]),
+    ],
 )
 def test_a_compiled_submodule(module, tmp_path):
     torch._dynamo.reset()
@@ -228,7 +252,10 @@ def test_a_compiled_submodule(module, tmp_path):
     train(Foreign(NotCompiled, lambda: loader(5)), tmp_path / "uncompiled", [uncompiled])
     assert [p.loss for p in uncompiled.table] == [p.loss for p in monitor.table]
     assert [p.reference_loss for p in uncompiled.table] == [p.reference_loss for p in monitor.table]
-    assert uncompiled.table.column("grad_sq_norm").tolist() == monitor.table.column("grad_sq_norm").tolist()
+    assert (
+        uncompiled.table.column("grad_sq_norm").tolist()
+        == monitor.table.column("grad_sq_norm").tolist()
+    )
 
 
 class NotCompiled(Compiled):
@@ -259,7 +286,9 @@ class Ema(WeightAveraging):
 
 
 @pytest.mark.filterwarnings("ignore:Swapping scheduler", "ignore:.*lr_scheduler.step")
-@pytest.mark.parametrize("averaging", [Ema, lambda: StochasticWeightAveraging(0.05, swa_epoch_start=1)])
+@pytest.mark.parametrize(
+    "averaging", [Ema, lambda: StochasticWeightAveraging(0.05, swa_epoch_start=1)]
+)
 @pytest.mark.parametrize("order", [1, -1])
 def test_averages_are_not_moved_and_the_table_is_of_the_iterates(averaging, order, tmp_path):
     recording, setting = RecordingBackward(), Foreign(WithoutScheduler, loader, {"max_epochs": 3})
@@ -285,7 +314,9 @@ class Noise(Callback):
     def add(self, trainer, pl_module, *args):
         for parameter in pl_module.parameters():
             parameter.grad += 0.1 * torch.randn(parameter.shape, generator=self.generator)
-        self.norms.append(sum(float(p.grad.double().square().sum()) for p in pl_module.parameters()))
+        self.norms.append(
+            sum(float(p.grad.double().square().sum()) for p in pl_module.parameters())
+        )
 
 
 @pytest.mark.parametrize("hook", ["on_after_backward", "on_before_optimizer_step"])
@@ -340,17 +371,23 @@ def tuned(way, *callbacks):
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
-@pytest.mark.parametrize("way", some(["scale_batch_size", "learning_rate_finder", "batch_size_finder"], every=2))
+@pytest.mark.parametrize(
+    "way", some(["scale_batch_size", "learning_rate_finder", "batch_size_finder"], every=2)
+)
 def test_tuners(way, tmp_path):
     plain, monitor = tuned(way), LandscapeMonitor(dirpath=tmp_path, every_n_steps=1)
     watched = tuned(way, monitor)
     assert (plain.lr, plain.batch_size) == (watched.lr, watched.batch_size) != (0.1, 4)
-    assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), watched.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(plain.parameters(), watched.parameters(), strict=True)
+    )
     steps = -(-60 // watched.batch_size)
     assert [probe.step for probe in monitor.table] == list(range(steps))
     assert monitor.summary["run"]["steps"] == steps
     assert monitor.summary["run"]["fidelity"]["exact"] is True
-    assert monitor.table.column("step_size").tolist() == pytest.approx([watched.lr] * steps, rel=1e-3)
+    assert monitor.table.column("step_size").tolist() == pytest.approx(
+        [watched.lr] * steps, rel=1e-3
+    )
     assert [path.name for path in tmp_path.iterdir()] == ["landscape"]
 
 
@@ -396,7 +433,9 @@ def test_fast_dev_run_trains_the_same(steps, tmp_path):
             callbacks=list(callbacks),
         ).fit(module, loader())
         runs.append(module)
-    assert all(torch.equal(a, b) for a, b in zip(*(m.state_dict().values() for m in runs), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(*(m.state_dict().values() for m in runs), strict=True)
+    )
     assert len(callbacks[0].table) == steps
     assert list(tmp_path.iterdir()) == []
 
@@ -412,12 +451,18 @@ class Evaluated(Validated):
 def test_validate_test_and_predict_do_nothing_and_keep_what_fit_found(tmp_path):
     monitor, module = LandscapeMonitor(dirpath=tmp_path, every_n_steps=2), Evaluated()
     trainer, data = trainer_with(monitor, max_epochs=1), loader(2, shuffle=False)
-    alone = [trainer.validate(module, data, verbose=False), trainer.test(module, data, verbose=False)]
+    alone = [
+        trainer.validate(module, data, verbose=False),
+        trainer.test(module, data, verbose=False),
+    ]
     predicted = torch.cat(trainer.predict(module, data))
     assert list(tmp_path.iterdir()) == []
     assert monitor.table is None
     bare = trainer_with()
-    assert alone == [bare.validate(module, data, verbose=False), bare.test(module, data, verbose=False)]
+    assert alone == [
+        bare.validate(module, data, verbose=False),
+        bare.test(module, data, verbose=False),
+    ]
     assert torch.equal(predicted, torch.cat(bare.predict(module, data)))
     trainer.fit(module, loader())
     table, summary = monitor.table, monitor.summary

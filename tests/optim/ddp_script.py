@@ -27,13 +27,21 @@ def data():
 
 def network():
     torch.manual_seed(0)
-    return torch.nn.Sequential(torch.nn.Linear(3, 5), torch.nn.Tanh(), torch.nn.Linear(5, 1)).double()
+    return torch.nn.Sequential(
+        torch.nn.Linear(3, 5), torch.nn.Tanh(), torch.nn.Linear(5, 1)
+    ).double()
 
 
 def batches(rank, ranks):
     """Return a rank's batches; those of all ranks together are the batches of one process."""
     x, y = data().tensors
-    return [(x[k + rank :: ranks][: RANKS * BATCH // ranks], y[k + rank :: ranks][: RANKS * BATCH // ranks]) for k in starts()]
+    return [
+        (
+            x[k + rank :: ranks][: RANKS * BATCH // ranks],
+            y[k + rank :: ranks][: RANKS * BATCH // ranks],
+        )
+        for k in starts()
+    ]
 
 
 def starts():
@@ -52,7 +60,9 @@ def train(name, rank, ranks, wrong_loss=None, lr=4.0):
             optimizer.zero_grad()
             loss = mse_loss(model(x), y)
             loss.backward()
-            return torch.tensor(wrong_loss) if wrong_loss is not None and (k, rank) == (5, 1) else loss
+            return (
+                torch.tensor(wrong_loss) if wrong_loss is not None and (k, rank) == (5, 1) else loss
+            )
 
         optimizer.step(closure)
         steps.append(optimizer.step_size)
@@ -88,7 +98,9 @@ def refused(name, rank, loss, gradient):
 
 def work(rank, folder):
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=RANKS)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=RANKS
+    )
     results = {
         "trained": {name: train(name, rank, RANKS) for name in METHODS},
         "nan": {name: train(name, rank, RANKS, wrong_loss=nan) for name in METHODS},

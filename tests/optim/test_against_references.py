@@ -45,7 +45,9 @@ def run(name, problem, batches, by_loss=False, scheduler=None, **constants):
     return steps, path
 
 
-def assert_follows_the_formula(name, problem, batches, schedule=lambda k: 1.0, by_loss=False, scheduler=None, **constants):
+def assert_follows_the_formula(
+    name, problem, batches, schedule=lambda k: 1.0, by_loss=False, scheduler=None, **constants
+):
     """Compare every step with the formula's."""
     steps, path = run(name, problem, batches, by_loss, scheduler, **constants)
     expected, reached = reference_along(name, problem, path[:-1], batches, schedule, **constants)
@@ -84,18 +86,31 @@ def test_a_scheduler_scales_lr(name):
         return (k + 1) ** -0.5
 
     # the formula of DecSPS has lr at the first step only
-    assert_follows_the_formula(name, problem, batches, decay, scheduler=lambda optimizer: LambdaLR(optimizer, decay), lr=2.0)
+    assert_follows_the_formula(
+        name,
+        problem,
+        batches,
+        decay,
+        scheduler=lambda optimizer: LambdaLR(optimizer, decay),
+        lr=2.0,
+    )
 
 
 def test_chainable_schedulers_move_all_groups_alike():
     problem = Logistic()
     batches = [problem.draw() for _ in range(STEPS)]
     assert_follows_the_formula(
-        "NGN", problem, batches, lambda k: 0.5 ** (k // 10), scheduler=lambda optimizer: StepLR(optimizer, 10, 0.5)
+        "NGN",
+        problem,
+        batches,
+        lambda k: 0.5 ** (k // 10),
+        scheduler=lambda optimizer: StepLR(optimizer, 10, 0.5),
     )
 
 
-@pytest.mark.parametrize(("name", "last"), [("SPSMax", 0), ("NGN", 0), ("AdaGradNormMax", 0), ("DecSPS", 0.5 / 3**0.5)])
+@pytest.mark.parametrize(
+    ("name", "last"), [("SPSMax", 0), ("NGN", 0), ("AdaGradNormMax", 0), ("DecSPS", 0.5 / 3**0.5)]
+)
 def test_a_scheduler_may_take_lr_to_zero(name, last):
     x = torch.nn.Parameter(torch.tensor([2.0]))
     optimizer = METHODS[name]([x])
@@ -119,9 +134,15 @@ def test_the_norm_is_that_of_all_groups_dtypes_and_layouts():
     double = torch.nn.Parameter(torch.ones(2, 2, dtype=torch.float64))
     table = torch.nn.Embedding(4, 2, sparse=True)
     complex_one = torch.nn.Parameter(torch.ones(1, dtype=torch.complex64))
-    optimizer = SPSMax([{"params": [half, table.weight]}, {"params": [single, complex_one]}, {"params": [double]}], lr=1e6)
+    optimizer = SPSMax(
+        [{"params": [half, table.weight]}, {"params": [single, complex_one]}, {"params": [double]}],
+        lr=1e6,
+    )
     half.grad, single.grad = torch.full_like(half, 2.0), torch.full_like(single, 0.1)
-    double.grad, complex_one.grad = torch.full_like(double, -1.0), torch.full_like(complex_one, 3 + 4j)
+    double.grad, complex_one.grad = (
+        torch.full_like(double, -1.0),
+        torch.full_like(complex_one, 3 + 4j),
+    )
     table(torch.tensor([1, 1, 2])).sum().backward()
     before = table.weight.detach().clone()
     # rows 1 and 2 of the table have gradients 2 and 1: the repeated index counts as the sum
@@ -132,7 +153,9 @@ def test_the_norm_is_that_of_all_groups_dtypes_and_layouts():
     assert torch.equal(double.detach(), torch.full_like(double, 1.0 + gamma))
     assert complex_one.item() == pytest.approx(1 - gamma * (3 + 4j), rel=1e-6)
     moved = (before - table.weight.detach()) / gamma
-    torch.testing.assert_close(moved, torch.tensor([0.0, 2, 1, 0])[:, None].expand(4, 2), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        moved, torch.tensor([0.0, 2, 1, 0])[:, None].expand(4, 2), rtol=1e-5, atol=1e-5
+    )
     assert half.dtype == torch.bfloat16
     assert half[0].item() == torch.tensor(1 - 2 * gamma).bfloat16().item()
 

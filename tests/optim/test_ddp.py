@@ -12,7 +12,9 @@ from tests.optim import ddp_script
 from tests.optim.problems import METHODS
 
 ROOT = Path(__file__).parents[2]
-pytestmark = pytest.mark.xdist_group("optimisers in two processes")  # one worker starts them for all tests here
+pytestmark = pytest.mark.xdist_group(
+    "optimisers in two processes"
+)  # one worker starts them for all tests here
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +22,11 @@ def folder(tmp_path_factory):
     """Return where both ranks left what they did."""
     path = tmp_path_factory.mktemp("ddp")
     # without what an outer launcher, or a test beside this one, has said about ranks
-    clean = {key: value for key, value in os.environ.items() if "RANK" not in key and not key.startswith(("MASTER", "PL_"))}
+    clean = {
+        key: value
+        for key, value in os.environ.items()
+        if "RANK" not in key and not key.startswith(("MASTER", "PL_"))
+    }
     run = subprocess.run(
         [sys.executable, "-m", "tests.optim.ddp_script", str(path)],
         cwd=ROOT,
@@ -40,7 +46,9 @@ def ranks(folder):
 
 
 def same(one, other):
-    return one["steps"] == other["steps"] and all(map(torch.equal, one["parameters"], other["parameters"]))
+    return one["steps"] == other["steps"] and all(
+        map(torch.equal, one["parameters"], other["parameters"])
+    )
 
 
 def equals_one_process(result, name):
@@ -60,7 +68,9 @@ def test_two_ranks_are_one_process_on_both_batches(ranks, name):
 
 @pytest.mark.parametrize("name", ["DecSPS", "AdaGradNormMax"])
 def test_and_so_it_is_in_lightning(folder, name):
-    first, second = (torch.load(folder / f"lightning-{name}-{rank}.pt") for rank in range(ddp_script.RANKS))
+    first, second = (
+        torch.load(folder / f"lightning-{name}-{rank}.pt") for rank in range(ddp_script.RANKS)
+    )
     assert same(first, second)
     equals_one_process(first, name)
 
@@ -86,13 +96,17 @@ def test_nothing_to_do_on_one_rank_skips_the_step_on_all_and_nobody_waits(ranks,
 def test_ranks_with_different_gradients_are_refused(ranks, name):
     for results in ranks:
         error, value, state = results["shards"][name]
-        assert error.startswith("RuntimeError: found squared gradient norms [1.0, 4.0] on the ranks")
+        assert error.startswith(
+            "RuntimeError: found squared gradient norms [1.0, 4.0] on the ranks"
+        )
         assert (value, state) == (1.0, None)
 
 
 def test_the_mean_loss_is_what_may_not_be_below_the_infimum(ranks):
     for results in ranks:
-        assert results["below"][0].startswith("ValueError: NGN found a loss of -0.5, below loss_infimum=0.0")
+        assert results["below"][0].startswith(
+            "ValueError: NGN found a loss of -0.5, below loss_infimum=0.0"
+        )
         assert results["one_below"] is None
 
 

@@ -27,7 +27,9 @@ class Regression(pl.LightningModule):
     def __init__(self, name, schedule=None, **constants):
         super().__init__()
         torch.manual_seed(0)
-        self.net = torch.nn.Sequential(torch.nn.Linear(3, 5), torch.nn.Tanh(), torch.nn.Linear(5, 1)).double()
+        self.net = torch.nn.Sequential(
+            torch.nn.Linear(3, 5), torch.nn.Tanh(), torch.nn.Linear(5, 1)
+        ).double()
         self.name, self.schedule, self.constants = name, schedule, constants
         self.losses, self.sq_norms, self.steps = [], [], []
 
@@ -35,7 +37,9 @@ class Regression(pl.LightningModule):
         return self.loss(batch)
 
     def loss(self, batch):
-        return mse_loss(self.net(batch[0].to(self.net[0].weight.dtype)), batch[1].to(self.net[0].weight.dtype))
+        return mse_loss(
+            self.net(batch[0].to(self.net[0].weight.dtype)), batch[1].to(self.net[0].weight.dtype)
+        )
 
     def configure_optimizers(self):
         groups = [{"params": self.net[0].parameters()}, {"params": self.net[2].parameters()}]
@@ -43,7 +47,10 @@ class Regression(pl.LightningModule):
         if self.schedule is None:
             return optimizer
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self.schedule)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
+        }
 
     def on_before_optimizer_step(self, optimizer):
         gradients = [p.grad for p in self.parameters() if p.grad is not None]
@@ -76,14 +83,23 @@ class SkipsEveryThird(Regression):
 
 
 def fit(module, epochs=EPOCHS, checkpoint=None, **trainer):
-    settings = {"accelerator": "cpu", "logger": False, "enable_checkpointing": False, "max_epochs": epochs}
+    settings = {
+        "accelerator": "cpu",
+        "logger": False,
+        "enable_checkpointing": False,
+        "max_epochs": epochs,
+    }
     quiet = {"enable_progress_bar": False, "enable_model_summary": False}
     pl.Trainer(**settings | quiet | trainer).fit(module, data(), ckpt_path=checkpoint)
     return module
 
 
 def scaler():
-    return {"plugins": [MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=256.0))]}
+    return {
+        "plugins": [
+            MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=256.0))
+        ]
+    }
 
 
 def formula(module, schedule=lambda k: 1.0, lr=1.0):
@@ -107,13 +123,21 @@ def test_every_step_is_the_formula(name, module_class):
 @pytest.mark.parametrize("name", METHODS)
 def test_lightning_steps_the_scheduler(name):
     module = fit(Regression(name, lambda k: (k + 1) ** -0.5, lr=2.0))
-    assert module.steps == pytest.approx(formula(module, lambda k: (k + 1) ** -0.5, lr=2.0), rel=1e-10)
+    assert module.steps == pytest.approx(
+        formula(module, lambda k: (k + 1) ** -0.5, lr=2.0), rel=1e-10
+    )
 
 
 def test_the_learning_rate_monitor_sees_lr(tmp_path):
     logger = CSVLogger(tmp_path)
     module = Regression("NGN", lambda k: 0.5**k, lr=2.0)
-    fit(module, epochs=1, logger=logger, log_every_n_steps=1, callbacks=[LearningRateMonitor("step")])
+    fit(
+        module,
+        epochs=1,
+        logger=logger,
+        log_every_n_steps=1,
+        callbacks=[LearningRateMonitor("step")],
+    )
     table = (tmp_path / "lightning_logs" / "version_0" / "metrics.csv").read_text().split()
     assert "lr-NGN/pg1" in table[0]
     assert [float(row.split(",")[0]) for row in table[1:]] == [2.0 * 0.5**k for k in range(BATCHES)]
@@ -131,18 +155,24 @@ def test_a_fit_resumed_from_a_checkpoint_is_the_uninterrupted_one(name, tmp_path
     whole, resumed = run(), run(tmp_path / "step=10.ckpt")
     assert len(resumed.steps) == 10
     assert resumed.steps == whole.steps[10:]
-    assert all(torch.equal(p, q) for p, q in zip(whole.parameters(), resumed.parameters(), strict=True))
+    assert all(
+        torch.equal(p, q) for p, q in zip(whole.parameters(), resumed.parameters(), strict=True)
+    )
 
 
 @pytest.mark.parametrize("name", OF_THE_LOSS)
 def test_under_a_grad_scaler_the_loss_is_missing_and_that_is_said(name):
     with pytest.raises(
-        RuntimeError, match=rf"{name} .* GradScaler .*16-mixed.* {name}.step\(loss=...\) in manual optimisation"
+        RuntimeError,
+        match=rf"{name} .* GradScaler .*16-mixed.* {name}.step\(loss=...\) in manual optimisation",
     ):
         fit(Regression(name), **scaler())
 
 
-@pytest.mark.parametrize(("name", "module_class"), [("AdaGradNormMax", Regression), *((name, Manual) for name in METHODS)])
+@pytest.mark.parametrize(
+    ("name", "module_class"),
+    [("AdaGradNormMax", Regression), *((name, Manual) for name in METHODS)],
+)
 def test_what_trains_under_a_grad_scaler(name, module_class):
     module = module_class(name)
     module.net.float()
@@ -150,7 +180,9 @@ def test_what_trains_under_a_grad_scaler(name, module_class):
     if module_class is Manual:
         assert None not in module.steps
     else:
-        assert module.steps == pytest.approx(formula(module), rel=1e-5)  # the gradients are unscaled by then
+        assert module.steps == pytest.approx(
+            formula(module), rel=1e-5
+        )  # the gradients are unscaled by then
     assert min(module.losses[-BATCHES:]) < min(module.losses[:BATCHES])
 
 
@@ -177,7 +209,9 @@ def test_a_window_whose_last_micro_batch_has_no_loss_is_refused():
         def training_step(self, batch, batch_idx):
             return self.loss(batch) if batch_idx % 2 == 0 else None
 
-    with pytest.raises(RuntimeError, match="NGN .* found a closure that returned None, and gradients"):
+    with pytest.raises(
+        RuntimeError, match="NGN .* found a closure that returned None, and gradients"
+    ):
         fit(LastIsNone("NGN"), accumulate_grad_batches=2)
 
 
@@ -201,7 +235,9 @@ def test_accumulation_takes_the_loss_that_is_passed():
         def on_train_batch_end(self, outputs, batch, batch_idx):
             pass
 
-    module = fit(Windows("SPSMax", lr=100.0), accumulate_grad_batches=2, limit_train_batches=4, epochs=1)
+    module = fit(
+        Windows("SPSMax", lr=100.0), accumulate_grad_batches=2, limit_train_batches=4, epochs=1
+    )
     assert len(module.steps) == 2
     assert module.steps == pytest.approx(formula(module, lr=100.0), rel=1e-10)
 
@@ -214,6 +250,8 @@ def test_the_command_line_builds_them():
     parser.add_optimizer_args((NGN, SPSMax))
     chosen = {"class_path": "lightning_landscape.optim.SPSMax", "init_args": {"lr": 0.25, "c": 0.5}}
     parsed = parser.parse_object({"optimizer": chosen})
-    optimizer = instantiate_class([torch.nn.Parameter(torch.zeros(1))], parsed["optimizer"].as_dict())
+    optimizer = instantiate_class(
+        [torch.nn.Parameter(torch.zeros(1))], parsed["optimizer"].as_dict()
+    )
     assert isinstance(optimizer, SPSMax)
     assert optimizer.defaults == {"lr": 0.25, "c": 0.5, "loss_infimum": 0.0}

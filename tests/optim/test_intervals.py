@@ -20,7 +20,9 @@ class Quadratics:
         count, size = 3, int(random.integers(1, 4))
         self.b = torch.tensor(random.normal(size=(count, size, size)) * scale)
         self.z = torch.tensor(random.normal(size=(count, size)))
-        self.s = torch.tensor(infimum + random.exponential(size=count) * (random.random(count) < 0.7))
+        self.s = torch.tensor(
+            infimum + random.exponential(size=count) * (random.random(count) < 0.7)
+        )
         self.smoothness = max(float(torch.linalg.matrix_norm(b, 2)) ** 2 for b in self.b)
         self.start = torch.tensor(random.normal(size=size))
 
@@ -47,7 +49,9 @@ def problems(draw, infimum=True):
     """Draw a problem and its l."""
     low = draw(st.sampled_from([0.0, -1.0, 2.5])) if infimum else 0.0
     random = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
-    return draw(st.sampled_from([Quadratics, Logistics]))(random, low, 10.0 ** draw(st.integers(-2, 2))), low
+    return draw(st.sampled_from([Quadratics, Logistics]))(
+        random, low, 10.0 ** draw(st.integers(-2, 2))
+    ), low
 
 
 constants = st.floats(-3, 3).map(lambda power: 10.0**power)
@@ -75,7 +79,9 @@ def at_most(small, large):
 @given(problems(), constants, constants)
 def test_sps_max(problem_and_infimum, lr, c):
     problem, low = problem_and_infimum
-    for optimizer, *_ in run(problem, low, lambda params: SPSMax(params, lr=lr, c=c, loss_infimum=low)):
+    for optimizer, *_ in run(
+        problem, low, lambda params: SPSMax(params, lr=lr, c=c, loss_infimum=low)
+    ):
         assert at_most(min(1 / (2 * c * problem.smoothness), lr), optimizer.step_size)
         assert optimizer.step_size <= lr
 
@@ -106,7 +112,9 @@ def test_dec_sps(problem_and_infimum, lr, c_init):
 def test_adagrad_norm_max(problem_and_infimum, lr, b_init):
     problem, low = problem_and_infimum
     sq_norms, before = [], b_init**2
-    for k, (optimizer, _, sq_norm) in enumerate(run(problem, low, lambda params: AdaGradNormMax(params, lr=lr, b_init=b_init))):
+    for k, (optimizer, _, sq_norm) in enumerate(
+        run(problem, low, lambda params: AdaGradNormMax(params, lr=lr, b_init=b_init))
+    ):
         sq_norms.append(sq_norm)
         b_sq = optimizer.param_groups[0]["b_sq"]
         assert b_sq >= before

@@ -18,7 +18,12 @@ def parameter(*values, gradient=None):
 
 
 def snapshot(optimizer):
-    return copy.deepcopy((optimizer.state_dict(), [p.detach().tolist() for g in optimizer.param_groups for p in g["params"]]))
+    return copy.deepcopy(
+        (
+            optimizer.state_dict(),
+            [p.detach().tolist() for g in optimizer.param_groups for p in g["params"]],
+        )
+    )
 
 
 @pytest.fixture(params=METHODS)
@@ -34,12 +39,24 @@ def started(request):
 @pytest.mark.parametrize(
     ("optimizer_class", "constants", "message"),
     [
-        *[(METHODS[name], {"lr": lr}, f"`lr` is {float(lr)}") for name in METHODS for lr in (0, -1.0, nan, inf)],
+        *[
+            (METHODS[name], {"lr": lr}, f"`lr` is {float(lr)}")
+            for name in METHODS
+            for lr in (0, -1.0, nan, inf)
+        ],
         *[(SPSMax, {"c": c}, f"`c` is {float(c)}") for c in (0, -1.0, nan, inf)],
         *[(DecSPS, {"c_init": c}, f"`c_init` is {float(c)}") for c in (0, -1.0, nan, inf)],
         *[(AdaGradNormMax, {"b_init": b}, f"`b_init` is {float(b)}") for b in (0, -1.0, nan, inf)],
-        *[(METHODS[name], {"loss_infimum": low}, "`loss_infimum` is") for name in OF_THE_LOSS for low in (nan, -inf)],
-        (DecSPS, {"c_init": 1e200, "lr": 1e200}, "`c_init · lr` is inf; supported are positive finite numbers"),
+        *[
+            (METHODS[name], {"loss_infimum": low}, "`loss_infimum` is")
+            for name in OF_THE_LOSS
+            for low in (nan, -inf)
+        ],
+        (
+            DecSPS,
+            {"c_init": 1e200, "lr": 1e200},
+            "`c_init · lr` is inf; supported are positive finite numbers",
+        ),
         (AdaGradNormMax, {"b_init": 1e-200}, "`b_init²` is 0.0"),
     ],
 )
@@ -53,8 +70,13 @@ def test_constants_out_of_range(optimizer_class, constants, message):
 @pytest.mark.parametrize("name", METHODS)
 def test_groups_that_disagree_are_refused_when_they_are_added(name):
     for constant in METHODS[name].constants:
-        with pytest.raises(ValueError, match=rf"{name} found `{constant}` \[.*, 0.25\] .* share one scalar step size"):
-            METHODS[name]([{"params": [parameter(1.0)]}, {"params": [parameter(1.0)], constant: 0.25}])
+        with pytest.raises(
+            ValueError,
+            match=rf"{name} found `{constant}` \[.*, 0.25\] .* share one scalar step size",
+        ):
+            METHODS[name](
+                [{"params": [parameter(1.0)]}, {"params": [parameter(1.0)], constant: 0.25}]
+            )
     optimizer = METHODS[name]([parameter(1.0)])
     with pytest.raises(ValueError, match="share one scalar step size"):
         optimizer.add_param_group({"params": [parameter(1.0)], "lr": 0.5})
@@ -78,10 +100,14 @@ def test_a_late_group_takes_the_constants_as_they_are_now():
 
 @pytest.mark.parametrize("name", METHODS)
 def test_a_scheduler_with_different_lambdas_is_refused_at_the_step(name):
-    optimizer = METHODS[name]([{"params": [parameter(1.0, gradient=[1.0])]}, {"params": [parameter(1.0)]}])
+    optimizer = METHODS[name](
+        [{"params": [parameter(1.0, gradient=[1.0])]}, {"params": [parameter(1.0)]}]
+    )
     LambdaLR(optimizer, [lambda k: 1.0, lambda k: 0.5])
     before = snapshot(optimizer)
-    with pytest.raises(ValueError, match=rf"{name} found `lr` \[1.0, 0.5\] .* a scheduler one lambda for all"):
+    with pytest.raises(
+        ValueError, match=rf"{name} found `lr` \[1.0, 0.5\] .* a scheduler one lambda for all"
+    ):
         optimizer.step(loss=1.0)
     assert snapshot(optimizer) == before
 
@@ -116,7 +142,9 @@ def test_without_closure_and_loss(name, gradient):
 def test_a_closure_that_keeps_its_loss_to_itself(name):
     optimizer = METHODS[name]([parameter(1.0, gradient=[1.0])])
     before = snapshot(optimizer)
-    with pytest.raises(RuntimeError, match=f"{name} .* found a closure that returned None, and gradients"):
+    with pytest.raises(
+        RuntimeError, match=f"{name} .* found a closure that returned None, and gradients"
+    ):
         optimizer.step(lambda: None)
     assert snapshot(optimizer) == before
 
@@ -135,7 +163,10 @@ def test_adagrad_norm_max_needs_no_loss():
 
 def test_two_losses_are_refused(started):
     before = snapshot(started)
-    with pytest.raises(ValueError, match="found loss=1.0 and a closure that returned 2.0; supported is one of the two"):
+    with pytest.raises(
+        ValueError,
+        match="found loss=1.0 and a closure that returned 2.0; supported is one of the two",
+    ):
         started.step(lambda: 2.0, loss=1.0)
     assert snapshot(started) == before
 
@@ -193,20 +224,27 @@ def test_a_gradient_that_is_not_finite_skips_the_step(started, value):
 def test_a_loss_below_its_infimum_is_refused(name):
     optimizer = METHODS[name]([parameter(1.0, gradient=[1.0])], loss_infimum=0.25)
     before = snapshot(optimizer)
-    with pytest.raises(ValueError, match=rf"{name} found a loss of 0.125, below loss_infimum=0.25; .* a smaller loss_infimum="):
+    with pytest.raises(
+        ValueError,
+        match=rf"{name} found a loss of 0.125, below loss_infimum=0.25; .* a smaller loss_infimum=",
+    ):
         optimizer.step(loss=0.125)
     assert snapshot(optimizer) == before
 
 
 @pytest.mark.parametrize(
-    ("loss", "message"), [(torch.ones(2), r"shape \(2,\)"), ({"loss": 1.0}, "type dict"), ("a", "type str")]
+    ("loss", "message"),
+    [(torch.ones(2), r"shape \(2,\)"), ({"loss": 1.0}, "type dict"), ("a", "type str")],
 )
 def test_what_is_no_loss(started, loss, message):
     with pytest.raises(ValueError, match=message):
         started.step(loss=loss)
 
 
-@pytest.mark.parametrize(("optimizer_class", "low"), [(c, low) for c in (SPSMax, NGN, DecSPS) for low in (0.0, -2.0, 3.5)])
+@pytest.mark.parametrize(
+    ("optimizer_class", "low"),
+    [(c, low) for c in (SPSMax, NGN, DecSPS) for low in (0.0, -2.0, 3.5)],
+)
 def test_a_loss_at_its_infimum(optimizer_class, low):
     flat = parameter(1.0, gradient=[0.0])
     optimizer = optimizer_class([flat], lr=0.75, loss_infimum=low)

@@ -5,7 +5,11 @@ import pickle
 
 import pytest
 import torch
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict, set_optimizer_state_dict
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
 
 from tests.optim.problems import METHODS, Perceptron, closure_of, leaves
 
@@ -15,11 +19,17 @@ def groups(parameters):
 
 
 def train(optimizer, problem, parameters, batches):
-    return [(optimizer.step(closure_of(optimizer, problem, parameters, b)).item(), optimizer.step_size) for b in batches]
+    return [
+        (optimizer.step(closure_of(optimizer, problem, parameters, b)).item(), optimizer.step_size)
+        for b in batches
+    ]
 
 
 def by_torch_save(optimizer, parameters, folder):
-    torch.save({"optimizer": optimizer.state_dict(), "x": [p.detach() for p in parameters]}, folder / "state.pt")
+    torch.save(
+        {"optimizer": optimizer.state_dict(), "x": [p.detach() for p in parameters]},
+        folder / "state.pt",
+    )
     saved = torch.load(folder / "state.pt", weights_only=True)
     fresh = [torch.nn.Parameter(p.clone()) for p in saved["x"]]
     resumed = type(optimizer)(groups(fresh))  # other constants: those of the checkpoint are to win
@@ -64,7 +74,9 @@ def test_the_resume_above_needs_the_state(name):
     for group in forgetful.param_groups:
         group.update(forgetful.memory)
     fresh = forgetful.param_groups[0]["params"]
-    assert train(forgetful, problem, fresh, batches[9:10]) != train(optimizer, problem, parameters, batches[9:10])
+    assert train(forgetful, problem, fresh, batches[9:10]) != train(
+        optimizer, problem, parameters, batches[9:10]
+    )
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -105,7 +117,9 @@ def test_distributed_checkpoints_hold_what_an_optimizer_remembers(name, flatten,
     assert all(torch.equal(p, q) for p, q in zip(module, untouched, strict=True))
     resumed = METHODS[name](list(untouched), lr=0.1)
     set_optimizer_state_dict(untouched, resumed, copy.deepcopy(first), options=options)
-    assert train(resumed, problem, list(untouched), batches[4:]) == train(optimizer, problem, list(module), batches[4:])
+    assert train(resumed, problem, list(untouched), batches[4:]) == train(
+        optimizer, problem, list(module), batches[4:]
+    )
     assert all(torch.equal(p, q) for p, q in zip(module, untouched, strict=True))
 
 

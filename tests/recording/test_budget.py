@@ -14,14 +14,27 @@ from lightning_landscape.recording.schedule import Schedule
 class Simulation:
     """A training whose steps take 1 s, and a monitor whose probes, replays and finalisation take what is said."""
 
-    def __init__(self, budget, *, steps, cost, first=None, replay=0.0, stride=1, max_probes=64, outliers=()):
-        self.schedule, self.spent, self.strides, self.shares = Schedule(stride, max_probes), 0.0, [], []
+    def __init__(
+        self, budget, *, steps, cost, first=None, replay=0.0, stride=1, max_probes=64, outliers=()
+    ):
+        self.schedule, self.spent, self.strides, self.shares = (
+            Schedule(stride, max_probes),
+            0.0,
+            [],
+            [],
+        )
         for step in range(steps):
             if self.schedule.due(step):
                 reading = Reading(step, step + self.spent, self.spent, len(self.schedule.kept))
                 self.schedule.make_room(step, budget.spacing(reading))
             if self.schedule.due(step):
-                self.probe(budget, step, first if step == 0 and first is not None else cost, replay, outliers)
+                self.probe(
+                    budget,
+                    step,
+                    first if step == 0 and first is not None else cost,
+                    replay,
+                    outliers,
+                )
             self.strides.append(self.schedule.stride)
             at_end = self.spent + replay * budget.evaluations(len(self.schedule.kept))
             self.shares.append(at_end / (step + 1 + at_end))
@@ -61,7 +74,9 @@ def evaluations(kept):
 def test_the_share_comes_under_the_budget(steps, cost, first, replay, known):
     budget = Budget(0.05, evaluations, steps if known else math.inf)
     run = Simulation(budget, steps=steps, cost=cost, first=first, replay=replay)
-    spare = 0.05 if known else 0.06  # an unknown end may come while the first probe is still being made up for
+    spare = (
+        0.05 if known else 0.06
+    )  # an unknown end may come while the first probe is still being made up for
     assert run.share <= spare
     assert run.schedule.kept == list(range(0, run.schedule.kept[-1] + 1, run.schedule.stride))
     assert steps - run.schedule.kept[-1] <= run.schedule.stride
@@ -97,7 +112,9 @@ def test_a_first_replay_that_compiled_does_not_either():
 
 def test_a_single_slow_probe_changes_nothing():
     calm, once = (
-        Simulation(Budget(0.05, evaluations, 5_000), steps=5_000, cost=0.1, replay=0.05, outliers=outliers)
+        Simulation(
+            Budget(0.05, evaluations, 5_000), steps=5_000, cost=0.1, replay=0.05, outliers=outliers
+        )
         for outliers in ((), (40,))
     )
     assert once.schedule.stride == calm.schedule.stride
@@ -110,7 +127,14 @@ def test_a_run_that_is_too_short_for_its_first_probe_has_no_other():
 
 
 def test_cheap_probes_are_not_made_rarer():
-    run = Simulation(Budget(0.05, evaluations, 1000), steps=1000, cost=0.01, replay=0.01, stride=10, max_probes=256)
+    run = Simulation(
+        Budget(0.05, evaluations, 1000),
+        steps=1000,
+        cost=0.01,
+        replay=0.01,
+        stride=10,
+        max_probes=256,
+    )
     assert run.schedule.kept == list(range(0, 1000, 10))
 
 
@@ -132,7 +156,9 @@ def test_the_end_of_a_run_does_not_cost_half_of_the_table():
     budget = Budget(0.05, evaluations, 1000)
     for _ in range(9):
         budget.note_probe(0.5)
-    assert budget.spacing(Reading(steps=990, elapsed=1043.0, spent=53.0, kept=99)) == pytest.approx(0.5 / (0.05 / 0.95))
+    assert budget.spacing(Reading(steps=990, elapsed=1043.0, spent=53.0, kept=99)) == pytest.approx(
+        0.5 / (0.05 / 0.95)
+    )
 
 
 @given(
@@ -144,9 +170,13 @@ def test_the_end_of_a_run_does_not_cost_half_of_the_table():
     st.integers(10, 3000),
     st.integers(1, 20),
 )
-def test_regular_monotonous_and_bounded_whatever_it_costs(share, cost, first, replay, planned, steps, stride):
+def test_regular_monotonous_and_bounded_whatever_it_costs(
+    share, cost, first, replay, planned, steps, stride
+):
     budget = Budget(share, evaluations, planned)
-    run = Simulation(budget, steps=steps, cost=cost, first=first, replay=replay, stride=stride, max_probes=16)
+    run = Simulation(
+        budget, steps=steps, cost=cost, first=first, replay=replay, stride=stride, max_probes=16
+    )
     kept = run.schedule.kept
     assert kept == list(range(0, kept[-1] + 1, run.schedule.stride))
     assert len(kept) <= 16

@@ -23,7 +23,12 @@ class Record:
 
 def same(a, b):
     if isinstance(a, torch.Tensor):
-        return a.dtype == b.dtype and a.stride() == b.stride() and a.requires_grad == b.requires_grad and torch.equal(a, b)
+        return (
+            a.dtype == b.dtype
+            and a.stride() == b.stride()
+            and a.requires_grad == b.requires_grad
+            and torch.equal(a, b)
+        )
     if isinstance(a, np.ndarray):
         return a.dtype == b.dtype and np.array_equal(a, b)
     if isinstance(a, dict):
@@ -46,7 +51,14 @@ tensors = st.sampled_from(
         torch.arange(10)[::2],
     ]
 )
-leaves = tensors | st.none() | st.integers() | st.text() | st.floats(allow_nan=False) | st.just(np.arange(3))
+leaves = (
+    tensors
+    | st.none()
+    | st.integers()
+    | st.text()
+    | st.floats(allow_nan=False)
+    | st.just(np.arange(3))
+)
 values = st.recursive(
     leaves,
     lambda inner: (
@@ -65,7 +77,10 @@ values = st.recursive(
 def test_thawed_is_what_was_frozen(value):
     frozen = freeze(value)
     assert all(t.is_contiguous() and t.device.type == "cpu" for t in frozen.tensors.values())
-    if not any(not t.is_contiguous() and torch.empty_like(t).stride() != t.stride() for t in find_tensors(value)):
+    if not any(
+        not t.is_contiguous() and torch.empty_like(t).stride() != t.stride()
+        for t in find_tensors(value)
+    ):
         assert same(thaw(frozen), value)
 
 
@@ -124,5 +139,7 @@ def test_what_cannot_be_pickled_is_held_as_a_copy():
 
 
 def test_what_can_be_neither_pickled_nor_copied_is_refused_with_both_reasons():
-    with pytest.raises(TypeError, match=r"cannot pickle '_thread.lock' object; cannot pickle '_thread.lock'"):
+    with pytest.raises(
+        TypeError, match=r"cannot pickle '_thread.lock' object; cannot pickle '_thread.lock'"
+    ):
         freeze({"lock": threading.Lock()})

@@ -54,7 +54,9 @@ def test_a_budget_lowers_the_limit_and_the_next_due_probe_thins():
 
 
 @given(st.integers(1, 4), st.integers(2, 20), st.integers(2, 200), st.integers(1, 8))
-def test_what_was_chosen_before_suffices_for_what_is_chosen_later(stride, max_probes, steps, at_most):
+def test_what_was_chosen_before_suffices_for_what_is_chosen_later(
+    stride, max_probes, steps, at_most
+):
     _, history = simulate(stride, max_probes, steps)
     available = set()
     for kept, _ in history:

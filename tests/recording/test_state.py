@@ -12,7 +12,12 @@ from torch import nn
 
 from lightning_landscape.evaluation.untouched import untouched
 from lightning_landscape.recording.freezing import freeze, thaw
-from lightning_landscape.recording.state import capture, put_back, read_random_state, write_random_state
+from lightning_landscape.recording.state import (
+    capture,
+    put_back,
+    read_random_state,
+    write_random_state,
+)
 from tests.helpers.modules import Meter, Plain
 
 Pair = collections.namedtuple("Pair", ["x", "items"])
@@ -25,13 +30,20 @@ class Rich(Plain):
         super().__init__()
         shared = [1, 2]
         self.shared, self.again = shared, {"same": shared}
-        self.deque, self.default = collections.deque([1, [2]], maxlen=4), collections.defaultdict(list, a=[1])
+        self.deque, self.default = (
+            collections.deque([1, [2]], maxlen=4),
+            collections.defaultdict(list, a=[1]),
+        )
         self.pair, self.itself = Pair(torch.zeros(2), [3]), []
         self.itself.append(self.itself)
         self.array, self.tensors = np.zeros(3), {"deep": [[torch.zeros(2)]]}
         self.hidden = [nn.BatchNorm1d(2)]
         self.namespace = SimpleNamespace(n=1, items=[])
-        self.own, self.rng, self.python = torch.Generator(), np.random.default_rng(0), random.Random(0)
+        self.own, self.rng, self.python = (
+            torch.Generator(),
+            np.random.default_rng(0),
+            random.Random(0),
+        )
         self.register_buffer("overlapping", torch.ones(1).expand(4))
         self.register_buffer("absent", None)
         self.lazily = None
@@ -74,7 +86,9 @@ class Rich(Plain):
 def module():
     torch.manual_seed(0)
     module = Rich()
-    module.trainer = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, max_epochs=1)
+    module.trainer = pl.Trainer(
+        accelerator="cpu", logger=False, enable_checkpointing=False, max_epochs=1
+    )
     return module
 
 
@@ -98,7 +112,11 @@ def picture(value, seen=()):
     if isinstance(value, (list, tuple, collections.deque)):
         return [picture(item, seen) for item in value]
     if isinstance(value, nn.Module):
-        return {key: picture(item, seen) for key, item in vars(value).items() if key not in ("_trainer", "_compiler_ctx")}
+        return {
+            key: picture(item, seen)
+            for key, item in vars(value).items()
+            if key not in ("_trainer", "_compiler_ctx")
+        }
     if isinstance(value, (Meter, SimpleNamespace)):
         return picture(vars(value), seen)
     return value if isinstance(value, (int, float, str, bool, type(None))) else type(value).__name__
@@ -106,7 +124,11 @@ def picture(value, seen=()):
 
 def everything(module):
     trainer = module.trainer
-    counters = (trainer.global_step, trainer.current_epoch, trainer.fit_loop.epoch_loop.batch_progress.current.ready)
+    counters = (
+        trainer.global_step,
+        trainer.current_epoch,
+        trainer.fit_loop.epoch_loop.batch_progress.current.ready,
+    )
     rng = (torch.get_rng_state().tolist(), random.getstate(), repr(np.random.get_state()))
     gradients = [None if p.grad is None else p.grad.tolist() for p in module.parameters()]
     return picture(module), counters, trainer.should_stop, rng, gradients
@@ -141,7 +163,11 @@ def test_untouched_leaves_values_alone_that_the_block_puts_back(module):
 
 def test_untouched_keeps_identities(module):
     held = dict(vars(module).items())
-    inner, buffer, gradient = module.again["same"], module.net[1].running_var, module.net[0].weight.grad
+    inner, buffer, gradient = (
+        module.again["same"],
+        module.net[1].running_var,
+        module.net[0].weight.grad,
+    )
     with untouched(module.trainer, module):
         assert module.shared is not held["shared"]
         assert module.shared is module.again["same"]  # aliases stay aliases in the copies
@@ -176,7 +202,10 @@ def test_put_back_is_the_state_of_then(module):
 
 
 def strip_parameters(net):
-    return {path: {k: v for k, v in part.items() if k != "_parameters"} for path, part in net["_modules"].items()}
+    return {
+        path: {k: v for k, v in part.items() if k != "_parameters"}
+        for path, part in net["_modules"].items()
+    }
 
 
 def test_put_back_writes_buffers_in_place(module):
@@ -214,8 +243,20 @@ def test_random_numbers_go_on_as_they_would_have():
         random.gauss(0, 1), np.random.randn()
         state = thaw(freeze(read_random_state(torch.device("cpu"))))
         own = random.getstate()
-        drawn = [random.gauss(0, 1), random.random(), np.random.randn(), np.random.rand(), float(torch.rand(()))]
+        drawn = [
+            random.gauss(0, 1),
+            random.random(),
+            np.random.randn(),
+            np.random.rand(),
+            float(torch.rand(())),
+        ]
         write_random_state(state, torch.device("cpu"))
         assert random.getstate() == own
-        again = [random.gauss(0, 1), random.random(), np.random.randn(), np.random.rand(), float(torch.rand(()))]
+        again = [
+            random.gauss(0, 1),
+            random.random(),
+            np.random.randn(),
+            np.random.rand(),
+            float(torch.rand(())),
+        ]
         assert again == drawn

@@ -30,7 +30,11 @@ def rows_of(files):
             )
             for r in found
         ]
-        starts = [float(r["initial_loss"]) - float(r["reference_loss"]) for r in found if r["initial_loss"]]
+        starts = [
+            float(r["initial_loss"]) - float(r["reference_loss"])
+            for r in found
+            if r["initial_loss"]
+        ]
         drops.append(sum(starts) / len(starts))
     return rows, drops
 
@@ -41,7 +45,9 @@ def smallest_beta(rows, rate):
 
 def best_pair(rows):
     """Try every δ at which two demands meet, or one meets β = 0; ties go to the largest."""
-    lines = [(rise / excess, -p / excess) for rise, excess, p in rows] + [(Fraction(0), Fraction(0))]
+    lines = [(rise / excess, -p / excess) for rise, excess, p in rows] + [
+        (Fraction(0), Fraction(0))
+    ]
     rates = {(c - d) / (b - a) for (a, c), (b, d) in itertools.combinations(lines, 2) if a != b}
     found = [(smallest_beta(rows, rate) / rate, -rate) for rate in rates if rate > 0]
     ratio, rate = min(found)
@@ -61,7 +67,9 @@ def expected(files):
         "rate": float(rate),
         "interpolation_error": float(sigma),
         "neighbourhood": size,
-        "beta_min": pytest.approx([float(smallest_beta(rows, Fraction(rate))) for rate in ("0.1", "1")], rel=1e-12),
+        "beta_min": pytest.approx(
+            [float(smallest_beta(rows, Fraction(rate))) for rate in ("0.1", "1")], rel=1e-12
+        ),
         "drop": pytest.approx(drop, rel=1e-12),
         "informativeness": pytest.approx(size / drop, rel=1e-12),
         "probes": len(rows),
@@ -84,7 +92,10 @@ def files(grid, width="*", seed="*"):
 
 def test_groups_are_the_brute_force_ones(grid, runs):
     comparison = compare(runs, "width")
-    assert [group.key for group in comparison.groups] == [3, 24]  # as numbers: as text it would be 24 first
+    assert [group.key for group in comparison.groups] == [
+        3,
+        24,
+    ]  # as numbers: as text it would be 24 first
     for group in comparison.groups:
         assert len(files(grid, group.key)) == 2
         assert shown(group) == expected(files(grid, group.key))
@@ -95,7 +106,9 @@ def test_groups_are_the_brute_force_ones(grid, runs):
 
 def test_without_a_key_every_run_and_all_of_them(grid, runs):
     comparison = compare(runs)
-    assert [group.key for group in comparison.groups] == [f"width_{w}/seed_{s}" for w in (3, 24) for s in (0, 1)]
+    assert [group.key for group in comparison.groups] == [
+        f"width_{w}/seed_{s}" for w in (3, 24) for s in (0, 1)
+    ]
     for group in comparison.groups:
         width, seed = (part.split("_")[1] for part in group.key.split("/"))
         assert shown(group) == expected(files(grid, width, seed))
@@ -113,7 +126,9 @@ def test_one_run_is_what_its_summary_says(runs):
 
 
 def test_the_order_of_runs_does_not_matter(runs):
-    assert [shown(g) for g in compare(runs[::-1], "width").groups] == [shown(g) for g in compare(runs, "width").groups]
+    assert [shown(g) for g in compare(runs[::-1], "width").groups] == [
+        shown(g) for g in compare(runs, "width").groups
+    ]
 
 
 def test_what_else_differs_within_a_group_is_said(runs):
@@ -135,7 +150,15 @@ def test_keys(runs):
 
 
 @pytest.mark.parametrize(
-    ("value", "key"), [(True, "True"), ([1, 2], "[1, 2]"), ("inf", "inf"), ("relu", "relu"), (2**70, 2**70), (None, None)]
+    ("value", "key"),
+    [
+        (True, "True"),
+        ([1, 2], "[1, 2]"),
+        ("inf", "inf"),
+        ("relu", "relu"),
+        (2**70, 2**70),
+        (None, None),
+    ],
 )
 def test_values_that_are_no_plain_numbers(value, key, tmp_path):
     run = Run(tmp_path, ProbeTable(), {"run": {"hparams": {"x": value}}})
@@ -143,14 +166,22 @@ def test_values_that_are_no_plain_numbers(value, key, tmp_path):
 
 
 def test_names(tmp_path):
-    assert names_of([tmp_path / "a" / "v" / "landscape", tmp_path / "b" / "v" / "landscape"]) == ["a/v", "b/v"]
-    assert names_of([tmp_path / "v" / "landscape", tmp_path / "v" / "landscape-1"]) == ["landscape", "landscape-1"]
+    assert names_of([tmp_path / "a" / "v" / "landscape", tmp_path / "b" / "v" / "landscape"]) == [
+        "a/v",
+        "b/v",
+    ]
+    assert names_of([tmp_path / "v" / "landscape", tmp_path / "v" / "landscape-1"]) == [
+        "landscape",
+        "landscape-1",
+    ]
     assert names_of([tmp_path / "v" / "landscape"]) == ["v/landscape"]
     assert len(set(names_of([tmp_path / "v", tmp_path / "v" / "x"]))) == 2
 
 
 def test_a_key_that_no_run_has_is_refused_with_those_there_are(runs):
-    with pytest.raises(ValueError, match="'depth' in any run; supported are rate, seed, training, width, optimizer"):
+    with pytest.raises(
+        ValueError, match="'depth' in any run; supported are rate, seed, training, width, optimizer"
+    ):
         compare(runs, "depth")
 
 
@@ -163,7 +194,11 @@ def test_a_run_twice_is_refused(runs):
 
 
 def made(path, *rows, **hparams):
-    return Run(path, ProbeTable(rows), {"run": {"hparams": hparams, "fidelity": {"exact": True, "max_abs": 0.0}}})
+    return Run(
+        path,
+        ProbeTable(rows),
+        {"run": {"hparams": hparams, "fidelity": {"exact": True, "max_abs": 0.0}}},
+    )
 
 
 def test_a_run_without_hyper_parameters_is_left_out_by_name(runs, tmp_path):
@@ -174,8 +209,17 @@ def test_a_run_without_hyper_parameters_is_left_out_by_name(runs, tmp_path):
 
 
 def test_unevaluated_runs_ask_nothing_and_are_named(tmp_path):
-    comparison = compare([made(tmp_path / "a", row(0, initial_loss=3.0)), made(tmp_path / "b", row(0, reference_loss=None))])
-    assert (comparison.pooled.alpha, comparison.pooled.probes, comparison.pooled.drop) == (0.5, 1, 2.0)
+    comparison = compare(
+        [
+            made(tmp_path / "a", row(0, initial_loss=3.0)),
+            made(tmp_path / "b", row(0, reference_loss=None)),
+        ]
+    )
+    assert (comparison.pooled.alpha, comparison.pooled.probes, comparison.pooled.drop) == (
+        0.5,
+        1,
+        2.0,
+    )
     assert comparison.pooled.reason == "b: no probe was evaluated at the reference"
     assert comparison.groups[1].alpha is None
     json.dumps(as_dict(comparison), allow_nan=False)
@@ -219,13 +263,21 @@ def test_the_picture(runs, tmp_path):
     from lightning_landscape.reporting.compare_figure import draw
 
     wide = [made(tmp_path / str(w), row(0, initial_loss=3.0), width=w) for w in (1, 8, 64)]
-    for comparison, scale in ((compare(wide, "width"), "log"), (compare(runs, "width"), "linear"), (compare(runs), "linear")):
+    for comparison, scale in (
+        (compare(wide, "width"), "log"),
+        (compare(runs, "width"), "linear"),
+        (compare(runs), "linear"),
+    ):
         figure = draw(comparison)
         figure.savefig(tmp_path / "picture.pdf")
         left, middle, right = figure.axes
         assert [line.get_label() for line in left.lines] == ["α", "β", "α − β"]
         assert list(left.lines[0].get_ydata()) == [group.alpha for group in comparison.groups]
-        assert list(middle.lines[0].get_ydata()) == [group.neighbourhood for group in comparison.groups]
-        assert list(right.lines[1].get_ydata()) == [group.beta_min[1] for group in comparison.groups]
+        assert list(middle.lines[0].get_ydata()) == [
+            group.neighbourhood for group in comparison.groups
+        ]
+        assert list(right.lines[1].get_ydata()) == [
+            group.beta_min[1] for group in comparison.groups
+        ]
         assert {axes.get_xscale() for axes in figure.axes} == {scale}
         assert {axes.get_title() for axes in figure.axes} == {""}

@@ -32,7 +32,9 @@ def test_the_constants_of_a_single_probe_are_those_of_the_metrics():
     for key, metric in metrics().items():
         metric.update(**ProbeTable([PROBE]).columns(*metric.columns))
         value = float(metric.compute()["ratio"])
-        assert logger.values.get(f"landscape/{key}/{metric.constant}", math.nan) == pytest.approx(value, rel=0, nan_ok=True)
+        assert logger.values.get(f"landscape/{key}/{metric.constant}", math.nan) == pytest.approx(
+            value, rel=0, nan_ok=True
+        )
 
 
 def test_nothing_is_computed_for_no_logger(monkeypatch):
@@ -41,6 +43,8 @@ def test_nothing_is_computed_for_no_logger(monkeypatch):
     logger.fails = True
     with pytest.warns(UserWarning, match="no longer logs to Listing"):
         curves.add(PROBE, 0.01)
-    monkeypatch.setattr(scalars, "known_while_training", lambda _: pytest.fail("computed for nobody"))
+    monkeypatch.setattr(
+        scalars, "known_while_training", lambda _: pytest.fail("computed for nobody")
+    )
     curves.add(PROBE, 0.01)
     RunCurves([], "landscape", live=True).add(PROBE, 0.01)

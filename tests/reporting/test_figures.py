@@ -47,42 +47,78 @@ def quadratic(count=10, seed=4):
 
 
 def unlike_any():
-    return [row(k, loss=1.7e308, reference_loss=1e-300, inner_product=-1e300, initial_loss=1.0) for k in (0, 2)]
+    return [
+        row(k, loss=1.7e308, reference_loss=1e-300, inner_product=-1e300, initial_loss=1.0)
+        for k in (0, 2)
+    ]
 
 
 def bounded():
     """Return probes with b = l, which bound δ by 0.1/3, and others."""
-    return [row(0, loss=3.0, reference_loss=0.0, inner_product=0.1, initial_loss=3.0), row(2, initial_loss=3.0), row(4)]
+    return [
+        row(0, loss=3.0, reference_loss=0.0, inner_product=0.1, initial_loss=3.0),
+        row(2, initial_loss=3.0),
+        row(4),
+    ]
 
 
 CASES = {
     "usual": (quadratic(), {"steps": 30}),
-    "steady": (steady(loss=3.0, inner_product=2.0, grad_sq_norm=1.0, sq_distance=2.0), {"steps": 16}),
+    "steady": (
+        steady(loss=3.0, inner_product=2.0, grad_sq_norm=1.0, sq_distance=2.0),
+        {"steps": 16},
+    ),
     "informative": (informative(), {}),
     "one probe": ([row(0, initial_loss=2.0)], {}),
-    "one row evaluated": ([row(0), row(2, reference_loss=None, inner_product=None, sq_distance=None)], {}),
-    "none evaluated": ([row(0, reference_loss=None, inner_product=None, sq_distance=None)], {"complete": False}),
+    "one row evaluated": (
+        [row(0), row(2, reference_loss=None, inner_product=None, sq_distance=None)],
+        {},
+    ),
+    "none evaluated": (
+        [row(0, reference_loss=None, inner_product=None, sq_distance=None)],
+        {"complete": False},
+    ),
     "zero probes": ([], {}),
-    "empty envelope": ([row(0, reference_loss=0.0, inner_product=-1.0, initial_loss=2.0), row(2)], {}),
+    "empty envelope": (
+        [row(0, reference_loss=0.0, inner_product=-1.0, initial_loss=2.0), row(2)],
+        {},
+    ),
     "bounded": (bounded(), {}),
     "vacuous": (vacuous(), {}),
     "below infimum": ([row(0, loss=-0.5), row(2, initial_loss=2.0)], {}),
     "no drop": ([row(0, initial_loss=1.0), row(2, initial_loss=0.5)], {}),
     "drop not measured": ([row(2 * k) for k in range(8)], {"steps": 16}),
     "never above": ([row(k, loss=0.5, initial_loss=3.0) for k in (0, 2)], {}),
-    "no noise": ([row(k, reference_loss=0.0, inner_product=2.5, initial_loss=3.0) for k in (0, 2, 4)], {}),
-    "no theorem": ([row(2 * k, step_residual=1.0, initial_loss=3.0) for k in range(8)], {"steps": 16}),
-    "no angle": ([row(0, sq_distance=0.0, inner_product=0.0), row(2, grad_sq_norm=0.0, inner_product=0.0)], {}),
-    "violations": ([row(k, inner_product=-1.0 if k in (2, 4) else 1.0, initial_loss=9.0) for k in range(8)], {}),
+    "no noise": (
+        [row(k, reference_loss=0.0, inner_product=2.5, initial_loss=3.0) for k in (0, 2, 4)],
+        {},
+    ),
+    "no theorem": (
+        [row(2 * k, step_residual=1.0, initial_loss=3.0) for k in range(8)],
+        {"steps": 16},
+    ),
+    "no angle": (
+        [row(0, sq_distance=0.0, inner_product=0.0), row(2, grad_sq_norm=0.0, inner_product=0.0)],
+        {},
+    ),
+    "violations": (
+        [row(k, inner_product=-1.0 if k in (2, 4) else 1.0, initial_loss=9.0) for k in range(8)],
+        {},
+    ),
     "not exact": (informative(), {"fidelity": {"exact": False, "max_abs": 0.25, "steps": [0]}}),
     "beyond float64": (unlike_any(), {}),
-    "resumed late": ([probe.with_values(step=probe.step + 5000) for probe in quadratic()], {"steps": 5030}),
+    "resumed late": (
+        [probe.with_values(step=probe.step + 5000) for probe in quadratic()],
+        {"steps": 5030},
+    ),
 }
 
 
 def segments_of(rows):
     return [
-        SegmentPoint(probe.step, t / 4, probe.loss * (1 - t / 4) + (probe.reference_loss or 0.0) * t / 4)
+        SegmentPoint(
+            probe.step, t / 4, probe.loss * (1 - t / 4) + (probe.reference_loss or 0.0) * t / 4
+        )
         for probe in rows
         for t in (4, 2, 0, 1, 3)
     ]
@@ -110,7 +146,11 @@ def said(figure):
 
 def labelled(axes):
     """Return artists by their label in the key."""
-    return {artist.get_label(): artist for artist in (*axes.lines, *axes.collections) if not artist.get_label().startswith("_")}
+    return {
+        artist.get_label(): artist
+        for artist in (*axes.lines, *axes.collections)
+        if not artist.get_label().startswith("_")
+    }
 
 
 def points(line):
@@ -119,7 +159,10 @@ def points(line):
 
 def same(found, expected):
     """Whether two lists are equal, ``nan`` where ``nan``."""
-    first, second = (torch.tensor([float(value) for value in values], dtype=torch.float64) for values in (found, expected))
+    first, second = (
+        torch.tensor([float(value) for value in values], dtype=torch.float64)
+        for values in (found, expected)
+    )
     return torch.equal(first.nan_to_num(7e77), second.nan_to_num(7e77))
 
 
@@ -128,7 +171,15 @@ def outlines(collection):
 
 
 def area(polygon):
-    return abs(sum(x * v - u * y for (x, y), (u, v) in zip(polygon, polygon[1:] + polygon[:1], strict=True))) / 2
+    return (
+        abs(
+            sum(
+                x * v - u * y
+                for (x, y), (u, v) in zip(polygon, polygon[1:] + polygon[:1], strict=True)
+            )
+        )
+        / 2
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------- every picture
@@ -139,7 +190,9 @@ def test_pictures_are_named_in_the_order_in_which_they_are_shown():
     assert list(draw_all(ProbeTable([row(0)]), summary_of(row(0)))) == NAMES
 
 
-@pytest.mark.parametrize(("of", "name"), some([(of, name) for of in CASES for name in NAMES], every=4))
+@pytest.mark.parametrize(
+    ("of", "name"), some([(of, name) for of in CASES for name in NAMES], every=4)
+)
 def test_every_picture_of_every_run_is_drawn_whole_without_a_title_and_without_a_warning(of, name):
     run = case(of)
     before = json.dumps(run.summary)
@@ -150,7 +203,9 @@ def test_every_picture_of_every_run_is_drawn_whole_without_a_title_and_without_a
     for axes in figure.axes:
         assert [axes.get_title(where) for where in ("left", "center", "right")] == ["", "", ""]
         assert texts(axes) or axes.lines or axes.collections
-        box = (axes.get_legend() or axes).get_window_extent()  # what is above the axes stays in the picture
+        box = (
+            axes.get_legend() or axes
+        ).get_window_extent()  # what is above the axes stays in the picture
         assert box.x0 >= 0
         assert box.x1 <= figure.bbox.x1 + 1
         assert box.y1 <= figure.bbox.y1 + 1
@@ -171,14 +226,20 @@ def test_no_setting_of_matplotlib_outlives_a_call():
         figure = FIGURES["angle"](case("usual"))
         save({"angle": figure}, "pictures")
         assert dict(matplotlib.rcParams) == before
-        assert figure.axes[0].xaxis.label.get_fontsize() == 9  # nor do the user's settings change a picture
+        assert (
+            figure.axes[0].xaxis.label.get_fontsize() == 9
+        )  # nor do the user's settings change a picture
 
 
 def test_matplotlib_is_imported_by_the_pictures_alone_and_pyplot_by_nothing():
     for path in FILES:
         names = [name or "" for name in imports(path)]
         assert not any("pyplot" in name for name in names), path
-        typed_only = {"compare_figure.py", "pictures.py", "tensorboard.py"}  # when they are checked, or called
+        typed_only = {
+            "compare_figure.py",
+            "pictures.py",
+            "tensorboard.py",
+        }  # when they are checked, or called
         if "figures" not in path.parts and path.name not in typed_only:
             assert not any(name.split(".")[0] == "matplotlib" for name in names), path
 
@@ -199,8 +260,12 @@ def test_files_are_whole_and_the_same_for_the_same_run(tmp_path):
     run = case("usual")
     found = draw_all(run.table, run.summary, run.segments)
     paths = save(found, tmp_path / "new" / "folder")
-    assert [path.name for path in paths] == [f"{name}.{kind}" for name in NAMES for kind in ("pdf", "png")]
-    assert sorted(paths) == sorted((tmp_path / "new" / "folder").iterdir())  # no temporary file is left
+    assert [path.name for path in paths] == [
+        f"{name}.{kind}" for name in NAMES for kind in ("pdf", "png")
+    ]
+    assert sorted(paths) == sorted(
+        (tmp_path / "new" / "folder").iterdir()
+    )  # no temporary file is left
     first = {path: path.read_bytes() for path in paths}
     for path, content in first.items():
         assert content.startswith(b"%PDF" if path.suffix == ".pdf" else b"\x89PNG")
@@ -227,7 +292,9 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
 # ---------------------------------------------------------------------------------------------------------- feasible pairs
 
 
-@pytest.mark.parametrize("of", ["usual", "informative", "vacuous", "bounded", "violations", "one probe"])
+@pytest.mark.parametrize(
+    "of", ["usual", "informative", "vacuous", "bounded", "violations", "one probe"]
+)
 def test_the_envelope_is_exact_at_its_corners_and_straight_between(of):
     run = case(of)
     (axes,) = FIGURES["feasible_pairs"](run).axes
@@ -266,7 +333,10 @@ def test_the_informative_region_is_that_of_the_certificate(of):
     top, end = axes.get_ylim()[1], axes.get_xlim()[1]
     widths = [(k + 0.5) * end / 2000 for k in range(2000)]
     lows = F.beta_min(torch.tensor(widths, dtype=torch.float64), **columns).tolist()
-    heights = [max(0.0, min(top, rate * run.drop / error) - low) for rate, low in zip(widths, lows, strict=True)]
+    heights = [
+        max(0.0, min(top, rate * run.drop / error) - low)
+        for rate, low in zip(widths, lows, strict=True)
+    ]
     assert area(region) == pytest.approx(sum(heights) * end / 2000, rel=1e-3)
 
 
@@ -279,12 +349,16 @@ def test_without_an_interpolation_error_all_pairs_inform():
     assert set(region) == set(all_pairs)
 
 
-@pytest.mark.parametrize("of", ["vacuous", "no drop", "drop not measured", "not exact", "never above"])
+@pytest.mark.parametrize(
+    "of", ["vacuous", "no drop", "drop not measured", "not exact", "never above"]
+)
 def test_where_nothing_informs_no_region_is_said_to(of):
     (axes,) = FIGURES["feasible_pairs"](case(of)).axes
     regions = [label for label in labelled(axes) if label.startswith("informative")]
     if of == "vacuous":  # σ² max (a − b)/(b − l) is the drop itself: no pair is below it
-        assert "vacuous: smallest (β/δ) σ² = 1, 1 of the drop 1, approached only as δ → ∞" in texts(axes)
+        assert "vacuous: smallest (β/δ) σ² = 1, 1 of the drop 1, approached only as δ → ∞" in texts(
+            axes
+        )
     assert regions == []
 
 
@@ -293,7 +367,11 @@ def test_a_bound_of_δ_is_a_wall():
     (axes,) = FIGURES["feasible_pairs"](run).axes
     last = run.alpha_beta["vertices"][-1]
     assert last[0] == pytest.approx(0.1 / 3)
-    walls = [line for line in axes.lines if set(line.get_xdata()) == {last[0]} and len(line.get_xdata()) == 2]
+    walls = [
+        line
+        for line in axes.lines
+        if set(line.get_xdata()) == {last[0]} and len(line.get_xdata()) == 2
+    ]
     assert [points(wall) for wall in walls] == [[tuple(last), (last[0], axes.get_ylim()[1])]]
 
 
@@ -310,7 +388,9 @@ def test_each_theorems_pair_is_marked_where_it_is_in_view():
     run = case("steady")
     (axes,) = FIGURES["feasible_pairs"](run).axes
     best = {
-        " ".join(label.split()).removeprefix("best for "): line for label, line in labelled(axes).items() if "best" in label
+        " ".join(label.split()).removeprefix("best for "): line
+        for label, line in labelled(axes).items()
+        if "best" in label
     }
     marked = {key: points(line) for keys, line in best.items() for key in keys.split(", ")}
     in_view = {
@@ -330,10 +410,19 @@ def test_each_theorems_pair_is_marked_where_it_is_in_view():
         ("informative", "informative: smallest (β/δ) σ² = 0, 0 of the drop 2"),
         ("no drop", "vacuous: training achieved no drop (-0.25)"),
         ("drop not measured", "the drop of training, to compare it with, was not measured"),
-        ("empty envelope", "no pair holds at 1 probes whose loss at the reference equals loss_infimum"),
+        (
+            "empty envelope",
+            "no pair holds at 1 probes whose loss at the reference equals loss_infimum",
+        ),
         ("below infimum", "loss -0.5 at step 0 is below loss_infimum 0"),
-        ("never above", "every pair holds: the loss of no probe is above its value at the reference"),
-        ("not exact", "not to be relied on: replays differ from the recorded losses by up to 0.25 smallest (β/δ) σ² = 0"),
+        (
+            "never above",
+            "every pair holds: the loss of no probe is above its value at the reference",
+        ),
+        (
+            "not exact",
+            "not to be relied on: replays differ from the recorded losses by up to 0.25 smallest (β/δ) σ² = 0",
+        ),
         ("zero probes", NO_PROBE),
         ("none evaluated", NO_PROBE),
         ("beyond float64", "approached only as δ → ∞"),
@@ -353,7 +442,8 @@ def test_bounds_are_those_of_the_curves_and_gaps_those_of_the_table(of):
     lines = labelled(above)
     updates = [probe.step - run.rows[0].step for probe in run.rows]
     assert same(
-        list(lines["gap of a probe"].get_ydata()), (run.rows.column("loss") - run.rows.column("reference_loss")).tolist()
+        list(lines["gap of a probe"].get_ydata()),
+        (run.rows.column("loss") - run.rows.column("reference_loss")).tolist(),
     )
     gaps = (run.rows.column("loss") - run.rows.column("reference_loss")).tolist()
     assert list(lines["gap of a probe"].get_ydata()) == gaps
@@ -361,10 +451,14 @@ def test_bounds_are_those_of_the_curves_and_gaps_those_of_the_table(of):
     assert list(lines["its running mean"].get_ydata()) == pytest.approx(means)
     curves = bound_curves(run.rows, run.summary["run"])
     margin = {"lower", "gap", "in_force"}
-    assert {key for key in run.applying if key in lines} == {tag.removeprefix("bound/") for tag in curves} - margin
+    assert {key for key in run.applying if key in lines} == {
+        tag.removeprefix("bound/") for tag in curves
+    } - margin
     for key in run.applying:
         assert list(lines[key].get_xdata()) == updates
-        expected = [value if 0 < value < 1e100 else math.nan for value in curves[f"bound/{key}"].tolist()]
+        expected = [
+            value if 0 < value < 1e100 else math.nan for value in curves[f"bound/{key}"].tolist()
+        ]
         assert same(list(lines[key].get_ydata()), expected)
     assert run.applying
     assert above.get_yscale() == "log"
@@ -382,7 +476,9 @@ def test_the_stacked_parts_of_a_bound_sum_to_its_value(of):
     for key, bound in run.applying.items():
         assert sorted(widths[key]) == pytest.approx(sorted(bound["terms"].values()))
         assert sum(widths[key]) == pytest.approx(bound["value"])
-        assert f" {bound['value']:.3g}" in [text.get_text() for text in below.texts]  # without an arrow: all are in view
+        assert f" {bound['value']:.3g}" in [
+            text.get_text() for text in below.texts
+        ]  # without an arrow: all are in view
 
 
 def with_terms(**bounds):
@@ -391,7 +487,8 @@ def with_terms(**bounds):
     template = next(iter(run.applying.values()))
     names = ("initial_distance", "step_size_noise", "neighbourhood")
     run.summary["bounds"] = {
-        key: {**template, "value": sum(parts), "terms": dict(zip(names, parts, strict=True))} for key, parts in bounds.items()
+        key: {**template, "value": sum(parts), "terms": dict(zip(names, parts, strict=True))}
+        for key, parts in bounds.items()
     }
     return run
 
@@ -416,17 +513,33 @@ def test_what_training_achieved_is_a_line_in_both_panels():
     run = case("steady")
     above, below = FIGURES["bounds"](run).axes
     label = "drop (beyond: vacuous)"
-    assert set(labelled(above)[label].get_ydata()) == set(labelled(below)[label].get_xdata()) == {run.drop}
+    assert (
+        set(labelled(above)[label].get_ydata())
+        == set(labelled(below)[label].get_xdata())
+        == {run.drop}
+    )
 
 
 @pytest.mark.parametrize(
     ("of", "panel", "sentence"),
     [
-        ("no theorem", 1, "no theorem applies: steps of SGD were not along the mini-batch gradient"),
+        (
+            "no theorem",
+            1,
+            "no theorem applies: steps of SGD were not along the mini-batch gradient",
+        ),
         ("no theorem", 0, "no theorem applies"),
-        ("empty envelope", 1, "no theorem applies: no pair of the α-β-condition holds at every probe"),
+        (
+            "empty envelope",
+            1,
+            "no theorem applies: no pair of the α-β-condition holds at every probe",
+        ),
         ("never above", 0, "no probe's loss is above its value at the reference"),
-        ("drop not measured", 1, "the drop of training, with which bounds compare, was not measured"),
+        (
+            "drop not measured",
+            1,
+            "the drop of training, with which bounds compare, was not measured",
+        ),
         ("below infimum", 0, "1 probe at or below the reference: no place on a log axis"),
         ("beyond float64", 0, "the gaps are beyond the numbers that can be drawn"),
         ("zero probes", 0, NO_PROBE),
@@ -477,7 +590,9 @@ def test_margins_are_those_of_the_reported_pair():
     run = case("usual")
     (axes,) = FIGURES["margin"](run).axes
     found = run.alpha_beta
-    expected = F.alpha_beta_margin(found["alpha"], found["beta"], **run.rows.columns(*COLUMNS)).tolist()
+    expected = F.alpha_beta_margin(
+        found["alpha"], found["beta"], **run.rows.columns(*COLUMNS)
+    ).tolist()
     assert points(labelled(axes)["holds"]) == list(zip(run.steps, expected, strict=True))
     assert [label for label in labelled(axes) if label.startswith("violated")] == []
     assert f"at step {run.steps[expected.index(min(expected))]:.0f}" in texts(axes)
@@ -490,10 +605,15 @@ def test_a_pair_that_does_not_hold_everywhere_is_marked_where_it_does_not():
     assert points(labelled(axes)["violated: 2"]) == [(2, -1.5), (4, -1.5)]
 
 
-@pytest.mark.parametrize("of", ["vacuous", "empty envelope", "below infimum", "zero probes", "never above"])
+@pytest.mark.parametrize(
+    "of", ["vacuous", "empty envelope", "below infimum", "zero probes", "never above"]
+)
 def test_without_a_pair_the_panel_of_margins_says_why(of):
     run = case(of)
-    assert said(FIGURES["margin"](run)) == f"no pair whose margin could be drawn: {run.alpha_beta['reason']}"
+    assert (
+        said(FIGURES["margin"](run))
+        == f"no pair whose margin could be drawn: {run.alpha_beta['reason']}"
+    )
 
 
 # ------------------------------------------------------------------------------------------------- constants and segments
@@ -509,16 +629,25 @@ def test_constants_are_those_of_the_windows():
         found = run.summary["conditions"][key]["windows"]
         values = [math.nan if window["value"] is None else window["value"] for window in found]
         if all(map(math.isnan, values)):
-            assert f"no window has a constant of {name.split(' $')[0]}" in texts(above) + texts(below)
+            assert f"no window has a constant of {name.split(' $')[0]}" in texts(above) + texts(
+                below
+            )
             continue
-        assert list(lines[name].get_xdata()) == [(window["from"] + window["to"]) / 2 for window in found]
+        assert list(lines[name].get_xdata()) == [
+            (window["from"] + window["to"]) / 2 for window in found
+        ]
         assert same(list(lines[name].get_ydata()), values)
 
 
 def test_constants_of_both_signs_and_any_size_are_in_view():
     run = drawn_of([probe.with_values(grad_sq_norm=1e-3) for probe in quadratic()], steps=30)
     above, _ = FIGURES["constants"](run).axes
-    values = [value for line in labelled(above).values() for value in line.get_ydata() if math.isfinite(value)]
+    values = [
+        value
+        for line in labelled(above).values()
+        for value in line.get_ydata()
+        if math.isfinite(value)
+    ]
     assert above.get_yscale() == "symlog"
     assert above.get_ylim()[0] < min(values) < 0 < max(values) < above.get_ylim()[1]
 
@@ -536,7 +665,13 @@ def test_segments_are_a_line_a_start_in_the_order_of_the_fraction():
     (axes,) = FIGURES["segments"](run).axes
     lines = labelled(axes)
     assert list(lines) == ["k = 0", "k = 2", "k = 4", "k = 6"]
-    assert points(lines["k = 0"]) == [(0.0, 2.0), (0.25, 1.75), (0.5, 1.5), (0.75, 1.25), (1.0, 1.0)]
+    assert points(lines["k = 0"]) == [
+        (0.0, 2.0),
+        (0.25, 1.75),
+        (0.5, 1.5),
+        (0.75, 1.25),
+        (1.0, 1.0),
+    ]
 
 
 def test_of_many_segments_some_are_drawn_and_it_is_said():

@@ -30,7 +30,11 @@ class MLP(pl.LightningModule):
 
     def configure_optimizers(self):
         optimizer = self.make(self.parameters())
-        return optimizer if self.scheduler is None else {"optimizer": optimizer, "lr_scheduler": self.scheduler(optimizer)}
+        return (
+            optimizer
+            if self.scheduler is None
+            else {"optimizer": optimizer, "lr_scheduler": self.scheduler(optimizer)}
+        )
 
 
 class Deep(Plain):
@@ -56,10 +60,22 @@ def said(tmp_path, lightning_says):
 
     def fit(module, data=None, monitor=None, **kwargs):
         monitor = monitor or LandscapeMonitor(dirpath=tmp_path)
-        settings = {"max_epochs": 2, "logger": False, "enable_checkpointing": False, "accelerator": "cpu", **kwargs}
-        trainer = pl.Trainer(enable_progress_bar=False, enable_model_summary=False, callbacks=[monitor], **settings)
+        settings = {
+            "max_epochs": 2,
+            "logger": False,
+            "enable_checkpointing": False,
+            "accelerator": "cpu",
+            **kwargs,
+        }
+        trainer = pl.Trainer(
+            enable_progress_bar=False, enable_model_summary=False, callbacks=[monitor], **settings
+        )
         trainer.fit(module, loader() if data is None else data)
-        message = next(m for m in lightning_says().split("LandscapeMonitor") if m.startswith(" is going to measure:"))
+        message = next(
+            m
+            for m in lightning_says().split("LandscapeMonitor")
+            if m.startswith(" is going to measure:")
+        )
         lines = message.split("\n")
         assert all(len(line) <= 118 for line in lines if str(tmp_path) not in line)
         assert len(lines) <= 18
@@ -81,8 +97,13 @@ def test_plain_sgd(said, tmp_path):
     assert f"removed at the end; in {tmp_path / 'landscape'}" in message
     assert "about 22 forward passes, at x_p, at x_0 and on lines between" in message
     assert "conditions: α-β, quasar convexity" in message
-    assert "theory that may apply: SGD with a constant step, SGD with a schedule, the certificate of this trajectory" in message
-    assert "gradient descent on the full batch (a step takes a part of an epoch's batches)" in message
+    assert (
+        "theory that may apply: SGD with a constant step, SGD with a schedule, the certificate of this trajectory"
+        in message
+    )
+    assert (
+        "gradient descent on the full batch (a step takes a part of an epoch's batches)" in message
+    )
 
 
 def test_adam_batch_norm_and_dropout(said):
@@ -97,21 +118,44 @@ def test_adam_batch_norm_and_dropout(said):
     ("make", "trainer", "words"),
     [
         (lambda p: SPSMax(p, lr=0.5), {}, ["may apply: SPS_max, the certificate"]),
-        (lambda p: NGN(p, lr=0.5), {}, ["may apply: NGN, the certificate", "(there is no scheduler)"]),
+        (
+            lambda p: NGN(p, lr=0.5),
+            {},
+            ["may apply: NGN, the certificate", "(there is no scheduler)"],
+        ),
         (
             lambda p: SPSMax(p, lr=0.5, loss_infimum=-1.0),
             {},
-            ["may apply: the certificate", "SPS_max (the optimizer has loss_infimum=-1, the monitor 0"],
+            [
+                "may apply: the certificate",
+                "SPS_max (the optimizer has loss_infimum=-1, the monitor 0",
+            ],
         ),
-        (lambda p: SPSMax(p, lr=0.5), {"accumulate_grad_batches": 2}, ["SPS_max (gradients are accumulated"]),
-        (lambda p: SPSMax(p, lr=0.5), {"gradient_clip_val": 0.5}, ["SPS_max (gradients are clipped"]),
+        (
+            lambda p: SPSMax(p, lr=0.5),
+            {"accumulate_grad_batches": 2},
+            ["SPS_max (gradients are accumulated"],
+        ),
+        (
+            lambda p: SPSMax(p, lr=0.5),
+            {"gradient_clip_val": 0.5},
+            ["SPS_max (gradients are clipped"],
+        ),
         (
             sgd,
             {"gradient_clip_val": 0.5},
             ["may apply: the certificate", "(gradients that are clipped make the step size depend"],
         ),
-        (lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9), {}, ["no theorem can apply", "momentum=0.9"]),
-        (lambda p: torch.optim.SGD(p, lr=0.1, weight_decay=0.01), {}, ["may apply: the certificate", "weight_decay=0.01"]),
+        (
+            lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9),
+            {},
+            ["no theorem can apply", "momentum=0.9"],
+        ),
+        (
+            lambda p: torch.optim.SGD(p, lr=0.1, weight_decay=0.01),
+            {},
+            ["may apply: the certificate", "weight_decay=0.01"],
+        ),
     ],
 )
 def test_theory_by_optimiser(said, make, trainer, words):
@@ -123,7 +167,11 @@ def test_theory_by_optimiser(said, make, trainer, words):
 @pytest.mark.parametrize(
     ("scheduler", "possible", "impossible"),
     [
-        (lambda o: torch.optim.lr_scheduler.StepLR(o, 1), ["SGD with a schedule"], "StepLR changes lr, the theorem has one"),
+        (
+            lambda o: torch.optim.lr_scheduler.StepLR(o, 1),
+            ["SGD with a schedule"],
+            "StepLR changes lr, the theorem has one",
+        ),
         (
             lambda o: torch.optim.lr_scheduler.LambdaLR(o, lambda k: (k + 1) ** -0.5),
             ["SGD with a schedule", "SGD with a step that falls as 1/√(k + 1)"],
@@ -133,7 +181,10 @@ def test_theory_by_optimiser(said, make, trainer, words):
 )
 def test_theory_by_scheduler(said, scheduler, possible, impossible):
     message = said(MLP(sgd, scheduler))
-    assert f"theory that may apply: {', '.join([*possible, 'the certificate of this trajectory'])}" in message
+    assert (
+        f"theory that may apply: {', '.join([*possible, 'the certificate of this trajectory'])}"
+        in message
+    )
     assert impossible in message
 
 
@@ -148,7 +199,9 @@ def test_full_batch(said):
 
 
 def test_loss_of_the_user(said, tmp_path):
-    message = said(Plain(), monitor=LandscapeMonitor(dirpath=tmp_path, loss=plain_loss, loss_infimum=-2.0))
+    message = said(
+        Plain(), monitor=LandscapeMonitor(dirpath=tmp_path, loss=plain_loss, loss_infimum=-2.0)
+    )
     assert "the loss of plain_loss, training mode" in message
     assert "≥ -2 (loss_infimum)" in message
 
@@ -161,7 +214,9 @@ def test_single_samples(said, tmp_path):
     arguments = {"loss": sample_losses, "per_sample": True, "dirpath": tmp_path}
     message = said(MLP(sgd), monitor=LandscapeMonitor(every_n_steps=5, **arguments))
     assert "f_i: the mean of the samples' losses by sample_losses, training mode" in message
-    assert f"about {4 + 4 + 36 + 3 * 4} forward passes" in message  # at x_p, at x_0, on four lines, single samples
+    assert (
+        f"about {4 + 4 + 36 + 3 * 4} forward passes" in message
+    )  # at x_p, at x_0, on four lines, single samples
     assert "those of every single sample (3 passes) a probe among them" in message
 
 
@@ -174,7 +229,9 @@ def test_single_samples_live(said, tmp_path):
 
 def test_reference_file(said, tmp_path):
     torch.save({name: p.detach() for name, p in MLP(sgd).named_parameters()}, tmp_path / "x.pt")
-    message = said(MLP(sgd), monitor=LandscapeMonitor(dirpath=tmp_path, reference=str(tmp_path / "x.pt")))
+    message = said(
+        MLP(sgd), monitor=LandscapeMonitor(dirpath=tmp_path, reference=str(tmp_path / "x.pt"))
+    )
     assert f"x_p: {tmp_path / 'x.pt'}; every curve is live" in message
     assert "disk: up to 32 of your mini-batches" in message
     assert "at x_0 and on a line to x_p" in message
@@ -186,7 +243,10 @@ def test_a_codec(said, tmp_path):
     message = said(module, monitor=LandscapeMonitor(dirpath=tmp_path, store_dtype="int8"))
     probe = sum(2 * min(n + 4 * math.ceil(n / 128), 4 * n) for n in sizes)
     once = sum(4 * n for n in sizes if n + 4 * math.ceil(n / 128) < 4 * n)
-    assert f"disk: {in_words(probe)} a probe, {in_words(once)} for x_0, and your mini-batches" in " ".join(message.split())
+    assert (
+        f"disk: {in_words(probe)} a probe, {in_words(once)} for x_0, and your mini-batches"
+        in " ".join(message.split())
+    )
 
 
 def in_words(count):
@@ -221,7 +281,9 @@ def test_a_failure_is_one_warning(tmp_path, monkeypatch):
         enable_model_summary=False,
         callbacks=[monitor],
     )
-    with pytest.warns(UserWarning, match="could not say what it is going to measure, ZeroDivisionError"):
+    with pytest.warns(
+        UserWarning, match="could not say what it is going to measure, ZeroDivisionError"
+    ):
         trainer.fit(BoringModel())
     assert len(load(tmp_path / "landscape").table) == 1
 
@@ -238,7 +300,10 @@ def test_what_is_foreseen_to_be_impossible_is_not_certified(grid):
     assert checked
 
 
-@pytest.mark.parametrize(("steps", "every", "most"), [(1, 1, 2), (7, 3, 2), (1000, 10, 256), (2560, 10, 256), (2561, 10, 256)])
+@pytest.mark.parametrize(
+    ("steps", "every", "most"),
+    [(1, 1, 2), (7, 3, 2), (1000, 10, 256), (2560, 10, 256), (2561, 10, 256)],
+)
 def test_the_number_of_probes_is_the_schedules(steps, every, most):
     from lightning_landscape.recording.schedule import Schedule
 

@@ -25,7 +25,8 @@ def table_of(seed, rows=12, lr=0.01):
                 loss=loss,
                 reference_loss=there,
                 loss_infimum=0.0,
-                inner_product=(draw.uniform(-0.3, 1.0) if step else 1.0) * (loss - there),  # x_0 is exact: not the worst
+                inner_product=(draw.uniform(-0.3, 1.0) if step else 1.0)
+                * (loss - there),  # x_0 is exact: not the worst
                 grad_sq_norm=draw.uniform(0.5, 1.5),
                 sq_distance=draw.uniform(0.2, 3.0),
                 step_size=lr,
@@ -39,12 +40,18 @@ def table_of(seed, rows=12, lr=0.01):
 
 def accuracies_of(table, seed):
     draw = random.Random(seed)
-    return {probe.step: Accuracy(draw.uniform(0, 0.1), draw.uniform(0, 0.2)) for probe in table if probe.step}
+    return {
+        probe.step: Accuracy(draw.uniform(0, 0.1), draw.uniform(0, 0.2))
+        for probe in table
+        if probe.step
+    }
 
 
 def neighbourhood(table):
     columns = table.columns("loss", "reference_loss", "inner_product", "loss_infimum")
-    sigma = F.interpolation_error(reference_loss=columns["reference_loss"], loss_infimum=columns["loss_infimum"])[0]
+    sigma = F.interpolation_error(
+        reference_loss=columns["reference_loss"], loss_infimum=columns["loss_infimum"]
+    )[0]
     return float(F.best_alpha_beta(**columns).ratio * sigma)
 
 
@@ -64,18 +71,26 @@ def test_no_table_within_the_errors_leaves_what_is_said(seed):
             distance = max(math.sqrt(probe.sq_distance) + signs[1] * accuracy.distance, 0.0)
             rows.append(
                 probe.with_values(
-                    inner_product=probe.inner_product + signs[0] * accuracy.inner_product, sq_distance=distance**2
+                    inner_product=probe.inner_product + signs[0] * accuracy.inner_product,
+                    sq_distance=distance**2,
                 )
             )
         moved = ProbeTable(rows)
         seen.append(neighbourhood(moved))
         if best is not None:
             bounds = entry["bound_in_force"]
-            value = next(c.value for c in certify(Evidence(moved, RUN)) if c.theorem == best.theorem)
+            value = next(
+                c.value for c in certify(Evidence(moved, RUN)) if c.theorem == best.theorem
+            )
             if value is not None and None not in bounds:
                 assert bounds[0] - 1e-12 <= value <= bounds[1] + 1e-12
     assert low <= min(seen) <= max(seen) <= high
-    worst = [p.with_values(inner_product=p.inner_product - accuracies[p.step].inner_product) if p.step else p for p in table]
+    worst = [
+        p.with_values(inner_product=p.inner_product - accuracies[p.step].inner_product)
+        if p.step
+        else p
+        for p in table
+    ]
     assert high == neighbourhood(ProbeTable(worst))  # and it can be as bad as that
 
 
@@ -83,7 +98,9 @@ def test_most_of_these_tables_move():
     """Not all: where no δ is best, the neighbourhood is that of losses alone."""
     moved = 0
     for seed in range(8):
-        low, high = accuracy_entry(table_of(seed), RUN, accuracies_of(table_of(seed), seed), None)["neighbourhood"]
+        low, high = accuracy_entry(table_of(seed), RUN, accuracies_of(table_of(seed), seed), None)[
+            "neighbourhood"
+        ]
         moved += low < high
     assert moved >= 4
 
@@ -97,7 +114,9 @@ def test_the_largest_relative_errors():
     assert entry["inner_product"]["bound"] == pytest.approx(
         max(0.02 / (sizes[1][0] * (sizes[1][1] - 0.1)), 0.03 / (sizes[2][0] * (sizes[2][1] - 0.2)))
     )
-    assert entry["distance"]["bound"] == pytest.approx(max(0.1 / (sizes[1][1] - 0.1), 0.2 / (sizes[2][1] - 0.2)))
+    assert entry["distance"]["bound"] == pytest.approx(
+        max(0.1 / (sizes[1][1] - 0.1), 0.2 / (sizes[2][1] - 0.2))
+    )
     assert entry["inner_product"]["measured"] == pytest.approx(0.01 / sizes[1][0])
     assert entry["distance"]["measured"] == pytest.approx(abs(sizes[1][1] - 1))
     assert entry["measured_at"] == [1]

@@ -43,8 +43,18 @@ def vacuous():
 def test_informative():
     summary = summary_of(*informative())
     found = summary["conditions"]["alpha_beta"]
-    assert (found["alpha"], found["beta"], found["attained"], found["informative"]) == (0.5, 0.0, True, True)
-    assert summary["run"]["drop"] == {"value": 2.0, "standard_error": 0.0, "rows": 2, "reason": None}
+    assert (found["alpha"], found["beta"], found["attained"], found["informative"]) == (
+        0.5,
+        0.0,
+        True,
+        True,
+    )
+    assert summary["run"]["drop"] == {
+        "value": 2.0,
+        "standard_error": 0.0,
+        "rows": 2,
+        "reason": None,
+    }
     assert "holds at all 4 probes with α = 0.5, β = 0, and is informative" in summary["verdict"]
 
 
@@ -77,7 +87,12 @@ def test_never_above_the_reference_says_nothing():
 def test_an_empty_set():
     summary = summary_of(row(0, reference_loss=0.0, inner_product=-1.0), row(2))
     found = summary["conditions"]["alpha_beta"]
-    assert (found["alpha"], found["neighbourhood"], found["violated"], found["degenerate_rows"]) == (None, None, 1, 1)
+    assert (
+        found["alpha"],
+        found["neighbourhood"],
+        found["violated"],
+        found["degenerate_rows"],
+    ) == (None, None, 1, 1)
     assert "no pair holds at 1 probes" in summary["verdict"]
 
 
@@ -91,11 +106,19 @@ def test_nothing_evaluated():
 
 def test_an_infimum_that_is_none_names_step_and_values():
     summary = summary_of(row(0), row(2, reference_loss=-0.5))
-    assert "reference_loss -0.5 at step 2 is below loss_infimum 0" in summary["conditions"]["alpha_beta"]["reason"]
+    assert (
+        "reference_loss -0.5 at step 2 is below loss_infimum 0"
+        in summary["conditions"]["alpha_beta"]["reason"]
+    )
 
 
 def test_numbers_beyond_float64_are_said_not_printed():
-    huge = summary_of(*(row(k, loss=1.7e308, reference_loss=1e-300, inner_product=-1e300, initial_loss=1.0) for k in (0, 2)))
+    huge = summary_of(
+        *(
+            row(k, loss=1.7e308, reference_loss=1e-300, inner_product=-1e300, initial_loss=1.0)
+            for k in (0, 2)
+        )
+    )
     found = huge["conditions"]["alpha_beta"]
     assert found["neighbourhood"] is None or found["neighbourhood"] >= 0
     assert "None" not in huge["verdict"]
@@ -110,16 +133,23 @@ def test_one_probe():
 
 def test_an_inexact_replay_marks_the_verdict():
     off = summary_of(*informative(), fidelity={"exact": False, "max_abs": 0.25, "steps": [0]})
-    assert off["verdict"].startswith("Not to be relied on, replays differ from the recorded losses by up to 0.25.")
+    assert off["verdict"].startswith(
+        "Not to be relied on, replays differ from the recorded losses by up to 0.25."
+    )
     assert off["conditions"]["alpha_beta"]["informative"] is False
     assert "replays differ" in off["conditions"]["alpha_beta"]["reason"]
     rounding = summary_of(*informative(), fidelity={"exact": False, "max_abs": 1e-6, "steps": [0]})
     assert rounding["conditions"]["alpha_beta"]["informative"] is True
-    assert "In rounding, replays differ from the recorded losses by up to 1e-06." in rounding["verdict"]
+    assert (
+        "In rounding, replays differ from the recorded losses by up to 1e-06."
+        in rounding["verdict"]
+    )
     assert "Not to be relied on" not in rounding["verdict"]
     assert (
         "by a number that is not finite"
-        in summary_of(*informative(), fidelity={"exact": False, "max_abs": None, "steps": [0]})["verdict"]
+        in summary_of(*informative(), fidelity={"exact": False, "max_abs": None, "steps": [0]})[
+            "verdict"
+        ]
     )
 
 
@@ -141,7 +171,12 @@ def test_the_end_of_the_same_run_and_few_probes_are_said():
 
 def test_windows_are_the_same_question_on_a_slice():
     windows = summary_of(*vacuous(), windows=4)["conditions"]["alpha_beta"]["windows"]
-    assert [(w["from"], w["to"], w["probes"]) for w in windows] == [(0, 2, 1), (2, 4, 1), (4, 6, 1), (6, 8, 1)]
+    assert [(w["from"], w["to"], w["probes"]) for w in windows] == [
+        (0, 2, 1),
+        (2, 4, 1),
+        (4, 6, 1),
+        (6, 8, 1),
+    ]
     assert windows[0]["attained"] is False
     assert (windows[1]["alpha"], windows[1]["beta"]) == (0.5, 0.0)
     empty = summary_of(row(0), windows=4)["conditions"]["alpha_beta"]["windows"][3]
@@ -162,12 +197,28 @@ CONDITIONS = {
     "gradient_angle": "cosine",
     "smoothness": "L",
 }
-BOUNDS = {"sgd", "sgd_sharp", "sgd_decreasing", "sps_max", "dec_sps", "ngn", "ngn_decreasing", "adagrad_norm_max"}
+BOUNDS = {
+    "sgd",
+    "sgd_sharp",
+    "sgd_decreasing",
+    "sps_max",
+    "dec_sps",
+    "ngn",
+    "ngn_decreasing",
+    "adagrad_norm_max",
+}
 BOUNDS |= {"gradient_descent", "trajectory"}
 
 
 @pytest.mark.parametrize(
-    "rows", [informative(), vacuous(), [], [row(0)], [row(0, reference_loss=-1.0), row(2, sq_distance=0.0)]]
+    "rows",
+    [
+        informative(),
+        vacuous(),
+        [],
+        [row(0)],
+        [row(0, reference_loss=-1.0), row(2, sq_distance=0.0)],
+    ],
 )
 def test_every_key_of_the_contract_is_there_with_a_value_or_a_reason(rows):
     summary = summary_of(*rows)
@@ -179,7 +230,17 @@ def test_every_key_of_the_contract_is_there_with_a_value_or_a_reason(rows):
         assert len(found["windows"]) == 2
     assert set(summary["bounds"]) >= BOUNDS
     for key, bound in summary["bounds"].items():
-        assert {"value", "status", "applies", "reason", "alpha", "beta", "constants", "terms", "informativeness"} <= set(bound)
+        assert {
+            "value",
+            "status",
+            "applies",
+            "reason",
+            "alpha",
+            "beta",
+            "constants",
+            "terms",
+            "informativeness",
+        } <= set(bound)
         assert set(bound["terms"]) == {"initial_distance", "step_size_noise", "neighbourhood"}
         assert bound["applies"] is (bound["value"] is not None), key
         assert (bound["status"] == "does_not_apply") is (bound["value"] is None), key
@@ -196,7 +257,11 @@ def test_an_infimum_that_is_none_costs_only_what_uses_it():
 def test_violations_have_a_place():
     rows = [row(k, inner_product=-1.0 if k in (2, 4) else 1.0) for k in range(8)]
     found = summary_of(*rows)["conditions"]["restricted_secant"]
-    assert (found["violated"], found["violated_share"], found["violated_between"]) == (2, 0.25, [2, 4])
+    assert (found["violated"], found["violated_share"], found["violated_between"]) == (
+        2,
+        0.25,
+        [2, 4],
+    )
     assert (found["value"], found["step"]) == (-1.0, 2)
     assert [(w["value"], w["violated"]) for w in found["windows"]] == [(-1.0, 1), (-1.0, 1)]
     alone = summary_of(row(0, inner_product=-1.0))["conditions"]["restricted_secant"]
@@ -215,31 +280,51 @@ def test_conditions_without_a_constant_say_why():
 
 def steady(**values):
     """Return a run of plain SGD with steps of 0.1, every second one probed."""
-    return [row(2 * k, step_size=0.1, initial_loss=3.0, reference_loss=1 + 1e-3 * (k % 2), **values) for k in range(8)]
+    return [
+        row(2 * k, step_size=0.1, initial_loss=3.0, reference_loss=1 + 1e-3 * (k % 2), **values)
+        for k in range(8)
+    ]
 
 
 def test_the_verdict_names_what_dominates_and_what_would_help():
-    summary = summary_of(*steady(loss=3.0, inner_product=2.0, grad_sq_norm=1.0, sq_distance=2.0), steps=16)
+    summary = summary_of(
+        *steady(loss=3.0, inner_product=2.0, grad_sq_norm=1.0, sq_distance=2.0), steps=16
+    )
     assert summary["bound_in_force"] == "sgd_sharp"
     best = summary["bounds"]["sgd_sharp"]
     assert f"promises an iterate within {best['value']:.4g} of f(x_p)" in summary["verdict"]
     assert "is the distance of the start, which more steps shrink" in summary["verdict"]
-    near = summary_of(*steady(loss=3.0, inner_product=2.0, grad_sq_norm=1.0, sq_distance=1e-6), steps=16)
-    assert "is the noise of the step size, which a smaller or a decreasing step size shrinks" in near["verdict"]
+    near = summary_of(
+        *steady(loss=3.0, inner_product=2.0, grad_sq_norm=1.0, sq_distance=1e-6), steps=16
+    )
+    assert (
+        "is the noise of the step size, which a smaller or a decreasing step size shrinks"
+        in near["verdict"]
+    )
     # δ ≤ 2Lγ = 0.4 asks for more than the pair with β = 0 has, δ = 0.05
-    forced = summary_of(*steady(loss=3.0, inner_product=0.1, grad_sq_norm=12.0, sq_distance=1e-6), steps=16)
-    assert "rules out the pair with the smallest β/δ, which a smaller step size would allow" in forced["verdict"]
+    forced = summary_of(
+        *steady(loss=3.0, inner_product=0.1, grad_sq_norm=12.0, sq_distance=1e-6), steps=16
+    )
+    assert (
+        "rules out the pair with the smallest β/δ, which a smaller step size would allow"
+        in forced["verdict"]
+    )
 
 
 def test_the_verdict_without_a_theorem_gives_the_reason():
     summary = summary_of(*steady(sq_distance=2.0), sampling="sequential", steps=16)
     assert summary["bound_in_force"] == "trajectory"
     assert "No theorem applies: the training loader does not shuffle" in summary["verdict"]
-    assert "The certificate of this trajectory bounds the mean gap over its steps" in summary["verdict"]
+    assert (
+        "The certificate of this trajectory bounds the mean gap over its steps"
+        in summary["verdict"]
+    )
     adam = {"class": "Adam", "defaults": {"lr": 0.1, "betas": [0.9, 0.999], "weight_decay": 0}}
     off = summary_of(*(row(2 * k, step_residual=1.0) for k in range(8)), optimizer=adam, steps=16)
     assert off["bound_in_force"] is None
-    assert "No theorem applies: steps of Adam were not along the mini-batch gradient" in off["verdict"]
+    assert (
+        "No theorem applies: steps of Adam were not along the mini-batch gradient" in off["verdict"]
+    )
     assert "trajectory bounds" not in off["verdict"]
 
 
@@ -251,23 +336,45 @@ def test_a_bound_beside_no_drop_is_vacuous():
 
 
 def test_losses_that_float32_rounds_to_the_infimum_leave_a_bound():
-    rounded = row(16, loss=0.0, reference_loss=0.0, inner_product=0.0, grad_sq_norm=1e-8, step_size=0.1, initial_loss=3.0)
-    bound = summary_of(*steady(loss=3.0, inner_product=2.0, grad_sq_norm=1.0), rounded, steps=18)["bounds"]["sgd_sharp"]
+    rounded = row(
+        16,
+        loss=0.0,
+        reference_loss=0.0,
+        inner_product=0.0,
+        grad_sq_norm=1e-8,
+        step_size=0.1,
+        initial_loss=3.0,
+    )
+    bound = summary_of(*steady(loss=3.0, inner_product=2.0, grad_sq_norm=1.0), rounded, steps=18)[
+        "bounds"
+    ]["sgd_sharp"]
     assert bound["applies"]
     assert bound["constants"]["smoothness"] == pytest.approx(1 / 6)
     assert "losses of 1 probes are at loss_infimum to float32 rounding" in bound["reason"]
-    steep = rounded.with_values(grad_sq_norm=1.0)  # no rounding of a loss of 3 explains this gradient
-    refused = summary_of(*steady(loss=3.0, inner_product=2.0, grad_sq_norm=1.0), steep, steps=18)["bounds"]["sgd_sharp"]
-    assert "a loss is at loss_infimum, or below, while its gradient is not zero" in refused["reason"]
+    steep = rounded.with_values(
+        grad_sq_norm=1.0
+    )  # no rounding of a loss of 3 explains this gradient
+    refused = summary_of(*steady(loss=3.0, inner_product=2.0, grad_sq_norm=1.0), steep, steps=18)[
+        "bounds"
+    ]["sgd_sharp"]
+    assert (
+        "a loss is at loss_infimum, or below, while its gradient is not zero" in refused["reason"]
+    )
 
 
 def test_a_run_that_was_cut_says_so_first():
     summary = summary_of(*informative(), complete=False, stopped_by="KeyboardInterrupt")
-    assert summary["verdict"].startswith("Measured in part, up to an early end (KeyboardInterrupt). The α-β-condition holds at")
+    assert summary["verdict"].startswith(
+        "Measured in part, up to an early end (KeyboardInterrupt). The α-β-condition holds at"
+    )
 
 
 def test_advice_is_that_of_the_theorem():
-    adaptive = {"class": "AdaGradNormMax", "module": "lightning_landscape.optim", "defaults": {"lr": 0.1, "b_init": 1.0}}
+    adaptive = {
+        "class": "AdaGradNormMax",
+        "module": "lightning_landscape.optim",
+        "defaults": {"lr": 0.1, "b_init": 1.0},
+    }
     rows = [
         row(
             2 * k,
@@ -281,6 +388,11 @@ def test_advice_is_that_of_the_theorem():
         for k in range(8)
     ]
     rows = [p.with_values(step_size=0.1 / (1 + 0.1 * (p.step + 1)) ** 0.5) for p in rows]
-    summary = summary_of(*rows, optimizer=adaptive, reference={"kind": "file", "final_sq_distance": 1e-6}, steps=16)
+    summary = summary_of(
+        *rows, optimizer=adaptive, reference={"kind": "file", "final_sq_distance": 1e-6}, steps=16
+    )
     assert summary["bound_in_force"] == "adagrad_norm_max"
-    assert "is the noise of the step size, which a larger b_init or larger batches shrink" in summary["verdict"]
+    assert (
+        "is the noise of the step size, which a larger b_init or larger batches shrink"
+        in summary["verdict"]
+    )

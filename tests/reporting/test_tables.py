@@ -39,7 +39,11 @@ def test_what_is_vacuous_or_only_approached_is_said():
     assert "no finite pair attains it" in table.notes[0]
     lost = cells(tables.findings(summary_of(row(0, initial_loss=0.5))))
     assert lost["informativeness"][1] == "vacuous, no drop"
-    off = cells(tables.findings(summary_of(row(0), fidelity={"exact": False, "max_abs": 0.25, "steps": [0]})))
+    off = cells(
+        tables.findings(
+            summary_of(row(0), fidelity={"exact": False, "max_abs": 0.25, "steps": [0]})
+        )
+    )
     assert off["replays of recorded losses"][1] == "off by 0.25"
 
 
@@ -63,7 +67,9 @@ def summary(grid):
 def test_theorems_are_the_sum_of_their_terms(summary):
     table = tables.theorems(summary)
     applying = [key for key, bound in summary["bounds"].items() if bound["applies"]]
-    assert [cells[0] for cells in table.rows[: len(applying)]] == applying  # those with a value come first
+    assert [
+        cells[0] for cells in table.rows[: len(applying)]
+    ] == applying  # those with a value come first
     assert len(table.rows) == len(summary["bounds"])
     for name, value, *terms, _, status, why in table.rows:
         bound = summary["bounds"][name]
@@ -134,18 +140,28 @@ def check_latex(text):
         assert not set(prose) & set("_^#%~<>|")
         assert "$$" not in line
     assert text.isascii()
-    for layout, body in re.findall(r"\\begin{tabular}{([^\n]*)}\n(.*?)\\end{tabular}", text, flags=re.DOTALL):
+    for layout, body in re.findall(
+        r"\\begin{tabular}{([^\n]*)}\n(.*?)\\end{tabular}", text, flags=re.DOTALL
+    ):
         columns = len(re.sub(r"p{[^}]*}", "p", layout))
-        lines = [line for line in re.sub(r"\\[&_#%$]", "", body).splitlines() if line.endswith("\\\\")]
+        lines = [
+            line for line in re.sub(r"\\[&_#%$]", "", body).splitlines() if line.endswith("\\\\")
+        ]
         assert {line.count("&") + 1 for line in lines} == {columns}
-        assert [body.count(rule) for rule in (r"\toprule", r"\midrule", r"\bottomrule")] == [1, 1, 1]
+        assert [body.count(rule) for rule in (r"\toprule", r"\midrule", r"\bottomrule")] == [
+            1,
+            1,
+            1,
+        ]
 
 
 NASTY = r"50% of a_b & c#1 {x} ^2 ~ \dots $5 <tag> | `code` *bold* [link](x) α²"
 
 
 def test_what_users_write_is_no_markup():
-    table = TextTable("A *title* | here", ("a|b", "c"), ((NASTY, "1"), ("line\nbreak", "2")), (NASTY,))
+    table = TextTable(
+        "A *title* | here", ("a|b", "c"), ((NASTY, "1"), ("line\nbreak", "2")), (NASTY,)
+    )
     check_markdown(as_markdown([table]))
     check_latex(as_latex([table]))
     assert r"\|" in as_markdown([table])
@@ -172,7 +188,9 @@ def test_escapes(text, latex):
 
 
 def test_numbers_are_aligned_at_their_right():
-    table = TextTable("t", ("name", "value", "what"), (("a", "1", "x"), ("b", "none", "2"), ("c", "-2e-05", "")))
+    table = TextTable(
+        "t", ("name", "value", "what"), (("a", "1", "x"), ("b", "none", "2"), ("c", "-2e-05", ""))
+    )
     assert table.numeric == (False, True, False)
     assert "|---|---:|---|" in as_markdown([table])
     assert r"\begin{tabular}{lrl}" in as_latex([table])

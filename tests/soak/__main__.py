@@ -22,9 +22,14 @@ def main(arguments=None):
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--count", type=int, default=200, help="configurations")
     parser.add_argument("--only", type=int, default=None, help="judge one configuration alone")
-    parser.add_argument("--seconds", type=float, default=1500, help="no configuration is started later than that")
     parser.add_argument(
-        "--watchdog", type=float, default=60, help="seconds after which a configuration hangs; thrice for shards"
+        "--seconds", type=float, default=1500, help="no configuration is started later than that"
+    )
+    parser.add_argument(
+        "--watchdog",
+        type=float,
+        default=60,
+        help="seconds after which a configuration hangs; thrice for shards",
     )
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)  # and no thread is running when a configuration is forked off
@@ -41,7 +46,10 @@ def main(arguments=None):
         judged.append((one, verdict))
         print(f"{number:4d} {time.monotonic() - begun:5.1f} s  {verdict:12s} {one}", flush=True)
         if verdict == FAILED:
-            print(f"     python -m tests.soak --seed {options.seed} --only {number}\n{said}", flush=True)
+            print(
+                f"     python -m tests.soak --seed {options.seed} --only {number}\n{said}",
+                flush=True,
+            )
         elif said:
             print(f"     {said}", flush=True)
     return report(judged, time.monotonic() - started, options.only is not None)
@@ -51,11 +59,18 @@ def report(judged, seconds, alone):
     """Print counts; return the exit status."""
     counts = collections.Counter(verdict for _, verdict in judged)
     for axis in AXES:
-        values = collections.Counter(str(asdict(one)[axis]) for one, verdict in judged if verdict == AGREES)
+        values = collections.Counter(
+            str(asdict(one)[axis]) for one, verdict in judged if verdict == AGREES
+        )
         if not alone:
             missing = sorted({str(value) for value in AXES[axis]} - set(values))
-            print(f"{axis}: {', '.join(f'{v} {n}' for v, n in sorted(values.items()))}; never: {', '.join(missing) or 'none'}")
-    print(", ".join(f"{kind} {counts[kind]}" for kind in (AGREES, REFUSED, NOT_RUNNABLE, FAILED)), f"in {seconds:.0f} s")
+            print(
+                f"{axis}: {', '.join(f'{v} {n}' for v, n in sorted(values.items()))}; never: {', '.join(missing) or 'none'}"
+            )
+    print(
+        ", ".join(f"{kind} {counts[kind]}" for kind in (AGREES, REFUSED, NOT_RUNNABLE, FAILED)),
+        f"in {seconds:.0f} s",
+    )
     too_few = not alone and counts[AGREES] < SHARE * len(judged)
     if too_few:
         print(f"of {len(judged)} configurations {SHARE:.0%} must agree")

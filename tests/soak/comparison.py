@@ -24,11 +24,17 @@ def schedule(one, entries):
 
 def measurable(entry):
     gradient, _, _ = entry.gradient
-    return math.isfinite(entry.loss) and bool(gradient) and all(bool(g.isfinite().all()) for g in gradient.values())
+    return (
+        math.isfinite(entry.loss)
+        and bool(gradient)
+        and all(bool(g.isfinite().all()) for g in gradient.values())
+    )
 
 
 def dot(left, right):
-    return sum(float((left[name].double() * right[name].double()).sum()) for name in left if name in right)
+    return sum(
+        float((left[name].double() * right[name].double()).sum()) for name in left if name in right
+    )
 
 
 def difference(left, right):
@@ -54,14 +60,18 @@ def error(gradient, parameters):
 
 def near(found, expected, tolerance, what):
     assert found is not None, f"{what}: nothing, expected {expected}"
-    assert abs(found - expected) <= tolerance, f"{what}: {found}, expected {expected} ± {tolerance:.3g}"
+    assert abs(found - expected) <= tolerance, (
+        f"{what}: {found}, expected {expected} ± {tolerance:.3g}"
+    )
 
 
 def compare(one, run, recording):
     """Assert that a run's tables are the recomputed ones."""
     entries, names, reference = recording
     by_step = {entry.step: entry for entry in entries}
-    expected = [step for step in schedule(one, entries) if math.isfinite(by_step[step].reference_loss)]
+    expected = [
+        step for step in schedule(one, entries) if math.isfinite(by_step[step].reference_loss)
+    ]
     steps = [probe.step for probe in run.table]
     if one.max_overhead is None:
         assert steps == expected, f"steps {steps}, expected {expected}"
@@ -73,7 +83,9 @@ def compare(one, run, recording):
     if one.segments:
         first = by_step[steps[0]]
         line = [point.loss for point in run.segments if point.step == steps[0]]
-        assert line == [first.loss, *first.line, first.reference_loss], f"line {line}, expected {first.line}"
+        assert line == [first.loss, *first.line, first.reference_loss], (
+            f"line {line}, expected {first.line}"
+        )
     fidelity = run.summary["run"]["fidelity"]
     assert fidelity["exact"] is True, f"fidelity {fidelity}"
     assert run.summary["run"]["complete"] is True, "not complete"
@@ -83,7 +95,9 @@ def compare_row(one, run, probe, entry, names, reference):
     where = f"step {probe.step}, "
     for column in ("epoch", "logged_step", "loss", "reference_loss", "initial_loss"):
         found, wanted = getattr(probe, column), getattr(entry, column)
-        if (column == "logged_step" and wanted is None) or (column == "initial_loss" and found is None):
+        if (column == "logged_step" and wanted is None) or (
+            column == "initial_loss" and found is None
+        ):
             continue
         assert found == wanted, f"{where}{column}: {found}, expected {wanted}"
     gradient = entry.gradient[0]
@@ -96,17 +110,43 @@ def compare_row(one, run, probe, entry, names, reference):
     step_size = dot(moved, gradient) / squares if squares else 0.0
     near(probe.grad_sq_norm, squares, 2 * size * off + off * off, where + "grad_sq_norm")
     near(probe.sq_distance, far * far, working * far * far, where + "sq_distance")
-    near(probe.inner_product, dot(away, gradient), (off + working * size) * far, where + "inner_product")
+    near(
+        probe.inner_product,
+        dot(away, gradient),
+        (off + working * size) * far,
+        where + "inner_product",
+    )
     if squares:
-        near(probe.step_size, step_size, (3 * off / size + working) * long / size, where + "step_size")
-        rest = {name: m - step_size * gradient.get(name, torch.zeros(())).double() for name, m in moved.items()}
-        near(probe.step_residual, norm(rest), (4 * off / size + working) * long, where + "step_residual")
+        near(
+            probe.step_size,
+            step_size,
+            (3 * off / size + working) * long / size,
+            where + "step_size",
+        )
+        rest = {
+            name: m - step_size * gradient.get(name, torch.zeros(())).double()
+            for name, m in moved.items()
+        }
+        near(
+            probe.step_residual,
+            norm(rest),
+            (4 * off / size + working) * long,
+            where + "step_residual",
+        )
     if one.secant:
         there = entry.next_gradient[0]
-        change = {n: there.get(n, torch.zeros(())) - gradient.get(n, torch.zeros(())) for n in {**there, **gradient}}
+        change = {
+            n: there.get(n, torch.zeros(())) - gradient.get(n, torch.zeros(()))
+            for n in {**there, **gradient}
+        }
         both, length = off + error(entry.next_gradient, before), norm(change)
         assert run.secants is not None, "no secants"
-        near(run.secants.get(probe.step), length * length, 2 * length * both + both * both, where + "secant")
+        near(
+            run.secants.get(probe.step),
+            length * length,
+            2 * length * both + both * both,
+            where + "secant",
+        )
     if one.per_layer:
         rows = [row for row in run.layers if row.step == probe.step]
         covered = []
@@ -114,6 +154,16 @@ def compare_row(one, run, probe, entry, names, reference):
             part = [n for n in names if n == row.layer or n.startswith(row.layer + ".")]
             covered += part
             g, a = {n: gradient[n] for n in part if n in gradient}, {n: away[n] for n in part}
-            near(row.grad_sq_norm, dot(g, g), 2 * norm(g) * off + off * off, f"{where}{row.layer}, grad_sq_norm")
-            near(row.inner_product, dot(a, g), (off + working * size) * norm(a), f"{where}{row.layer}, inner_product")
+            near(
+                row.grad_sq_norm,
+                dot(g, g),
+                2 * norm(g) * off + off * off,
+                f"{where}{row.layer}, grad_sq_norm",
+            )
+            near(
+                row.inner_product,
+                dot(a, g),
+                (off + working * size) * norm(a),
+                f"{where}{row.layer}, inner_product",
+            )
         assert sorted(covered) == sorted(names), f"{where}layers cover {covered}"

@@ -31,8 +31,23 @@ AXES = {
     "model": [
         *("mlp", "cnn", "dropout", "manual", "gan", "critic", "seldom", "manual_without_loss"),
         *("boring", "transformer", "lstm", "gpt2", "bert", "vit", "resnet"),
-        *("plain", "skips_micro_batch", "annealed", "target_in_buffers", "target_in_parameters", "spectral", "non_leaf"),
-        *("unfreezing", "unfreezing_late", "own_generators", "mutating", "object_batches", "partly_unused"),
+        *(
+            "plain",
+            "skips_micro_batch",
+            "annealed",
+            "target_in_buffers",
+            "target_in_parameters",
+            "spectral",
+            "non_leaf",
+        ),
+        *(
+            "unfreezing",
+            "unfreezing_late",
+            "own_generators",
+            "mutating",
+            "object_batches",
+            "partly_unused",
+        ),
         *("gradient_penalty", "recurrent", "momentum_encoder", "tied", "overflowing"),
     ],
     "reference": ["final", "final", "file"],
@@ -58,8 +73,26 @@ SHARDED_EVERY = 60
 GANS = ("gan", "critic", "seldom")
 MANUAL = (*GANS, "manual", "manual_without_loss")
 HAVE_NET = (
-    *("mlp", "cnn", "dropout", "plain", "annealed", "target_in_buffers", "target_in_parameters", "spectral", "unfreezing"),
-    *("own_generators", "mutating", "partly_unused", "gradient_penalty", "tied", "momentum_encoder", "skips_micro_batch"),
+    *(
+        "mlp",
+        "cnn",
+        "dropout",
+        "plain",
+        "annealed",
+        "target_in_buffers",
+        "target_in_parameters",
+        "spectral",
+        "unfreezing",
+    ),
+    *(
+        "own_generators",
+        "mutating",
+        "partly_unused",
+        "gradient_penalty",
+        "tied",
+        "momentum_encoder",
+        "skips_micro_batch",
+    ),
 )
 """Modules that a loss of the user's can be taken of: they have a part ``net`` for plain batches"""
 
@@ -108,17 +141,24 @@ class Configuration:
 
     def __str__(self):
         usual = Configuration(self.seed, self.number)
-        different = {name: value for name, value in asdict(self).items() if value != getattr(usual, name)}
+        different = {
+            name: value for name, value in asdict(self).items() if value != getattr(usual, name)
+        }
         return " ".join(f"{name}={value}" for name, value in different.items()) or "all as usual"
 
 
 def draw(seed, number):
     """Return a configuration; optimisers and modules are dealt out in turn, so that two hundred have every one of them."""
     deal = random.Random(f"{seed}")
-    models, optimizers = (deal.sample(AXES[axis], len(AXES[axis])) for axis in ("model", "optimizer"))
+    models, optimizers = (
+        deal.sample(AXES[axis], len(AXES[axis])) for axis in ("model", "optimizer")
+    )
     chance = random.Random(f"{seed}-{number}")
     values = {axis: chance.choice(choices) for axis, choices in AXES.items()}
-    values["model"], values["optimizer"] = models[number % len(models)], optimizers[number % len(optimizers)]
+    values["model"], values["optimizer"] = (
+        models[number % len(models)],
+        optimizers[number % len(optimizers)],
+    )
     if number % SHARDED_EVERY == 7:
         return sharded(Configuration(seed, number, **values), chance)
     return possible(Configuration(seed, number, **values), chance)
@@ -130,34 +170,56 @@ def possible(one, chance):
     That is what makes no sense or has no recording to compare with; what the package or Lightning refuse is left in, but made
     rarer: a configuration that does not run covers nothing.
     """
-    if one.model in (*GANS, "lstm", *STEPS_ARE_COUNTED):  # several backward passes, a sampler of its own, batches by number
+    if one.model in (
+        *GANS,
+        "lstm",
+        *STEPS_ARE_COUNTED,
+    ):  # several backward passes, a sampler of its own, batches by number
         one = replace(one, strategy="one")
     if one.model in MANUAL:
         seldom = chance.random() < 0.15  # Lightning refuses both
         one = one if seldom else replace(one, accumulation="1", clipping="none")
-        one = replace(one, loss="user", exact_sums=one.exact_sums and seldom, max_steps=-1 if one.players else one.max_steps)
+        one = replace(
+            one,
+            loss="user",
+            exact_sums=one.exact_sums and seldom,
+            max_steps=-1 if one.players else one.max_steps,
+        )
         if one.model == "manual_without_loss":
             one = replace(one, loss="own", exact_sums=False)
     elif one.model not in HAVE_NET:
         one = replace(one, loss="own")
-    if one.model in MANUAL and one.optimizer in ("sps_max", "ngn", "dec_sps", "lbfgs"):  # they need a closure
+    if one.model in MANUAL and one.optimizer in (
+        "sps_max",
+        "ngn",
+        "dec_sps",
+        "lbfgs",
+    ):  # they need a closure
         one = replace(one, optimizer="sgd")
-    if one.exact_sums and (one.max_overhead is not None or (one.loss == "user" and one.model not in MANUAL)):
+    if one.exact_sums and (
+        one.max_overhead is not None or (one.loss == "user" and one.model not in MANUAL)
+    ):
         one = replace(one, exact_sums=chance.random() < 0.1)
     if one.precision == "16-mixed" and chance.random() < 0.8:
         if one.optimizer in ("sps_max", "ngn", "dec_sps"):  # a GradScaler gives them no closure
             one = replace(one, precision="bf16-mixed")
         if "fused" in one.optimizer:  # Lightning does not clip what they unscale themselves
             one = replace(one, clipping="none")
-    if one.model == "overflowing":  # without a scaler its parameters are nan, and there is nothing to measure
+    if (
+        one.model == "overflowing"
+    ):  # without a scaler its parameters are nan, and there is nothing to measure
         one = replace(
-            one, precision="16-mixed", optimizer="sgd" if one.optimizer in ("sps_max", "ngn", "dec_sps") else one.optimizer
+            one,
+            precision="16-mixed",
+            optimizer="sgd" if one.optimizer in ("sps_max", "ngn", "dec_sps") else one.optimizer,
         )
         one = replace(one, clipping="none") if "fused" in one.optimizer else one
     if one.model in CARRY_STATE:
         one = replace(one, uneven=False)
     if one.model == "unfreezing_late":  # a file would have to name parameters that join later
-        one = replace(one, reference="final", optimizer="sgd" if one.optimizer == "groups" else one.optimizer)
+        one = replace(
+            one, reference="final", optimizer="sgd" if one.optimizer == "groups" else one.optimizer
+        )
     return one
 
 

@@ -39,8 +39,22 @@ from tests.soak.processes import isolated
 SECONDS = 60
 KINDS = (RuntimeError, OSError, KeyError, NotMeasurable, MisconfigurationException)
 ERRORS = {kind.__name__: kind for kind in KINDS}
-COLUMNS = ("loss", "grad_sq_norm", "step_size", "reference_loss", "inner_product", "sq_distance", "initial_loss")
-ARGUMENTS = {"every_n_steps": 1, "max_probes": 8, "secant": True, "per_layer": True, "exact_sums": True}
+COLUMNS = (
+    "loss",
+    "grad_sq_norm",
+    "step_size",
+    "reference_loss",
+    "inner_product",
+    "sq_distance",
+    "initial_loss",
+)
+ARGUMENTS = {
+    "every_n_steps": 1,
+    "max_probes": 8,
+    "secant": True,
+    "per_layer": True,
+    "exact_sums": True,
+}
 
 # what the processes talk with, and what puts the user's things back: an error there is no error of measuring
 _NOT_IN = (
@@ -70,7 +84,9 @@ def functions():
     """Yield (name, holder, attribute, function) of every function of ours that may fail; a method once, by its class."""
     for _, name, _ in pkgutil.walk_packages(lightning_landscape.__path__, "lightning_landscape."):
         short = name.partition(".")[2]
-        if name.endswith("__main__") or any(short == part or short.startswith(f"{part}.") for part in _NOT_IN):
+        if name.endswith("__main__") or any(
+            short == part or short.startswith(f"{part}.") for part in _NOT_IN
+        ):
             continue
         module = importlib.import_module(name)
         for attribute, value in list(vars(module).items()):
@@ -78,13 +94,17 @@ def functions():
                 yield f"{short}.{attribute}", module, attribute, value
             elif inspect.isclass(value) and value.__module__ == name:
                 for method, found in list(vars(value).items()):
-                    if inspect.isfunction(found) and (not method.startswith("__") or method == "__init__"):
+                    if inspect.isfunction(found) and (
+                        not method.startswith("__") or method == "__init__"
+                    ):
                         yield f"{short}.{attribute}.{method}", value, method, found
 
 
 def candidates():
     """Return `functions` without those that are left out."""
-    return [entry for entry in functions() if entry[2] not in _NOT and entry[2].lstrip("_") not in _NOT]
+    return [
+        entry for entry in functions() if entry[2] not in _NOT and entry[2].lstrip("_") not in _NOT
+    ]
 
 
 def replace(function, by):
@@ -182,7 +202,10 @@ def judge(cases, undisturbed, folder):
             stepped = any(folder.glob("error-*/stepped-*"))
             return f"stopped training: {said}" if stepped or "on purpose" not in said else ""
         for rank in range(2):
-            ends = (torch.load(where / f"end-{rank}.pt", weights_only=False) for where in (undisturbed / "without", folder))
+            ends = (
+                torch.load(where / f"end-{rank}.pt", weights_only=False)
+                for where in (undisturbed / "without", folder)
+            )
             assert_same(*ends, f"end of process {rank}")
         compare(load(undisturbed / "run").table, folder)
     except Exception:
@@ -208,7 +231,11 @@ def compare(expected, folder):
                 "initial_loss",
             ):
                 value, right = getattr(probe, column), getattr(known[probe.step], column)
-                assert value is None or right is None or math.isclose(value, right, rel_tol=1e-6, abs_tol=1e-9), column
+                assert (
+                    value is None
+                    or right is None
+                    or math.isclose(value, right, rel_tol=1e-6, abs_tol=1e-9)
+                ), column
 
 
 def draw(seed, count, calls):
@@ -218,13 +245,17 @@ def draw(seed, count, calls):
     chance.shuffle(places)
 
     def case(name, rank, when):
-        return Case(name, rank, max(1, round(when * calls[rank][name])), chance.choice(list(ERRORS)))
+        return Case(
+            name, rank, max(1, round(when * calls[rank][name])), chance.choice(list(ERRORS))
+        )
 
     drawn = []
     for number, (name, rank) in enumerate(itertools.islice(itertools.cycle(places), count)):
         when = chance.random()
         cases = [case(name, rank, when)]
-        near = sorted(other for other in calls[1 - rank] if other.rsplit(".", 1)[0] == name.rsplit(".", 1)[0])
+        near = sorted(
+            other for other in calls[1 - rank] if other.rsplit(".", 1)[0] == name.rsplit(".", 1)[0]
+        )
         if number % 3 == 0 and near:
             cases.append(case(chance.choice(near), 1 - rank, when))
         drawn.append(cases)
@@ -258,9 +289,15 @@ def main(arguments=None):
             found, said = isolated(functools.partial(judge, cases, undisturbed), SECONDS)
             said = said if found is None else found
             wrong += bool(said)
-            print(f"{number:4d}  {'FAILED' if said else 'as without':10s} {', '.join(map(str, cases))}", flush=True)
+            print(
+                f"{number:4d}  {'FAILED' if said else 'as without':10s} {', '.join(map(str, cases))}",
+                flush=True,
+            )
             if said:
-                print(f"     python -m tests.soak.failures --seed {options.seed} --only {number}\n{said}", flush=True)
+                print(
+                    f"     python -m tests.soak.failures --seed {options.seed} --only {number}\n{said}",
+                    flush=True,
+                )
         print(f"cases {len(drawn)}, FAILED {wrong} in {time.monotonic() - started:.0f} s")
     return int(wrong > 0)
 

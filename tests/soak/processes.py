@@ -47,6 +47,11 @@ def isolated(function, seconds):
         if (folder / "returned.json").exists():
             return json.loads((folder / "returned.json").read_text()), ""
         log = (folder / "log").read_text()[-800:] if (folder / "log").exists() else ""
-        return None, f"hung: no verdict after {seconds:.0f} s\n{log}" if not ended else f"ended without a verdict\n{log}"
+        return (
+            None,
+            f"hung: no verdict after {seconds:.0f} s\n{log}"
+            if not ended
+            else f"ended without a verdict\n{log}",
+        )
     finally:
         shutil.rmtree(folder, ignore_errors=True)

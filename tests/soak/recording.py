@@ -53,7 +53,10 @@ def save(one, folder, rank, player, names, last, pairs, evaluate):
     end = {name: last[name] for name in names}
     if one.reference == "file" and rank == 0:
         generator = torch.Generator().manual_seed(one.number)
-        aside = {n: p + 0.1 * torch.randn(p.shape, generator=generator).to(p.dtype) for n, p in end.items()}
+        aside = {
+            n: p + 0.1 * torch.randn(p.shape, generator=generator).to(p.dtype)
+            for n, p in end.items()
+        }
         torch.save(aside, folder / f"{player}.pt")
     if one.reference == "file":
         if one.processes > 1:
@@ -65,7 +68,9 @@ def save(one, folder, rank, player, names, last, pairs, evaluate):
         loss = sum(loss for loss, _ in found) / len(found)
         total, addends = {}, 0.0
         for _, part in found:
-            addends += math.sqrt(sum(float(g.square().sum()) for n, g in part.items() if n in names)) / len(found)
+            addends += math.sqrt(
+                sum(float(g.square().sum()) for n, g in part.items() if n in names)
+            ) / len(found)
             for name, g in part.items():
                 if name in names:
                     total[name] = total.get(name, 0) + g / len(found)
@@ -105,10 +110,17 @@ class Automatic(Recording):
             parts = [replace(step, micro_batches=[micro]) for micro in step.micro_batches]
             found = [brute.window(part, values, gradient) for part in parts]
             held = set(brute.held_at(step))
-            return [(value, {n: g for n, g in total.items() if n in held}) for value, total in found]
+            return [
+                (value, {n: g for n, g in total.items() if n in held}) for value, total in found
+            ]
 
-        pairs = [(step, Entry(step.step, step.epoch, step.logged_step, step.before, step.after)) for step in self.steps]
-        save(self.one, self.folder, trainer.global_rank, None, self.names, self.last, pairs, evaluate)
+        pairs = [
+            (step, Entry(step.step, step.epoch, step.logged_step, step.before, step.after))
+            for step in self.steps
+        ]
+        save(
+            self.one, self.folder, trainer.global_rank, None, self.names, self.last, pairs, evaluate
+        )
 
 
 def by_hand(kind):
@@ -123,11 +135,26 @@ def by_hand(kind):
             context = training.CONTEXTS[self.one.precision]
 
             def evaluate(step, values, gradient):
-                return [self.evaluate(replace(step, batches=[batch]), values, context, gradient) for batch in step.batches]
+                return [
+                    self.evaluate(replace(step, batches=[batch]), values, context, gradient)
+                    for batch in step.batches
+                ]
 
-            pairs = [(step, Entry(step.step, step.epoch, None, step.before, step.after)) for step in self.steps]
+            pairs = [
+                (step, Entry(step.step, step.epoch, None, step.before, step.after))
+                for step in self.steps
+            ]
             player = self.player if self.one.players else None
-            save(self.one, self.folder, trainer.global_rank, player, self.names(), self.last, pairs, evaluate)
+            save(
+                self.one,
+                self.folder,
+                trainer.global_rank,
+                player,
+                self.names(),
+                self.last,
+                pairs,
+                evaluate,
+            )
 
     return ByHand
 
@@ -148,7 +175,10 @@ def record(one, folder):
 
 def read(one, folder, player):
     """Return the steps as all processes together have them, and what else was written."""
-    ranks = [torch.load(folder / f"recording-{player}-{rank}.pt", weights_only=False) for rank in range(one.processes)]
+    ranks = [
+        torch.load(folder / f"recording-{player}-{rank}.pt", weights_only=False)
+        for rank in range(one.processes)
+    ]
     first, entries = ranks[0], []
     for parts in zip(*(rank["entries"] for rank in ranks), strict=True):
         together = copy.copy(parts[0])
@@ -157,9 +187,16 @@ def read(one, folder, player):
         for column in ("gradient", "next_gradient"):
             several = [getattr(part, column) for part in parts]
             names = dict.fromkeys(name for total, _, _ in several for name in total)
-            mean = {n: sum(total[n] for total, _, _ in several if n in total) / len(parts) for n in names}
+            mean = {
+                n: sum(total[n] for total, _, _ in several if n in total) / len(parts)
+                for n in names
+            }
             count = sum(count for _, _, count in several)
-            setattr(together, column, (mean, sum(size for _, size, _ in several) / len(parts), count))
-        together.line = tuple(sum(losses) / len(parts) for losses in zip(*(part.line for part in parts), strict=True))
+            setattr(
+                together, column, (mean, sum(size for _, size, _ in several) / len(parts), count)
+            )
+        together.line = tuple(
+            sum(losses) / len(parts) for losses in zip(*(part.line for part in parts), strict=True)
+        )
         entries.append(together)
     return entries, first["names"], first["reference"]

@@ -26,7 +26,9 @@ SECONDS = 90
 def module_class(one):
     class Drawn(Sharded):
         def configure_optimizers(self):
-            return training.build(one.optimizer, [p for p in self.net.parameters() if p.requires_grad])
+            return training.build(
+                one.optimizer, [p for p in self.net.parameters() if p.requires_grad]
+            )
 
     return Drawn
 
@@ -47,9 +49,19 @@ def fit(one, folder, callbacks, kind, strategy=None, last=()):
 
 
 def started(folder, one, **arguments):
-    clean = {k: v for k, v in os.environ.items() if "RANK" not in k and not k.startswith(("MASTER", "PL_"))}
+    clean = {
+        k: v
+        for k, v in os.environ.items()
+        if "RANK" not in k and not k.startswith(("MASTER", "PL_"))
+    }
     done = subprocess.run(
-        [sys.executable, "-m", "tests.soak.sharded", str(folder), json.dumps([one.seed, one.number, arguments])],
+        [
+            sys.executable,
+            "-m",
+            "tests.soak.sharded",
+            str(folder),
+            json.dumps([one.seed, one.number, arguments]),
+        ],
         cwd=ROOT,
         env=clean | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
         capture_output=True,
@@ -72,14 +84,22 @@ def judge(one, folder):
         return "not runnable", output.splitlines()[-1][:160]
     runs = ["run"] if one.reference == "final" else ["first", "run"]
     for name in runs:
-        reference = {"reference": str(folder / "first" / "run" / "landscape" / "reference")} if name != runs[0] else {}
+        reference = (
+            {"reference": str(folder / "first" / "run" / "landscape" / "reference")}
+            if name != runs[0]
+            else {}
+        )
         status, output = started(folder / name, one, monitored=True, **reference)
         if status != 0:
             return "FAILED", output
         for rank in range(2):
             a, b = (torch.load(folder / kind / f"end-{rank}.pt") for kind in ("without", name))
-            assert torch.equal(a["random"], b["random"]), f"{name}: random numbers of process {rank}"
-            assert all(torch.equal(a["module"][n], b["module"][n]) for n in a["module"]), f"{name}: parameters"
+            assert torch.equal(a["random"], b["random"]), (
+                f"{name}: random numbers of process {rank}"
+            )
+            assert all(torch.equal(a["module"][n], b["module"][n]) for n in a["module"]), (
+                f"{name}: parameters"
+            )
     run = load(folder / "run" / "run")
     whole = module_class(one)
     kind = recorded(whole)
@@ -101,10 +121,25 @@ def judge(one, folder):
     for probe in run.table:
         row = brute.row(steps[probe.step], first)
         for column in ("loss", "reference_loss", "grad_sq_norm", "sq_distance"):
-            near(getattr(probe, column), row[column], rtol * (abs(row[column]) + 1e-6), f"step {probe.step}, {column}")
+            near(
+                getattr(probe, column),
+                row[column],
+                rtol * (abs(row[column]) + 1e-6),
+                f"step {probe.step}, {column}",
+            )
         size = (row["grad_sq_norm"] * row["sq_distance"]) ** 0.5
-        near(probe.inner_product, row["inner_product"], rtol * size + 1e-9, f"step {probe.step}, inner_product")
-        near(probe.step_size, row["step_size"], rtol * (abs(row["step_size"]) + 1e-2), f"step {probe.step}, step_size")
+        near(
+            probe.inner_product,
+            row["inner_product"],
+            rtol * size + 1e-9,
+            f"step {probe.step}, inner_product",
+        )
+        near(
+            probe.step_size,
+            row["step_size"],
+            rtol * (abs(row["step_size"]) + 1e-2),
+            f"step {probe.step}, step_size",
+        )
     assert run.summary["run"]["fidelity"]["exact"] is True, "fidelity"
     return "agrees", ""
 

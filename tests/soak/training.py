@@ -37,7 +37,9 @@ class Cnn(modules.Plain):
 class Dropout(modules.Plain):
     def __init__(self):
         super().__init__()
-        self.net = nn.Sequential(nn.Linear(FEATURES, 16), nn.Tanh(), nn.Dropout(0.4), nn.Linear(16, CLASSES))
+        self.net = nn.Sequential(
+            nn.Linear(FEATURES, 16), nn.Tanh(), nn.Dropout(0.4), nn.Linear(16, CLASSES)
+        )
 
 
 class Manual(Mlp):
@@ -64,9 +66,23 @@ OF_HELPERS = {
         "annealed": "Annealed",
         "target_in_buffers": "TargetInBuffers",
     },
-    **{"target_in_parameters": "TargetInParameters", "spectral": "Spectral", "non_leaf": "NonLeaf", "unfreezing": "Unfreezing"},
-    **{"unfreezing_late": "UnfreezingLate", "own_generators": "OwnGenerators", "mutating": "Mutating", "tied": "Tied"},
-    **{"object_batches": "ObjectBatches", "partly_unused": "PartlyUnused", "gradient_penalty": "GradientPenalty"},
+    **{
+        "target_in_parameters": "TargetInParameters",
+        "spectral": "Spectral",
+        "non_leaf": "NonLeaf",
+        "unfreezing": "Unfreezing",
+    },
+    **{
+        "unfreezing_late": "UnfreezingLate",
+        "own_generators": "OwnGenerators",
+        "mutating": "Mutating",
+        "tied": "Tied",
+    },
+    **{
+        "object_batches": "ObjectBatches",
+        "partly_unused": "PartlyUnused",
+        "gradient_penalty": "GradientPenalty",
+    },
     **{"recurrent": "Recurrent", "momentum_encoder": "Momentum", "overflowing": "Overflowing"},
 }
 MODULES = {
@@ -96,7 +112,9 @@ OPTIMIZERS = {
 
 def build(name, parameters):
     if name == "groups":
-        return torch.optim.SGD([{"params": [p], "lr": 0.05 * (1 + i % 3)} for i, p in enumerate(parameters)], lr=0.1)
+        return torch.optim.SGD(
+            [{"params": [p], "lr": 0.05 * (1 + i % 3)} for i, p in enumerate(parameters)], lr=0.1
+        )
     return OPTIMIZERS[name](parameters)
 
 
@@ -108,14 +126,22 @@ def module_class(one):
         def configure_optimizers(self):
             found = super().configure_optimizers()
             if one.players:
-                return tuple(build(one.optimizer, [p for g in o.param_groups for p in g["params"]]) for o in found)
+                return tuple(
+                    build(one.optimizer, [p for g in o.param_groups for p in g["params"]])
+                    for o in found
+                )
             found = found["optimizer"] if isinstance(found, dict) else found
             found = found[0][0] if isinstance(found, tuple) else found
-            optimizer = build(one.optimizer, [p for group in found.param_groups for p in group["params"]])
+            optimizer = build(
+                one.optimizer, [p for group in found.param_groups for p in group["params"]]
+            )
             if one.scheduler == "none" or not self.automatic_optimization:
                 return optimizer
             rate = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda k: (k + 1) ** -0.5)
-            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": rate, "interval": one.scheduler}}
+            return {
+                "optimizer": optimizer,
+                "lr_scheduler": {"scheduler": rate, "interval": one.scheduler},
+            }
 
         def validation_step(self, batch, batch_idx):
             self.log("noise", torch.rand(()), sync_dist=True)  # validation draws random numbers too
@@ -168,7 +194,11 @@ class Ends(Callback):
         self.start = {name: p.detach().clone() for name, p in pl_module.named_parameters()}
 
     def on_exception(self, trainer, pl_module, exception):
-        moved = any(not torch.equal(self.start[name], p) for name, p in pl_module.named_parameters() if name in self.start)
+        moved = any(
+            not torch.equal(self.start[name], p)
+            for name, p in pl_module.named_parameters()
+            if name in self.start
+        )
         (self.folder / f"broke-off-{trainer.global_rank}").write_text("moved" if moved else "still")
 
     def on_fit_end(self, trainer, pl_module):
@@ -178,7 +208,11 @@ class Ends(Callback):
             "schedulers": [entry.scheduler.state_dict() for entry in trainer.lr_scheduler_configs],
             "python": {path: plain(vars(part)) for path, part in pl_module.named_modules()},
             "random": (torch.get_rng_state(), random.getstate(), np.random.get_state()),
-            "metrics": {key: value for key, value in trainer.callback_metrics.items() if not key.startswith("landscape")},
+            "metrics": {
+                key: value
+                for key, value in trainer.callback_metrics.items()
+                if not key.startswith("landscape")
+            },
         }
         torch.save(found, self.folder / f"end-{trainer.global_rank}.pt")
 
@@ -191,9 +225,19 @@ def user_loss(one, player):
 
 def monitors(one, reference):
     """Return the configuration's monitors, one for each part that is measured."""
-    names = ("every_n_steps", "max_probes", "max_overhead", "secant", "exact_sums", "per_layer", "segments")
+    names = (
+        "every_n_steps",
+        "max_probes",
+        "max_overhead",
+        "secant",
+        "exact_sums",
+        "per_layer",
+        "segments",
+    )
     arguments = {name: getattr(one, name) for name in names}
-    arguments["live_epochs"] = list(one.live_epochs) if isinstance(one.live_epochs, tuple) else one.live_epochs
+    arguments["live_epochs"] = (
+        list(one.live_epochs) if isinstance(one.live_epochs, tuple) else one.live_epochs
+    )
     return [
         LandscapeMonitor(
             **arguments,
@@ -212,9 +256,15 @@ def fit(one, folder, callbacks, kind=None):
     folder.mkdir(parents=True)
     pl.seed_everything(one.seed * 1000 + one.number, verbose=False)
     scaled = one.precision == "16-mixed"
-    plugins = [MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=256.0))] if scaled else None
+    plugins = (
+        [MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=256.0))]
+        if scaled
+        else None
+    )
     accumulate = {"schedule": 1}.get(one.accumulation) or int(one.accumulation)
-    scheduled = [GradientAccumulationScheduler({0: 1, 1: 2})] if one.accumulation == "schedule" else []
+    scheduled = (
+        [GradientAccumulationScheduler({0: 1, 1: 2})] if one.accumulation == "schedule" else []
+    )
     trainer = pl.Trainer(
         accelerator="cpu",
         devices=one.processes,

@@ -28,7 +28,10 @@ def judge(one, folder, corrupt=lambda run: run):
     except Exception as error:
         return judge_refusal(folder / "run", error)
     for rank in range(one.processes):
-        ends = (torch.load(folder / kind / f"end-{rank}.pt", weights_only=False) for kind in ("recorded", "run"))
+        ends = (
+            torch.load(folder / kind / f"end-{rank}.pt", weights_only=False)
+            for kind in ("recorded", "run")
+        )
         assert_same(*ends, f"end of process {rank}")
     for player in one.players or (None,):
         run = load(folder / "run" / "run" / (f"landscape-{player}" if player else "landscape"))
@@ -52,7 +55,11 @@ def judge_refusal(folder, error):
     if not (of_ours and "LandscapeMonitor" in said and "upported" in said):
         return FAILED, "".join(traceback.format_exception(error))
     marks = [path.read_text() for path in folder.glob("broke-off-*")]
-    return (FAILED, f"refused after the first step: {said}") if "moved" in marks else (REFUSED, said.splitlines()[-1][:160])
+    return (
+        (FAILED, f"refused after the first step: {said}")
+        if "moved" in marks
+        else (REFUSED, said.splitlines()[-1][:160])
+    )
 
 
 def quietly(one, folder, corrupt):

@@ -25,21 +25,28 @@ def through(codec, values, base=None, seed="seed"):
 
 
 def drawn(shape, seed=0, dtype=torch.float32):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+    return torch.randn(
+        shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    ).to(dtype)
 
 
 @pytest.mark.parametrize("name", LOSSY)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize(
-    "shape", [(), (1,), (0,), (127,), (128,), (129,), (3, 5, 7), (BLOCK,), (BLOCK + 1,), (3 * BLOCK - 57,)]
+    "shape",
+    [(), (1,), (0,), (127,), (128,), (129,), (3, 5, 7), (BLOCK,), (BLOCK + 1,), (3 * BLOCK - 57,)],
 )
 def test_shape_dtype_and_size(name, dtype, shape):
     codec, values = LOSSY[name], drawn(shape, dtype=dtype)
     found, planes = through(codec, values)
     assert (found.shape, found.dtype) == (values.shape, values.dtype)
-    assert {plane: (len(tensor), tensor.dtype) for plane, tensor in planes.items()} == codec.planes(values.numel())
+    assert {plane: (len(tensor), tensor.dtype) for plane, tensor in planes.items()} == codec.planes(
+        values.numel()
+    )
     if codec.shrinks(values):
-        assert codec.nbytes(values) == sum(tensor.nbytes for tensor in planes.values()) < values.nbytes
+        assert (
+            codec.nbytes(values) == sum(tensor.nbytes for tensor in planes.values()) < values.nbytes
+        )
     else:
         assert codec.nbytes(values) == values.nbytes
 
@@ -77,8 +84,12 @@ def test_int8_rounds_up_or_down_and_the_scale_holds_the_largest(dtype):
 @pytest.mark.parametrize("size", [1.0, 1e-30, 1e30, 2.0**-149])
 def test_int8_is_unbiased(size):
     """The mean over many draws is the value, to what its standard error leaves, also of the largest and of denormal numbers."""
-    shares = torch.tensor([0.0, 0.25, 0.3, 0.9, 1.0, -0.1, -0.75, 1e-3] * 25)  # 200: the second group is not whole
-    values = (shares * 127 * (1 if size == 2.0**-149 else size)).mul(1 if size != 2.0**-149 else size)
+    shares = torch.tensor(
+        [0.0, 0.25, 0.3, 0.9, 1.0, -0.1, -0.75, 1e-3] * 25
+    )  # 200: the second group is not whole
+    values = (shares * 127 * (1 if size == 2.0**-149 else size)).mul(
+        1 if size != 2.0**-149 else size
+    )
     draws, codec = 4000, LOSSY["int8"]
     total = torch.zeros(len(values), dtype=torch.float64)
     for number in range(draws):
@@ -118,7 +129,9 @@ def test_what_is_small_already(dtype):
     assert (found.float() - values.float()).abs().max() <= 1.01 * planes["scales"].max()
 
 
-@pytest.mark.parametrize("values", [torch.arange(1000), torch.ones(1000, dtype=torch.complex64), torch.ones(1000).bool()])
+@pytest.mark.parametrize(
+    "values", [torch.arange(1000), torch.ones(1000, dtype=torch.complex64), torch.ones(1000).bool()]
+)
 def test_what_is_not_floating_is_left_alone(values):
     assert not any(codec.shrinks(values) for codec in LOSSY.values())
     assert all(codec.nbytes(values) == values.nbytes for codec in LOSSY.values())

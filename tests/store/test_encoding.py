@@ -20,7 +20,10 @@ SIZES = {"w": (70, 300), "b": (5,), "one": (1,), "none": (0,), "wide": (20_000,)
 
 def drawn(seed, size=1.0, dtype=torch.float32, sizes=None):
     g = torch.Generator().manual_seed(seed)
-    return {name: size * torch.randn(shape, generator=g, dtype=dtype) for name, shape in (sizes or SIZES).items()}
+    return {
+        name: size * torch.randn(shape, generator=g, dtype=dtype)
+        for name, shape in (sizes or SIZES).items()
+    }
 
 
 def kept(step, dtype=torch.float32, factor=1 / 3, **more):
@@ -48,7 +51,10 @@ def by_hand(probe, x, g):
     factor = probe.gradient.factor
     return (
         sum(float((factor * value).square().sum()) for value in off.values()),
-        sum(factor * float((value.double() * moved[name]).sum()) for name, value in probe.gradient.raw.items()),
+        sum(
+            factor * float((value.double() * moved[name]).sum())
+            for name, value in probe.gradient.raw.items()
+        ),
         sum(float(value.square().sum()) for value in moved.values()),
     )
 
@@ -69,9 +75,14 @@ def test_what_the_codec_did_is_what_a_recomputation_finds(codec, dtype, tmp_path
         assert error.product == pytest.approx(expected[1], rel=1e-4, abs=1e-9)
         assert error.iterate == pytest.approx(expected[2], rel=1e-5)
         assert (error.iterate == 0) == (step == 0)
-        assert error.iterate <= (0.01 * 0.01 * step) ** 2 * sum(t.numel() for t in probe.parameters.values())
+        assert error.iterate <= (0.01 * 0.01 * step) ** 2 * sum(
+            t.numel() for t in probe.parameters.values()
+        )
         assert store.holds_exactly(step) == (step == 0)
-    assert all(torch.equal(value, kept(0, dtype).parameters[name]) for name, value in store.iterate(0).items())
+    assert all(
+        torch.equal(value, kept(0, dtype).parameters[name])
+        for name, value in store.iterate(0).items()
+    )
 
 
 def test_shares_of_sharded_parameters(tmp_path):
@@ -95,7 +106,11 @@ def test_the_sizes_that_are_said_before_are_those_on_disk(codec, tmp_path):
     assert store.capacity == (BUDGET - once) // expected
     store.write(1, probe)
     store.wait()
-    parts = {path.name: path.stat().st_size for path in (tmp_path / "store").rglob("*.*") if path.is_file()}
+    parts = {
+        path.name: path.stat().st_size
+        for path in (tmp_path / "store").rglob("*.*")
+        if path.is_file()
+    }
     headers = 3000
     own = sum(size for name, size in parts.items() if not name.startswith("base"))
     assert 0 <= own - expected < headers
@@ -150,7 +165,9 @@ def test_a_run_with_another_codec_reads_what_it_takes_over(tmp_path):
     for codec in ("native", "bfloat16"):
         new = ProbeStore(tmp_path / codec / "store", BUDGET, codec)
         assert new.adopt(old.folder, 3, old.digests[3])
-        assert all(torch.equal(value, old.iterate(3)[name]) for name, value in new.iterate(3).items())
+        assert all(
+            torch.equal(value, old.iterate(3)[name]) for name, value in new.iterate(3).items()
+        )
         new.write(4, kept(4))
         assert (new.error(4).iterate > 0) == (codec != "native")
 
@@ -166,7 +183,10 @@ def test_parameters_that_join_later_have_a_base_of_their_own(codec, tmp_path):
     assert torch.equal(store.iterate(2)["late"], late["late"])
     assert (store.iterate(3)["late"] - late["late"] - 0.01).abs().max() < 1e-3
     assert "late" not in store.iterate(1)
-    assert sorted(path.name for path in store.folder.glob("base*")) == ["base-0.safetensors", "base-1.safetensors"]
+    assert sorted(path.name for path in store.folder.glob("base*")) == [
+        "base-0.safetensors",
+        "base-1.safetensors",
+    ]
     assert not (store.folder / f"{1:012d}" / "base-1.safetensors").exists()
     new = ProbeStore(tmp_path / "new", BUDGET, codec)
     assert all(new.adopt(store.folder, step, store.digests[step]) for step in (1, 3))
@@ -189,7 +209,9 @@ def test_what_a_codec_cannot_hold_is_stored_as_it_is(codec, tmp_path):
         found, g = store.iterate(step), store.gradient(step).raw
         for name in ("nan", "huge", "half", "whole", "zero"):
             tolerance = {"half": 500.0 if codec == "int8" else 0.0}.get(name, 0.0)
-            assert torch.allclose(found[name], probe.parameters[name], rtol=0, atol=tolerance, equal_nan=True), name
+            assert torch.allclose(
+                found[name], probe.parameters[name], rtol=0, atol=tolerance, equal_nan=True
+            ), name
         assert torch.equal(g["huge"], probe.gradient.raw["huge"])
         assert torch.equal(g["zero"], probe.gradient.raw["zero"])
 
@@ -236,7 +258,15 @@ def test_where_there_is_little_room_none_is(tmp_path):
 def test_the_random_numbers_of_x_and_g_are_not_the_same(tmp_path):
     """Else the error of the one would be a guess at that of the other, and their product biased."""
     store = ProbeStore(tmp_path / "store", BUDGET, "int8")
-    store.write(0, Kept([freeze(0)], 0.0, {"w": torch.zeros(100_000)}, Gradient({"w": torch.zeros(100_000)}, 1.0)))
+    store.write(
+        0,
+        Kept(
+            [freeze(0)],
+            0.0,
+            {"w": torch.zeros(100_000)},
+            Gradient({"w": torch.zeros(100_000)}, 1.0),
+        ),
+    )
     same = drawn(3, sizes={"w": (100_000,)})
     store.write(1, Kept([freeze(1)], 0.0, same, Gradient(dict(same), 1.0)))
     of_x, of_g = store.iterate(1)["w"] - same["w"], store.gradient(1).raw["w"] - same["w"]
@@ -247,7 +277,11 @@ def test_the_random_numbers_of_x_and_g_are_not_the_same(tmp_path):
 def test_a_full_disk_in_the_middle_of_x_0(tmp_path, monkeypatch):
     from lightning_landscape.store import encoding
 
-    store, original, broken = ProbeStore(tmp_path / "store", BUDGET, "int8"), encoding.save_tensors, [True]
+    store, original, broken = (
+        ProbeStore(tmp_path / "store", BUDGET, "int8"),
+        encoding.save_tensors,
+        [True],
+    )
 
     def full(path, tensors, **how):
         if broken and path.name == "base-0.safetensors":

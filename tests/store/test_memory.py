@@ -17,13 +17,26 @@ from lightning_landscape.store import memory
 from lightning_landscape.store.memory import PAGE, Layout, Memory
 from tests.helpers.modules import Plain, loader
 
-DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.complex64, torch.int8, torch.bool, torch.int64]
-TENSORS = st.lists(st.tuples(st.sampled_from(DTYPES), st.lists(st.integers(0, 5), max_size=3)), max_size=6)
+DTYPES = [
+    torch.float64,
+    torch.float32,
+    torch.bfloat16,
+    torch.complex64,
+    torch.int8,
+    torch.bool,
+    torch.int64,
+]
+TENSORS = st.lists(
+    st.tuples(st.sampled_from(DTYPES), st.lists(st.integers(0, 5), max_size=3)), max_size=6
+)
 
 
 def drawn(kinds, seed=0):
     generator = torch.Generator().manual_seed(seed)
-    return {str(place): (100 * torch.randn(shape, generator=generator)).to(dtype) for place, (dtype, shape) in enumerate(kinds)}
+    return {
+        str(place): (100 * torch.randn(shape, generator=generator)).to(dtype)
+        for place, (dtype, shape) in enumerate(kinds)
+    }
 
 
 @given(TENSORS)
@@ -42,7 +55,9 @@ def test_copies_are_equal_aligned_and_do_not_overlap(kinds):
     assert all(end <= start for (_, end), (start, _) in itertools.pairwise(full))
 
 
-@pytest.mark.parametrize("hold", [lambda copy: copy["x"], lambda copy: copy["x"][5:].view(5, 1), dict, lambda copy: copy])
+@pytest.mark.parametrize(
+    "hold", [lambda copy: copy["x"], lambda copy: copy["x"][5:].view(5, 1), dict, lambda copy: copy]
+)
 def test_memory_is_not_lent_again_while_a_view_of_it_is_there(hold):
     memory = Memory(most=1)
     held = hold(memory.copied({"x": torch.arange(10.0)}))
@@ -133,7 +148,10 @@ def test_a_run_uses_the_same_two_pieces_for_all_of_its_probes(tmp_path, monkeypa
         hold(window)
         window._store.wait()  # else the writing of the one before may still need its own
         where.append(
-            (min(v.data_ptr() for v in window.before.values()), min(v.data_ptr() for v in window.gradient.raw.values()))
+            (
+                min(v.data_ptr() for v in window.before.values()),
+                min(v.data_ptr() for v in window.gradient.raw.values()),
+            )
         )
 
     monkeypatch.setattr(Window, "hold_gradient", noting)
@@ -149,7 +167,9 @@ def test_a_run_uses_the_same_two_pieces_for_all_of_its_probes(tmp_path, monkeypa
     )
     trainer.fit(Plain(), loader())
     assert len(where) > 5
-    assert len({place for pair in where for place in pair}) <= 4  # the first two, and two while those were written
+    assert (
+        len({place for pair in where for place in pair}) <= 4
+    )  # the first two, and two while those were written
     assert len(set(where[2:])) <= 2
 
 
@@ -166,7 +186,9 @@ class Counts(pl.Callback):
         monkeypatch.setattr(memory._Place, "__init__", noting)
 
     def on_train_batch_end(self, trainer, *args):
-        trainer.callbacks[0]._session.measurement.rows.store.wait()  # x_0 is needed until it is written
+        trainer.callbacks[
+            0
+        ]._session.measurement.rows.store.wait()  # x_0 is needed until it is written
         self.after_steps.append(self.made)
 
 
@@ -175,13 +197,18 @@ def test_a_live_run_needs_no_third_piece(tmp_path, monkeypatch):
 
     def trained(folder, *others, **settings):
         monitor = LandscapeMonitor(dirpath=folder, every_n_steps=1, **settings)
-        still = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+        still = dict.fromkeys(
+            ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False
+        )
         trainer = pl.Trainer(accelerator="cpu", max_epochs=1, callbacks=[monitor, *others], **still)
         trainer.fit(Plain(), loader())
         return monitor
 
     trained(tmp_path / "first")
-    counts, reference = Counts(monkeypatch), tmp_path / "first" / "landscape" / "reference.safetensors"
+    counts, reference = (
+        Counts(monkeypatch),
+        tmp_path / "first" / "landscape" / "reference.safetensors",
+    )
     monitor = trained(tmp_path / "second", counts, reference=str(reference))
     assert len(monitor.table) == len(counts.after_steps) > 5
     assert all(probe.evaluated for probe in monitor.table)

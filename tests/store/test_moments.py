@@ -8,7 +8,13 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from lightning_landscape.recording.freezing import Frozen, freeze, thaw
-from lightning_landscape.store.moments import MOMENTS, digest_of, read_about, read_moments, write_moments
+from lightning_landscape.store.moments import (
+    MOMENTS,
+    digest_of,
+    read_about,
+    read_moments,
+    write_moments,
+)
 
 
 def batches():
@@ -33,9 +39,15 @@ def test_micro_batches_come_back_in_their_order(tmp_path):
 
 
 def test_many_and_none_and_what_cannot_be_pickled(tmp_path):
-    for moments in ([], [freeze(number) for number in range(12)], [Frozen(b"", {}, held=object()), freeze(1)]):
+    for moments in (
+        [],
+        [freeze(number) for number in range(12)],
+        [Frozen(b"", {}, held=object()), freeze(1)],
+    ):
         write_moments(tmp_path, moments, {})
-        assert [moment.structure for moment in read_moments(tmp_path)] == [moment.structure for moment in moments]
+        assert [moment.structure for moment in read_moments(tmp_path)] == [
+            moment.structure for moment in moments
+        ]
 
 
 def test_the_digest_is_of_every_part_and_of_their_order():
@@ -68,8 +80,17 @@ def damaged(path, change=None, texts=None):
         lambda path: path.write_bytes(path.read_bytes() + b"\0"),
         lambda path: path.write_bytes(b""),
         *(
-            lambda path, text=text: path.write_bytes(len(text).to_bytes(8, "little") + text + b"\0" * 8)
-            for text in (b"null", b"3", b"[]", b'{"__metadata__": null}', b'{"__metadata__": {"probe": 3}}', b'{"0": 5}')
+            lambda path, text=text: path.write_bytes(
+                len(text).to_bytes(8, "little") + text + b"\0" * 8
+            )
+            for text in (
+                b"null",
+                b"3",
+                b"[]",
+                b'{"__metadata__": null}',
+                b'{"__metadata__": {"probe": 3}}',
+                b'{"0": 5}',
+            )
         ),
     ],
 )

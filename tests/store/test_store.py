@@ -28,7 +28,9 @@ def kept(seed=0, others=None, size=100):
     g = torch.Generator().manual_seed(seed)
     x = {"w": torch.randn(size, generator=g), "b": torch.randn(2, 3, generator=g).t()}
     gradient = Gradient({"w": torch.randn(size, generator=g).bfloat16()}, 1 / 3)
-    return Kept([freeze({"batch": torch.randn(4, generator=g), "n": seed})], 0.5 * seed, x, gradient, others)
+    return Kept(
+        [freeze({"batch": torch.randn(4, generator=g), "n": seed})], 0.5 * seed, x, gradient, others
+    )
 
 
 def test_what_was_written_comes_back(tmp_path):
@@ -62,7 +64,10 @@ def test_frozen_parameters_are_stored_once_while_they_do_not_change(tmp_path):
         assert changed == (step in (0, 2))
         store.write(step, kept(step, {"frozen": frozen.clone()} if changed else {}))
     store.wait()
-    nodes = [(tmp_path / "store" / f"{step:012d}" / "others.safetensors").stat().st_ino for step in range(4)]
+    nodes = [
+        (tmp_path / "store" / f"{step:012d}" / "others.safetensors").stat().st_ino
+        for step in range(4)
+    ]
     assert nodes[0] == nodes[1] != nodes[2] == nodes[3]
     store.drop(1)
     store.drop(3)
@@ -88,7 +93,13 @@ def test_capacity_counts_the_largest_probe(tmp_path):
     assert store.capacity == 10_000 // kept(1, size=500).nbytes
     store.write(2, kept(2, size=50))
     assert store.capacity == 10_000 // kept(1, size=500).nbytes
-    assert abs(store.nbytes - sum(k.nbytes for k in (kept(0, size=50), kept(1, size=500), kept(2, size=50)))) < 6000
+    assert (
+        abs(
+            store.nbytes
+            - sum(k.nbytes for k in (kept(0, size=50), kept(1, size=500), kept(2, size=50)))
+        )
+        < 6000
+    )
 
 
 def test_what_another_run_wrote_is_not_unpickled(tmp_path):
@@ -102,7 +113,9 @@ def test_what_another_run_wrote_is_not_unpickled(tmp_path):
     with safe_open(victim, framework="pt") as file:
         header = file.metadata()
     content = load_file(victim)
-    content["0"] = torch.cat([content["0"], content["0"][:1]])  # the pickled part of the first micro-batch
+    content["0"] = torch.cat(
+        [content["0"], content["0"][:1]]
+    )  # the pickled part of the first micro-batch
     save_file(content, victim, header)
     with pytest.raises(NotMeasurable, match="is not the one that this run wrote"):
         store.moments(7)
@@ -126,7 +139,9 @@ def test_adopting_links_or_copies_and_leaves_the_old_store_alone(links, tmp_path
     new = ProbeStore(tmp_path / "new", BUDGET)
     assert new.adopt(old.folder, 7, old.digests[7])
     assert not new.adopt(old.folder, 9, "")
-    files = [(store.folder / f"{7:012d}" / "gradient.safetensors").stat().st_ino for store in (old, new)]
+    files = [
+        (store.folder / f"{7:012d}" / "gradient.safetensors").stat().st_ino for store in (old, new)
+    ]
     assert (files[0] == files[1]) == links
     assert thaw(new.moments(7)[0])["n"] == 1
     assert new.largest > 0
@@ -140,7 +155,9 @@ def small_disk(tmp_path):
     """Yield a folder on a file system of 1 MiB, where one can be mounted."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)], capture_output=True)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)], capture_output=True
+    )
     if mounted.returncode:
         pytest.skip("a small file system needs the right to mount one")
     yield folder
@@ -156,7 +173,9 @@ def test_a_full_disk_is_an_os_error_and_leaves_nothing_of_the_probe(small_disk):
     assert not store.all_is_well
     unwritten = store.take_unwritten()
     assert [one.step for one in unwritten] == [1, 2]
-    assert all(isinstance(one.error, OSError) and one.error.errno == errno.ENOSPC for one in unwritten)
+    assert all(
+        isinstance(one.error, OSError) and one.error.errno == errno.ENOSPC for one in unwritten
+    )
     assert store.all_is_well
     assert 1 not in store
     assert sorted(path.name for path in store.folder.iterdir()) == [f"{0:012d}"]
@@ -166,7 +185,9 @@ def test_a_full_disk_is_an_os_error_and_leaves_nothing_of_the_probe(small_disk):
     assert torch.equal(store.iterate(1)["w"], kept(1, size=100_000).parameters["w"])
 
 
-def test_frozen_parameters_that_could_not_be_written_come_with_the_next_probe(tmp_path, monkeypatch):
+def test_frozen_parameters_that_could_not_be_written_come_with_the_next_probe(
+    tmp_path, monkeypatch
+):
     store, original, room = ProbeStore(tmp_path / "store", BUDGET), ProbeStore._write_parts, [2]
 
     def full(self, folder, step, kept):
@@ -203,7 +224,9 @@ def test_a_probe_that_is_dropped_before_it_is_written_is_gone(tmp_path):
         if step % 2:
             store.drop(step)
     store.wait()
-    assert sorted(path.name for path in store.folder.iterdir()) == [f"{step:012d}" for step in range(0, 20, 2)]
+    assert sorted(path.name for path in store.folder.iterdir()) == [
+        f"{step:012d}" for step in range(0, 20, 2)
+    ]
     for step in range(20, 24):
         store.write(step, kept(step, size=100_000))
     store.remove()
@@ -226,7 +249,9 @@ def test_a_run_on_a_small_disk_thins_and_ends_well(small_disk):
         def on_train_batch_end(self, trainer, *args):
             if trainer.global_step == 3:  # another program takes most of the rest of the disk
                 monitor._session.measurement.rows.store.wait()  # what is free would be less when it is taken
-                (small_disk / "ballast").write_bytes(b"0" * (shutil.disk_usage(small_disk).free - 60_000))
+                (small_disk / "ballast").write_bytes(
+                    b"0" * (shutil.disk_usage(small_disk).free - 60_000)
+                )
 
     monitor = LandscapeMonitor(every_n_steps=1, dirpath=small_disk)
     trainer = pl.Trainer(

@@ -13,7 +13,12 @@ from safetensors.torch import load_file, save_file
 
 from lightning_landscape.store import tensor_files
 from lightning_landscape.store.memory import Memory
-from lightning_landscape.store.tensor_files import read_header, read_tensors, save_tensors, write_tensors
+from lightning_landscape.store.tensor_files import (
+    read_header,
+    read_tensors,
+    save_tensors,
+    write_tensors,
+)
 from tests.store.test_memory import TENSORS, drawn
 
 LARGE = {"w": torch.randn(900, 600), "b": torch.randn(601).bfloat16(), "n": torch.tensor(7)}
@@ -95,11 +100,18 @@ def test_what_lies_anywhere_goes_past_the_cache_in_pieces(piece, tmp_path, monke
     seen, past, cut = flags_of(monkeypatch), [], os.ftruncate
 
     def note(file, size):
-        past.append(bool(fcntl.fcntl(file, fcntl.F_GETFL) & os.O_DIRECT))  # still: nothing had to go through the cache
+        past.append(
+            bool(fcntl.fcntl(file, fcntl.F_GETFL) & os.O_DIRECT)
+        )  # still: nothing had to go through the cache
         cut(file, size)
 
     monkeypatch.setattr(tensor_files.os, "ftruncate", note)
-    edges = {"fits": torch.arange(3 << 12), "odd": torch.randn(4097).to(torch.int8), "none": torch.zeros(0), **LARGE}
+    edges = {
+        "fits": torch.arange(3 << 12),
+        "odd": torch.randn(4097).to(torch.int8),
+        "none": torch.zeros(0),
+        **LARGE,
+    }
     write_tensors(tmp_path / "x", edges, {"factor": "0.5"})
     assert [bool(flags & os.O_DIRECT) for flags in seen] == [True]
     assert past == [True]
@@ -109,7 +121,10 @@ def test_what_lies_anywhere_goes_past_the_cache_in_pieces(piece, tmp_path, monke
     assert texts["factor"] == "0.5"
 
 
-@pytest.mark.parametrize("content", [b"", b"\0" * 8, b"\2" + b"\0" * 7 + b"[]", b"\377" * 9, b"\4" + b"\0" * 7 + b"null!"])
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"\0" * 8, b"\2" + b"\0" * 7 + b"[]", b"\377" * 9, b"\4" + b"\0" * 7 + b"null!"],
+)
 def test_no_header(content, tmp_path):
     (tmp_path / "x").write_bytes(content)
     with pytest.raises(ValueError):  # noqa: PT011
@@ -126,7 +141,9 @@ def test_a_file_system_without_direct_access_is_used_through_the_cache(tmp_path,
 
 @linux
 @pytest.mark.parametrize("works", [0, 1])
-def test_where_direct_access_fails_later_the_cache_is_used_from_there_on(works, tmp_path, monkeypatch):
+def test_where_direct_access_fails_later_the_cache_is_used_from_there_on(
+    works, tmp_path, monkeypatch
+):
     import fcntl
 
     memory, calls = Memory(most=2), []

@@ -28,7 +28,11 @@ class Strategy:
 def _start(rank, function, folder):
     torch.set_num_threads(1)
     dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=SIZE, timeout=timedelta(seconds=30)
+        "gloo",
+        init_method=f"file://{folder}/meet",
+        rank=rank,
+        world_size=SIZE,
+        timeout=timedelta(seconds=30),
     )
     torch.save(function(Processes(Strategy(rank))), f"{folder}/{rank}.pt")
     dist.destroy_process_group()
@@ -57,7 +61,9 @@ def _numbers(processes):
 def test_numbers_and_objects(tmp_path):
     for found in in_processes(_numbers, tmp_path):
         assert found["rows"] == [(0.0, 0.0), (1.0, math.inf), (2.0, -2.0)]
-        assert found["many"] == [tuple(float(rank * 100 + i) for i in range(40)) for rank in range(SIZE)]
+        assert found["many"] == [
+            tuple(float(rank * 100 + i) for i in range(40)) for rank in range(SIZE)
+        ]
         assert found["mean"] == pytest.approx(7 / 3)
         assert math.isnan(found["nan"])
         assert found["everywhere"] == (True, False)
@@ -71,7 +77,11 @@ def _tensors(processes):
     mine = {"a": torch.full((2, 3), float(rank))}
     if rank == 1:
         mine["b"] = torch.ones(5)
-    given = {"x": torch.arange(6.0).reshape(2, 3).t(), "y": torch.ones(2, dtype=torch.bfloat16)} if rank == 0 else None
+    given = (
+        {"x": torch.arange(6.0).reshape(2, 3).t(), "y": torch.ones(2, dtype=torch.bfloat16)}
+        if rank == 0
+        else None
+    )
     return {
         "means": processes.mean_of(mine, like),
         "first": processes.tensors_of_first(given),
@@ -136,7 +146,9 @@ def _some_work(processes, place, error):
 
 def test_a_failure_in_one_process_is_one_in_all_and_nobody_waits(tmp_path):
     for rank, seen in enumerate(in_processes(_failing, tmp_path)):
-        assert [(place, name) for place, name, _, _ in seen] == [(place, name) for place in WHERE for name in ERRORS]
+        assert [(place, name) for place, name, _, _ in seen] == [
+            (place, name) for place in WHERE for name in ERRORS
+        ]
         for _, name, kind, text in seen:
             own, elsewhere = ERRORS[name]
             assert kind is (type(own) if rank == 1 else elsewhere)
@@ -172,9 +184,17 @@ def test_a_handler_of_an_inner_block_does_not_swallow_what_ends_the_outer_one(tm
         ("inner", "handled", FailedElsewhere),
         ("both", "ended", FailedElsewhere),
     ]
-    assert second == [("outer", "ended", ValueError), ("inner", "handled", FailedElsewhere), ("both", "ended", ValueError)]
+    assert second == [
+        ("outer", "ended", ValueError),
+        ("inner", "handled", FailedElsewhere),
+        ("both", "ended", ValueError),
+    ]
     # in the last case its own failure ends the inner block, and it learns that the outer one has ended
-    assert third == [("outer", "ended", FailedElsewhere), ("inner", "handled", KeyError), ("both", "ended", FailedElsewhere)]
+    assert third == [
+        ("outer", "ended", FailedElsewhere),
+        ("inner", "handled", KeyError),
+        ("both", "ended", FailedElsewhere),
+    ]
 
 
 def _out_of_step(processes):
@@ -201,21 +221,33 @@ def _several_fail(processes):
 
 
 def test_several_failures_at_once(tmp_path):
-    assert in_processes(_several_fail, tmp_path) == ["process 1 failed, ValueError: in 1", "in 1", "in 2"]
+    assert in_processes(_several_fail, tmp_path) == [
+        "process 1 failed, ValueError: in 1",
+        "in 1",
+        "in 2",
+    ]
 
 
 def _kinds_fail(processes):
     """Each process with an error of another kind: how all go on hangs on the kind."""
     try:
         with processes.agreed():
-            raise [NotMeasurable("gone"), MisconfigurationException("unsupported"), ValueError("broken")][processes.rank]
+            raise [
+                NotMeasurable("gone"),
+                MisconfigurationException("unsupported"),
+                ValueError("broken"),
+            ][processes.rank]
     except Exception as problem:
         _at_the_same_point(processes)
         return type(problem)
 
 
 def test_of_several_failures_the_gravest_one_is_that_of_all(tmp_path):
-    assert in_processes(_kinds_fail, tmp_path) == [RefusedElsewhere, MisconfigurationException, RefusedElsewhere]
+    assert in_processes(_kinds_fail, tmp_path) == [
+        RefusedElsewhere,
+        MisconfigurationException,
+        RefusedElsewhere,
+    ]
 
 
 def _no_memory(processes):
@@ -233,7 +265,9 @@ def _no_memory(processes):
     original = torch.empty, torch.zeros_like
     for function in (
         lambda: processes.tensors_of_first({"x": torch.ones(3)} if processes.first else None),
-        lambda: processes.mean_of({"x": torch.ones(3)} if processes.first else {}, {"x": torch.ones(3)}),
+        lambda: processes.mean_of(
+            {"x": torch.ones(3)} if processes.first else {}, {"x": torch.ones(3)}
+        ),
     ):
         if processes.rank == 2:
             torch.empty, torch.zeros_like = empty, zeros_like
@@ -248,7 +282,11 @@ def _no_memory(processes):
 
 
 def test_tensors_are_sent_only_once_there_is_room_in_all(tmp_path):
-    assert in_processes(_no_memory, tmp_path) == [[FailedElsewhere] * 2, [FailedElsewhere] * 2, [RuntimeError] * 2]
+    assert in_processes(_no_memory, tmp_path) == [
+        [FailedElsewhere] * 2,
+        [FailedElsewhere] * 2,
+        [RuntimeError] * 2,
+    ]
 
 
 def test_one_process_asks_nobody():

@@ -4,7 +4,12 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_landscape.vectors.parameters import Swap, copied, named_parameters, optimized_parameters
+from lightning_landscape.vectors.parameters import (
+    Swap,
+    copied,
+    named_parameters,
+    optimized_parameters,
+)
 
 
 def test_optimized_parameters_are_the_optimisers_by_plain_names():

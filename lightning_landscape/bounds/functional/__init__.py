@@ -10,7 +10,10 @@ from lightning_landscape.bounds.functional._adagrad_norm import (
     adagrad_norm_max_sharp,
     adagrad_norm_max_sharp_shape,
 )
-from lightning_landscape.bounds.functional._gradient_descent import gradient_descent, gradient_descent_shape
+from lightning_landscape.bounds.functional._gradient_descent import (
+    gradient_descent,
+    gradient_descent_shape,
+)
 from lightning_landscape.bounds.functional._ngn import (
     ngn,
     ngn_decreasing,

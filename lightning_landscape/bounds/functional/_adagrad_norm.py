@@ -8,7 +8,14 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
-from lightning_landscape.bounds.functional._arguments import Number, inverse_steps, non_negative, positive, root, value
+from lightning_landscape.bounds.functional._arguments import (
+    Number,
+    inverse_steps,
+    non_negative,
+    positive,
+    root,
+    value,
+)
 from lightning_landscape.bounds.functional._sps import minus
 from lightning_landscape.functional._fractional import LinearFractional
 
@@ -29,7 +36,9 @@ def adagrad_norm_max_shape(
     sigma_sq = non_negative("interpolation_error", interpolation_error)
     largest, smallest = non_negative("grad_bound", grad_bound), non_negative("grad_min", grad_min)
     if smallest > largest:
-        raise ValueError(f"`grad_min` is {float(smallest)}, above `grad_bound` {float(largest)}; supported is at most that")
+        raise ValueError(
+            f"`grad_min` is {float(smallest)}, above `grad_bound` {float(largest)}; supported is at most that"
+        )
     inverse, d_sq = inverse_steps(steps), non_negative("sq_distance", sq_distance)
     if inverse:
         last_b = root(b**2 + largest**2 / inverse)
@@ -37,7 +46,9 @@ def adagrad_norm_max_shape(
     elif smallest or not sigma_sq:
         last_b, growth = Fraction(0), 4 * largest / (smallest or 1)
     else:
-        raise ValueError("`grad_min` is 0; supported as K → ∞ is a positive one, with 0 the bound grows without end")
+        raise ValueError(
+            "`grad_min` is 0; supported as K → ∞ is a positive one, with 0 the bound grows without end"
+        )
     return LinearFractional(
         distance=last_b * d_sq * inverse / gamma,
         noise_rate=growth * sigma_sq,

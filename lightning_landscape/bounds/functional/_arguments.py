@@ -54,7 +54,9 @@ def inverse_steps(steps: float) -> Fraction:
         ValueError: if K is below 1.
     """
     if not steps >= 1:
-        raise ValueError(f"`steps` is {steps}; supported are numbers of updates K of 1 or more, or math.inf")
+        raise ValueError(
+            f"`steps` is {steps}; supported are numbers of updates K of 1 or more, or math.inf"
+        )
     return Fraction(0) if math.isinf(steps) else 1 / Fraction(steps)
 
 
@@ -83,7 +85,9 @@ def value(shape: LinearFractional, alpha: Number, beta: Number, condition: str) 
     """
     a, b = finite("alpha", alpha), non_negative("beta", beta)
     if a <= b:
-        raise ValueError(f"`alpha` is {float(alpha)} and `beta` {float(beta)}; supported are pairs with α > β ≥ 0")
+        raise ValueError(
+            f"`alpha` is {float(alpha)} and `beta` {float(beta)}; supported are pairs with α > β ≥ 0"
+        )
     rate = a - b
     if shape.closed and 0 < shape.least_rate - rate <= Fraction(2) ** -51 * (a + b):
         rate = shape.least_rate  # α = δ + β was rounded

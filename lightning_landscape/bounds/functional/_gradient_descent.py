@@ -4,16 +4,30 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from lightning_landscape.bounds.functional._arguments import Number, inverse_steps, non_negative, positive, value
+from lightning_landscape.bounds.functional._arguments import (
+    Number,
+    inverse_steps,
+    non_negative,
+    positive,
+    value,
+)
 from lightning_landscape.functional._fractional import LinearFractional
 
 
 def gradient_descent_shape(
-    *, steps: float, step_size: Number, smoothness: Number, sq_distance: Number, interpolation_error: Number
+    *,
+    steps: float,
+    step_size: Number,
+    smoothness: Number,
+    sq_distance: Number,
+    interpolation_error: Number,
 ) -> LinearFractional:
     """Return `gradient_descent` as a function of the pair."""
     gamma, big_l = positive("step_size", step_size), non_negative("smoothness", smoothness)
-    d_sq, sigma_sq = non_negative("sq_distance", sq_distance), non_negative("interpolation_error", interpolation_error)
+    d_sq, sigma_sq = (
+        non_negative("sq_distance", sq_distance),
+        non_negative("interpolation_error", interpolation_error),
+    )
     return LinearFractional(
         distance=d_sq * inverse_steps(steps) / (2 * gamma),
         spread=sigma_sq,

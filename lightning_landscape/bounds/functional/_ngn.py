@@ -6,7 +6,14 @@ from fractions import Fraction
 
 from torch import Tensor
 
-from lightning_landscape.bounds.functional._arguments import Number, decay, inverse_steps, non_negative, positive, value
+from lightning_landscape.bounds.functional._arguments import (
+    Number,
+    decay,
+    inverse_steps,
+    non_negative,
+    positive,
+    value,
+)
 from lightning_landscape.functional._fractional import ONE, LinearFractional
 
 
@@ -20,7 +27,9 @@ def ngn_shape(
     positivity_error: Number,
 ) -> LinearFractional:
     """Return `ngn` as a function of the pair."""
-    gamma, q, d_sq, sigma_sq, positivity = _read(step_size, smoothness, sq_distance, interpolation_error, positivity_error)
+    gamma, q, d_sq, sigma_sq, positivity = _read(
+        step_size, smoothness, sq_distance, interpolation_error, positivity_error
+    )
     return LinearFractional(
         distance=d_sq * (1 + 2 * q) ** 2 * inverse_steps(steps) / (2 * gamma),
         noise=q * max(2 * q - 1, Fraction(0)) * positivity,
@@ -95,7 +104,9 @@ def ngn_sharp_shape(
     positivity_error: Number,
 ) -> LinearFractional:
     """Return `ngn_sharp` as a function of the pair."""
-    gamma, q, d_sq, sigma_sq, positivity = _read(step_size, smoothness, sq_distance, interpolation_error, positivity_error)
+    gamma, q, d_sq, sigma_sq, positivity = _read(
+        step_size, smoothness, sq_distance, interpolation_error, positivity_error
+    )
     return LinearFractional(
         distance=d_sq * (1 + q) * (1 + 2 * q) * inverse_steps(steps) / (2 * gamma),
         noise=q * max(2 * q - 1, Fraction(0)) * positivity + 2 * q * sigma_sq,
@@ -169,10 +180,15 @@ def ngn_decreasing_shape(
     positivity_error: Number,
 ) -> LinearFractional:
     """Return `ngn_decreasing` as a function of the pair."""
-    gamma, q, d_sq, sigma_sq, positivity = _read(step_size, smoothness, sq_distance, interpolation_error, positivity_error)
+    gamma, q, d_sq, sigma_sq, positivity = _read(
+        step_size, smoothness, sq_distance, interpolation_error, positivity_error
+    )
     slow, slower = decay(steps)
     c_1, c_2 = 5 * (1 + q) * (1 + 2 * q) / (8 * gamma), 15 * q * (1 + q) * (1 + 2 * q) / 2
-    c_3, c_4 = (1 + q) * (1 + 2 * q), 5 * (1 + q) * (1 + 2 * q) * q * max(2 * q - 1, Fraction(0)) / 2
+    c_3, c_4 = (
+        (1 + q) * (1 + 2 * q),
+        5 * (1 + q) * (1 + 2 * q) * q * max(2 * q - 1, Fraction(0)) / 2,
+    )
     return LinearFractional(
         distance=c_1 * d_sq * slow,
         noise=c_4 * slower * positivity,
@@ -238,7 +254,11 @@ def ngn_decreasing(
 
 
 def _read(
-    step_size: Number, smoothness: Number, sq_distance: Number, interpolation_error: Number, positivity_error: Number
+    step_size: Number,
+    smoothness: Number,
+    sq_distance: Number,
+    interpolation_error: Number,
+    positivity_error: Number,
 ) -> tuple[Fraction, Fraction, Fraction, Fraction, Fraction]:
     """Return γ, q = γL, D_0², σ² and σ_pos² exactly."""
     gamma = positive("step_size", step_size)

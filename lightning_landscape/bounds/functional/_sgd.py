@@ -7,16 +7,31 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
-from lightning_landscape.bounds.functional._arguments import Number, decay, inverse_steps, non_negative, positive, value
+from lightning_landscape.bounds.functional._arguments import (
+    Number,
+    decay,
+    inverse_steps,
+    non_negative,
+    positive,
+    value,
+)
 from lightning_landscape.functional._fractional import LinearFractional
 
 
 def sgd_shape(
-    *, steps: float, step_size: Number, smoothness: Number, sq_distance: Number, interpolation_error: Number
+    *,
+    steps: float,
+    step_size: Number,
+    smoothness: Number,
+    sq_distance: Number,
+    interpolation_error: Number,
 ) -> LinearFractional:
     """Return `sgd` as a function of the pair."""
     gamma, big_l = positive("step_size", step_size), non_negative("smoothness", smoothness)
-    d_sq, sigma_sq = non_negative("sq_distance", sq_distance), non_negative("interpolation_error", interpolation_error)
+    d_sq, sigma_sq = (
+        non_negative("sq_distance", sq_distance),
+        non_negative("interpolation_error", interpolation_error),
+    )
     return LinearFractional(
         distance=d_sq * inverse_steps(steps) / gamma,
         noise=2 * big_l * gamma * sigma_sq,
@@ -73,11 +88,19 @@ def sgd(
 
 
 def sgd_sharp_shape(
-    *, steps: float, step_size: Number, smoothness: Number, sq_distance: Number, interpolation_error: Number
+    *,
+    steps: float,
+    step_size: Number,
+    smoothness: Number,
+    sq_distance: Number,
+    interpolation_error: Number,
 ) -> LinearFractional:
     """Return `sgd_sharp` as a function of the pair."""
     gamma, big_l = positive("step_size", step_size), non_negative("smoothness", smoothness)
-    d_sq, sigma_sq = non_negative("sq_distance", sq_distance), non_negative("interpolation_error", interpolation_error)
+    d_sq, sigma_sq = (
+        non_negative("sq_distance", sq_distance),
+        non_negative("interpolation_error", interpolation_error),
+    )
     return LinearFractional(
         distance=d_sq * inverse_steps(steps) / (2 * gamma),
         noise=big_l * gamma * sigma_sq,
@@ -144,12 +167,24 @@ def sgd_schedule_shape(
     counts: Tensor | None = None,
 ) -> LinearFractional:
     """Return `sgd_schedule` as a function of the pair; ``counts`` says how many steps each size was taken for, default 1."""
-    if step_sizes.ndim != 1 or not len(step_sizes) or not bool((step_sizes.isfinite() & (step_sizes >= 0)).all()):
-        raise ValueError(f"`step_sizes` is {step_sizes}; supported are finite numbers of 0 or more, shape (K,)")
+    if (
+        step_sizes.ndim != 1
+        or not len(step_sizes)
+        or not bool((step_sizes.isfinite() & (step_sizes >= 0)).all())
+    ):
+        raise ValueError(
+            f"`step_sizes` is {step_sizes}; supported are finite numbers of 0 or more, shape (K,)"
+        )
     gammas, big_l = step_sizes.double(), non_negative("smoothness", smoothness)
-    d_sq, sigma_sq = non_negative("sq_distance", sq_distance), non_negative("interpolation_error", interpolation_error)
+    d_sq, sigma_sq = (
+        non_negative("sq_distance", sq_distance),
+        non_negative("interpolation_error", interpolation_error),
+    )
     times = torch.ones_like(gammas) if counts is None else counts.double()
-    total, squares = Fraction(float((times * gammas).sum())), Fraction(float((times * gammas.square()).sum()))
+    total, squares = (
+        Fraction(float((times * gammas).sum())),
+        Fraction(float((times * gammas.square()).sum())),
+    )
     if not total:
         raise ValueError("`step_sizes` are all 0; supported is a schedule that moves")
     return LinearFractional(
@@ -200,17 +235,28 @@ def sgd_schedule(
         tensor(0.0200, dtype=torch.float64)
     """
     shape = sgd_schedule_shape(
-        step_sizes=step_sizes, smoothness=smoothness, sq_distance=sq_distance, interpolation_error=interpolation_error
+        step_sizes=step_sizes,
+        smoothness=smoothness,
+        sq_distance=sq_distance,
+        interpolation_error=interpolation_error,
     )
     return value(shape, alpha, beta, "max step_sizes ≤ (α − β)/smoothness, not all equal to it")
 
 
 def sgd_decreasing_shape(
-    *, steps: float, step_size: Number, smoothness: Number, sq_distance: Number, interpolation_error: Number
+    *,
+    steps: float,
+    step_size: Number,
+    smoothness: Number,
+    sq_distance: Number,
+    interpolation_error: Number,
 ) -> LinearFractional:
     """Return `sgd_decreasing` as a function of the pair."""
     gamma, big_l = positive("step_size", step_size), non_negative("smoothness", smoothness)
-    d_sq, sigma_sq = non_negative("sq_distance", sq_distance), non_negative("interpolation_error", interpolation_error)
+    d_sq, sigma_sq = (
+        non_negative("sq_distance", sq_distance),
+        non_negative("interpolation_error", interpolation_error),
+    )
     slow, slower = decay(steps)
     return LinearFractional(
         distance=5 * d_sq * slow / (4 * gamma),

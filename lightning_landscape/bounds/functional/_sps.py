@@ -8,7 +8,13 @@ from fractions import Fraction
 
 from torch import Tensor
 
-from lightning_landscape.bounds.functional._arguments import Number, inverse_steps, non_negative, positive, value
+from lightning_landscape.bounds.functional._arguments import (
+    Number,
+    inverse_steps,
+    non_negative,
+    positive,
+    value,
+)
 from lightning_landscape.functional._fractional import LinearFractional
 
 
@@ -24,7 +30,10 @@ def sps_max_shape(
     """Return `sps_max` as a function of the pair."""
     scale, gamma_b = positive("c", c), positive("step_size_bound", step_size_bound)
     big_l = non_negative("smoothness", smoothness)
-    d_sq, sigma_sq = non_negative("sq_distance", sq_distance), non_negative("interpolation_error", interpolation_error)
+    d_sq, sigma_sq = (
+        non_negative("sq_distance", sq_distance),
+        non_negative("interpolation_error", interpolation_error),
+    )
     gamma_min = min(1 / (2 * scale * big_l), gamma_b) if big_l else gamma_b
     return LinearFractional(
         distance=scale * d_sq * inverse_steps(steps),
@@ -184,10 +193,21 @@ def dec_sps_shape(
 ) -> LinearFractional:
     """Return `dec_sps` as a function of the pair."""
     initial, mean_inverse_c, c_0, sigma_sq = _dec_sps(
-        steps, c_init, c_last, inverse_c_sum, step_size_bound, smoothness, max_sq_distance, interpolation_error
+        steps,
+        c_init,
+        c_last,
+        inverse_c_sum,
+        step_size_bound,
+        smoothness,
+        max_sq_distance,
+        interpolation_error,
     )
     return LinearFractional(
-        distance=initial, noise=mean_inverse_c * sigma_sq, spread=2 * sigma_sq, least_rate=1 / c_0, closed=True
+        distance=initial,
+        noise=mean_inverse_c * sigma_sq,
+        spread=2 * sigma_sq,
+        least_rate=1 / c_0,
+        closed=True,
     )
 
 
@@ -263,7 +283,14 @@ def dec_sps_sharp_shape(
 ) -> LinearFractional:
     """Return `dec_sps_sharp` as a function of the pair."""
     initial, mean_inverse_c, c_0, sigma_sq = _dec_sps(
-        steps, c_init, c_last, inverse_c_sum, step_size_bound, smoothness, max_sq_distance, interpolation_error
+        steps,
+        c_init,
+        c_last,
+        inverse_c_sum,
+        step_size_bound,
+        smoothness,
+        max_sq_distance,
+        interpolation_error,
     )
     return LinearFractional(
         distance=initial,
@@ -353,5 +380,7 @@ def _dec_sps(
         return Fraction(0), Fraction(0), c_0, sigma_sq
     c_end, total = positive("c_last", c_last), positive("inverse_c_sum", inverse_c_sum)
     if c_end < c_0:
-        raise ValueError(f"`c_last` is {float(c_end)}, below `c_init` {float(c_0)}; supported are c_k that do not decrease")
+        raise ValueError(
+            f"`c_last` is {float(c_end)}, below `c_init` {float(c_0)}; supported are c_k that do not decrease"
+        )
     return 2 * big_l * d_sq * c_end * inverse, total * inverse, c_0, sigma_sq

@@ -18,7 +18,10 @@ def trajectory_shape(
     residual: Number = 0.0,
 ) -> LinearFractional:
     """Return `trajectory` as a function of the pair."""
-    start, end = non_negative("sq_distance", sq_distance), non_negative("final_sq_distance", final_sq_distance)
+    start, end = (
+        non_negative("sq_distance", sq_distance),
+        non_negative("final_sq_distance", final_sq_distance),
+    )
     return LinearFractional(
         distance=(start - end) / 2,
         noise=non_negative("sq_step_sum", sq_step_sum) / 2 + non_negative("residual", residual),

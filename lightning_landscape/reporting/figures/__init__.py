@@ -14,7 +14,15 @@ from matplotlib.figure import Figure
 
 from lightning_landscape.probes import ProbeTable
 from lightning_landscape.records import SegmentPoint
-from lightning_landscape.reporting.figures import angle, bounds, constants, feasible_pairs, margin, per_sample, segments
+from lightning_landscape.reporting.figures import (
+    angle,
+    bounds,
+    constants,
+    feasible_pairs,
+    margin,
+    per_sample,
+    segments,
+)
 from lightning_landscape.reporting.figures._drawn import Drawn
 from lightning_landscape.reporting.figures._files import save
 from lightning_landscape.reporting.figures.overview import overview

@@ -27,7 +27,11 @@ def save(figures: Mapping[str, Figure], folder: str | os.PathLike[str]) -> list[
     """
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
-    return [_write(figure, target / f"{name}.{kind}", kind) for name, figure in figures.items() for kind in _METADATA]
+    return [
+        _write(figure, target / f"{name}.{kind}", kind)
+        for name, figure in figures.items()
+        for kind in _METADATA
+    ]
 
 
 def _write(figure: Figure, path: Path, kind: str) -> Path:

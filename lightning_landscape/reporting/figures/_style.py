@@ -69,7 +69,9 @@ def style() -> AbstractContextManager[None]:
     return _styles.context(["default", _RC])
 
 
-def picture(*panels: Panel, height: float = HEIGHT, share_x: bool = False) -> Callable[[Drawn], Figure]:
+def picture(
+    *panels: Panel, height: float = HEIGHT, share_x: bool = False
+) -> Callable[[Drawn], Figure]:
     """Return a function that draws panels of a run, one above the other, in a figure of their own."""
 
     def figure(drawn: Drawn) -> Figure:
@@ -82,7 +84,9 @@ def picture(*panels: Panel, height: float = HEIGHT, share_x: bool = False) -> Ca
                 if share_x:
                     axes.label_outer()
             figure.draw_without_rendering()
-            figure.set_layout_engine("none")  # it is found once: figures are saved more than once, and finding it takes longest
+            figure.set_layout_engine(
+                "none"
+            )  # it is found once: figures are saved more than once, and finding it takes longest
         return figure
 
     return figure
@@ -97,7 +101,17 @@ class _Sentence(Text):
 
 def say(axes: Axes, what: str) -> None:
     """Write a sentence in place of what cannot be drawn."""
-    text = _Sentence(0.5, 0.5, what, ha="center", va="center", wrap=True, color=GREY, fontsize=8, parse_math=False)
+    text = _Sentence(
+        0.5,
+        0.5,
+        what,
+        ha="center",
+        va="center",
+        wrap=True,
+        color=GREY,
+        fontsize=8,
+        parse_math=False,
+    )
     text.set(transform=axes.transAxes, in_layout=False)
     axes.add_artist(text)
     axes.set(xticks=[], yticks=[])
@@ -145,7 +159,9 @@ def legend(axes: Axes, *notes: str, columns: int = 2) -> None:
 def drawable(values: Tensor | Iterable[float | None]) -> list[float]:
     """Return values with ``nan``, which is not drawn, for what is not known, infinite, or beyond any axis."""
     listed: Iterable[float | None] = values.tolist() if isinstance(values, Tensor) else values
-    return [math.nan if value is None or not abs(value) < _LARGEST else float(value) for value in listed]
+    return [
+        math.nan if value is None or not abs(value) < _LARGEST else float(value) for value in listed
+    ]
 
 
 def finite(values: Iterable[float]) -> list[float]:

@@ -36,7 +36,12 @@ def draw_cosine(axes: Axes, drawn: Drawn, columns: int = 2) -> None:
     cosines = F.cosine(**drawn.rows.columns("inner_product", "grad_sq_norm", "sq_distance"))
     values = drawable(cosines)
     _series(axes, drawn, values, BLUE, "o")
-    legend(axes, drawn.doubt, *_missing(cosines, "without an angle: gradient or distance is 0"), columns=columns)
+    legend(
+        axes,
+        drawn.doubt,
+        *_missing(cosines, "without an angle: gradient or distance is 0"),
+        columns=columns,
+    )
 
 
 def draw_aiming(axes: Axes, drawn: Drawn) -> None:
@@ -65,11 +70,26 @@ def _series(axes: Axes, drawn: Drawn, values: list[float], colour: str, marker: 
     axes.plot(drawn.steps, values, color=colour, marker=marker, markersize=3.5)
     below = [(step, value) for step, value in zip(drawn.steps, values, strict=True) if value < 0]
     if below:
-        axes.plot(*zip(*below, strict=True), "X", color=VERMILION, markersize=6, label=f"gradient towards $x_p$: {len(below)}")
-    known = [(value, step) for step, value in zip(drawn.steps, values, strict=True) if not math.isnan(value)]
+        axes.plot(
+            *zip(*below, strict=True),
+            "X",
+            color=VERMILION,
+            markersize=6,
+            label=f"gradient towards $x_p$: {len(below)}",
+        )
+    known = [
+        (value, step)
+        for step, value in zip(drawn.steps, values, strict=True)
+        if not math.isnan(value)
+    ]
     if known:
         value, step = min(known)
-        ring: dict[str, Any] = {"markerfacecolor": "none", "markeredgecolor": "black", "markersize": 9, "clip_on": False}
+        ring: dict[str, Any] = {
+            "markerfacecolor": "none",
+            "markeredgecolor": "black",
+            "markersize": 9,
+            "clip_on": False,
+        }
         axes.plot([step], [value], "o", label=f"smallest: {value:.3g} at step {step:.0f}", **ring)
 
 

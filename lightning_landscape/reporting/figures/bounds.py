@@ -24,7 +24,11 @@ from lightning_landscape.reporting.figures._style import (
     say,
 )
 
-_LOOKS = {"initial_distance": (BLUE, ""), "step_size_noise": (ORANGE, "///"), "neighbourhood": (SKY, "...")}
+_LOOKS = {
+    "initial_distance": (BLUE, ""),
+    "step_size_noise": (ORANGE, "///"),
+    "neighbourhood": (SKY, "..."),
+}
 _NAMES = {
     "initial_distance": "initial distance",
     "step_size_noise": "step-size noise",
@@ -54,12 +58,22 @@ def draw_curves(axes: Axes, drawn: Drawn) -> None:
     stride = updates[1] if len(updates) > 1 else 1.0
     axes.set_xscale("symlog", linthresh=stride)  # zero updates have a place as well
     axes.set_yscale("log")
-    axes.plot(updates, _positive(gaps), "o", color=GREY, markersize=3, zorder=3, label="gap of a probe")
-    axes.plot(updates, _positive(_running_mean(gaps)), color=BLACK, linewidth=1.8, label="its running mean")
+    axes.plot(
+        updates, _positive(gaps), "o", color=GREY, markersize=3, zorder=3, label="gap of a probe"
+    )
+    axes.plot(
+        updates,
+        _positive(_running_mean(gaps)),
+        color=BLACK,
+        linewidth=1.8,
+        label="its running mean",
+    )
     _bound_lines(axes, updates, lines)
     _drop(axes.axhline, drawn)
     axes.set_xlim(-0.1 * stride, max(updates[-1], 1.0) * 1.1)
-    hidden = counted(sum(gap <= 0 for gap in gaps), "at or below the reference: no place on a log axis")
+    hidden = counted(
+        sum(gap <= 0 for gap in gaps), "at or below the reference: no place on a log axis"
+    )
     legend(axes, drawn.doubt, "" if drawn.applying else "no theorem applies", hidden)
 
 
@@ -71,7 +85,9 @@ def draw_terms(axes: Axes, drawn: Drawn) -> None:
         say(axes, _none_applies(drawn) or "the bounds are beyond the numbers that can be drawn")
         return
     end = _end(drawn, [bound["value"] for bound in bounds.values()])
-    sums = [_stack(axes, row, bound["terms"], row == 0) for row, bound in enumerate(bounds.values())]
+    sums = [
+        _stack(axes, row, bound["terms"], row == 0) for row, bound in enumerate(bounds.values())
+    ]
     start = min(0.0, *(low for low, _ in sums)) if sums else 0.0
     for row, bound in enumerate(bounds.values()):
         _value(axes, row, bound["value"], sums[row][1], end)
@@ -83,7 +99,11 @@ def draw_terms(axes: Axes, drawn: Drawn) -> None:
 
 
 def _curves(drawn: Drawn) -> dict[str, list[float]]:
-    found = {tag.removeprefix("bound/"): drawable(curve) for tag, curve in drawn.bound_curves.items() if tag not in MARGIN}
+    found = {
+        tag.removeprefix("bound/"): drawable(curve)
+        for tag, curve in drawn.bound_curves.items()
+        if tag not in MARGIN
+    }
     return {key: values for key, values in found.items() if finite(values)}
 
 
@@ -110,7 +130,9 @@ def _running_mean(values: list[float]) -> list[float]:
     return [total / count if count else math.nan for total, count in zip(sums, counts, strict=True)]
 
 
-def _stack(axes: Axes, row: int, terms: dict[str, float | None], labelled: bool) -> tuple[float, float]:
+def _stack(
+    axes: Axes, row: int, terms: dict[str, float | None], labelled: bool
+) -> tuple[float, float]:
     """Stack the parts above zero to the right and those below to the left; return where both stacks end."""
     low = high = 0.0
     for name in TERMS:
@@ -118,7 +140,17 @@ def _stack(axes: Axes, row: int, terms: dict[str, float | None], labelled: bool)
         colour, hatch = _LOOKS[name]
         start = high if size >= 0 else low
         label = _NAMES[name] if labelled else "_nolegend_"
-        axes.barh(row, size, 0.7, start, color=colour, hatch=hatch, edgecolor="white", linewidth=0, label=label)
+        axes.barh(
+            row,
+            size,
+            0.7,
+            start,
+            color=colour,
+            hatch=hatch,
+            edgecolor="white",
+            linewidth=0,
+            label=label,
+        )
         low, high = (low, high + size) if size >= 0 else (low + size, high)
     return low, high
 
@@ -129,7 +161,11 @@ def _value(axes: Axes, row: int, value: float, stacked: float, end: float) -> No
         axes.plot([value], [row], "d", color=BLACK, markersize=6)
     beyond = stacked > end * (1 + 1e-9)
     text = f"{value:.3g} →" if beyond else f" {value:.3g}"
-    paper = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}  # the line of the drop may run behind it
+    paper = {
+        "facecolor": "white",
+        "edgecolor": "none",
+        "pad": 0.5,
+    }  # the line of the drop may run behind it
     place, side = (1.24 * end, "right") if beyond else (stacked, "left")
     axes.text(place, row, text, va="center", ha=side, fontsize=8, bbox=paper)
 
@@ -143,7 +179,13 @@ def _end(drawn: Drawn, values: list[float]) -> float:
 def _drop(line: object, drawn: Drawn) -> None:
     """Mark what training achieved: a bound beyond it is vacuous."""
     if drawn.drop is not None and 0 < drawn.drop < 1e100 and callable(line):
-        line(drawn.drop, color=BLACK, linestyle=(0, (4, 2)), linewidth=1.2, label="drop (beyond: vacuous)")
+        line(
+            drawn.drop,
+            color=BLACK,
+            linestyle=(0, (4, 2)),
+            linewidth=1.2,
+            label="drop (beyond: vacuous)",
+        )
 
 
 def _no_line(drawn: Drawn) -> str:

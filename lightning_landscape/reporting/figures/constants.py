@@ -58,7 +58,14 @@ def draw_shares(axes: Axes, drawn: Drawn) -> None:
 def _lines(axes: Axes, drawn: Drawn, names: Mapping[str, str]) -> list[float]:
     """Draw a line for each condition, a point in the middle of each window; return all values."""
     found = {key: drawn.summary["conditions"][key] for key in names}
-    over_steps(axes, [edge for window in found[next(iter(names))]["windows"] for edge in (window["from"], window["to"])])
+    over_steps(
+        axes,
+        [
+            edge
+            for window in found[next(iter(names))]["windows"]
+            for edge in (window["from"], window["to"])
+        ],
+    )
     drawable_ones = {key: entry for key, entry in found.items() if finite(windows(entry)[1])}
     if not drawable_ones:
         say(axes, _reason(found))
@@ -84,7 +91,11 @@ def windows(entry: Mapping[str, Any]) -> tuple[list[float], list[float]]:
 
 def _reason(found: Mapping[str, Any]) -> str:
     reasons = list(dict.fromkeys(entry["reason"] for entry in found.values() if entry["reason"]))
-    return f"no window of training has a constant: {reasons[0]}" if reasons else "no window of training has a constant"
+    return (
+        f"no window of training has a constant: {reasons[0]}"
+        if reasons
+        else "no window of training has a constant"
+    )
 
 
 figure = picture(draw_curvatures, draw_shares, height=5.4, share_x=True)

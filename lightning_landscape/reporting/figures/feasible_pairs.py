@@ -54,25 +54,43 @@ def draw_set(axes: Axes, drawn: Drawn) -> bool:
         say(axes, "the pairs that hold are beyond the numbers that can be drawn")
         return False
     top = 1.15 * max(betas) or end
-    axes.fill_between(rates, betas, top, color=BLUE, alpha=0.15, linewidth=0, label="holds at every probe")
+    axes.fill_between(
+        rates, betas, top, color=BLUE, alpha=0.15, linewidth=0, label="holds at every probe"
+    )
     _informative(axes, drawn, rates, betas, top)
     axes.plot(rates, betas, color=BLUE, label=r"$\beta_{\min}(\delta)$, exact")
     if math.isinf(_beta_min(drawn, end)):  # probes with b = l bound δ, at the last corner
         axes.plot([rates[-1], rates[-1]], [betas[-1], top], color=BLUE)
     if found["rate"] is not None:
         pair = ([found["rate"]], [found["beta"]])
-        axes.plot(*pair, "o", color=VERMILION, markersize=6, clip_on=False, zorder=5, label=r"smallest $\beta/\delta$")
+        axes.plot(
+            *pair,
+            "o",
+            color=VERMILION,
+            markersize=6,
+            clip_on=False,
+            zorder=5,
+            label=r"smallest $\beta/\delta$",
+        )
     axes.set(xlim=(0, end), ylim=(0, top))
     return True
 
 
 def envelope(drawn: Drawn, end: float) -> tuple[list[float], list[float]]:
     """Return the points between which β_min is straight, for δ in (0, end]: its corners, and its ends."""
-    points = {rate: beta for rate, beta in drawn.alpha_beta["vertices"] if None not in (rate, beta) and 0 < rate < end}
+    points = {
+        rate: beta
+        for rate, beta in drawn.alpha_beta["vertices"]
+        if None not in (rate, beta) and 0 < rate < end
+    }
     for rate in (end * 1e-6, end):
         points.setdefault(rate, _beta_min(drawn, rate))
     rates = sorted(points)
-    shown = [(rate, beta) for rate, beta in zip(rates, drawable(map(points.get, rates)), strict=True) if not math.isnan(beta)]
+    shown = [
+        (rate, beta)
+        for rate, beta in zip(rates, drawable(map(points.get, rates)), strict=True)
+        if not math.isnan(beta)
+    ]
     return [rate for rate, _ in shown], [beta for _, beta in shown]
 
 
@@ -84,7 +102,11 @@ def _view(drawn: Drawn) -> float:
     """Return the largest δ in view: around the reported pair, with what is not far from it; else with all corners."""
     reported = drawn.alpha_beta["rate"]
     corners = [rate for rate, _ in drawn.alpha_beta["vertices"] if rate is not None and rate > 0]
-    pairs = [bound["alpha"] - bound["beta"] for bound in drawn.applying.values() if bound["alpha"] is not None]
+    pairs = [
+        bound["alpha"] - bound["beta"]
+        for bound in drawn.applying.values()
+        if bound["alpha"] is not None
+    ]
     if reported is None:
         return min(2 * max(corners, default=1.0), 1e50)
     near = [rate for rate in (*corners, *pairs) if rate <= 6 * reported]
@@ -99,7 +121,9 @@ def slope(drawn: Drawn) -> float | None:
     return drop / error if error > 0 else math.inf
 
 
-def _informative(axes: Axes, drawn: Drawn, rates: list[float], betas: list[float], top: float) -> None:
+def _informative(
+    axes: Axes, drawn: Drawn, rates: list[float], betas: list[float], top: float
+) -> None:
     """Shade the pairs with (β/δ) σ² < drop; the boundary of each is straight between the points at which it is drawn."""
     steepest = slope(drawn)
     if steepest is None:
@@ -108,7 +132,9 @@ def _informative(axes: Axes, drawn: Drawn, rates: list[float], betas: list[float
     if rates[0] < top / steepest < rates[-1]:
         points.add(top / steepest)  # where the line leaves the view
     grid = torch.tensor(sorted(points), dtype=torch.float64)
-    low = torch.tensor([_between(rates, betas, rate) for rate in grid.tolist()], dtype=torch.float64)
+    low = torch.tensor(
+        [_between(rates, betas, rate) for rate in grid.tolist()], dtype=torch.float64
+    )
     high = (steepest * grid).clamp(max=top)
     inside = (high >= low * (1 - 1e-12)).tolist()  # at a crossing they are equal but for rounding
     if sum(inside) < 2:
@@ -150,9 +176,18 @@ def _equal_ratios(axes: Axes) -> None:
         at_right = ratio * end <= top
         x, y = (end, ratio * end) if at_right else (top / ratio, top)
         axes.plot([0, x], [0, y], color=GREY, linewidth=0.6, linestyle=(0, (1, 2)), zorder=1)
-        across, upright, offset = ("left", "center", (3, 0)) if at_right else ("right", "top", (-4, -1))
+        across, upright, offset = (
+            ("left", "center", (3, 0)) if at_right else ("right", "top", (-4, -1))
+        )
         axes.annotate(
-            f"{ratio:g}", (x, y), xytext=offset, textcoords="offset points", ha=across, va=upright, color=GREY, fontsize=8
+            f"{ratio:g}",
+            (x, y),
+            xytext=offset,
+            textcoords="offset points",
+            ha=across,
+            va=upright,
+            color=GREY,
+            fontsize=8,
         )
     axes.annotate(
         r"$\beta/\delta$", (1, 0), xycoords="axes fraction", xytext=(3, 0), textcoords="offset points", ha="left", va="center",
@@ -165,7 +200,10 @@ def _levels(diagonal: float) -> list[float]:
     steps = [digit * 10.0**power for power in range(-3, 3) for digit in (1, 2, 5)]
     power = 10.0 ** math.floor(math.log10(diagonal))
     allowed = [float(f"{power * step:.0e}") for step in steps]
-    nearest = [min(allowed, key=lambda level: abs(math.log(level / (part * diagonal)))) for part in (0.3, 0.7, 1.6, 4.0)]
+    nearest = [
+        min(allowed, key=lambda level: abs(math.log(level / (part * diagonal))))
+        for part in (0.3, 0.7, 1.6, 4.0)
+    ]
     return sorted(set(nearest))
 
 
@@ -176,7 +214,12 @@ def _theorems(axes: Axes, drawn: Drawn) -> None:
     for key, bound in drawn.applying.items():
         if bound["alpha"] is not None:
             shared.setdefault((bound["alpha"] - bound["beta"], bound["beta"]), []).append(key)
-    look: dict[str, Any] = {"markerfacecolor": "white", "markeredgecolor": BLACK, "markersize": 10, "clip_on": False}
+    look: dict[str, Any] = {
+        "markerfacecolor": "white",
+        "markeredgecolor": BLACK,
+        "markersize": 10,
+        "clip_on": False,
+    }
     for number, ((rate, beta), keys) in enumerate(shared.items()):
         if 0 < rate <= end and 0 <= beta <= top:
             label = textwrap.fill(f"best for {', '.join(keys)}", 34)

@@ -37,14 +37,26 @@ def draw(axes: Axes, drawn: Drawn) -> None:
     violated = F.alpha_beta_violations(alpha, beta, **columns).tolist()
     axes.axhline(0, color=GREY, linewidth=0.8)
     axes.plot(drawn.steps, margins, "o-", color=BLUE, linewidth=0.8, label="holds")
-    marked = [(step, margin) for step, margin, bad in zip(drawn.steps, margins, violated, strict=True) if bad]
+    marked = [
+        (step, margin)
+        for step, margin, bad in zip(drawn.steps, margins, violated, strict=True)
+        if bad
+    ]
     if marked:
-        axes.plot(*zip(*marked, strict=True), "X", color=VERMILION, markersize=7, label=f"violated: {len(marked)}")
+        axes.plot(
+            *zip(*marked, strict=True),
+            "X",
+            color=VERMILION,
+            markersize=7,
+            label=f"violated: {len(marked)}",
+        )
     shown = [*margins, *_draw_held_out(axes, drawn, alpha, beta)]
     if any(finite(shown)):
         symlog(axes, shown, decades=3)
     tight = min(zip(margins, drawn.steps, strict=True))
-    note = f"α = {alpha:.4g}, β = {beta:.4g}: smallest margin {tight[0]:.2g}, at step {tight[1]:.0f}"
+    note = (
+        f"α = {alpha:.4g}, β = {beta:.4g}: smallest margin {tight[0]:.2g}, at step {tight[1]:.0f}"
+    )
     legend(axes, drawn.doubt, note)
 
 
@@ -55,13 +67,28 @@ def _draw_held_out(axes: Axes, drawn: Drawn, alpha: float, beta: float) -> list[
         steps = [float(probe.step) for probe in drawn.held_out]
         margins = drawable(F.alpha_beta_margin(alpha, beta, **drawn.held_out.columns(*_COLUMNS)))
         bad = sum(margin < 0 for margin in margins)
-        axes.plot(steps, margins, "^", color=ORANGE, markersize=4, fillstyle="none", label=f"held out, {bad} violated")
+        axes.plot(
+            steps,
+            margins,
+            "^",
+            color=ORANGE,
+            markersize=4,
+            fillstyle="none",
+            label=f"held out, {bad} violated",
+        )
         shown += margins
     fixed = drawn.summary.get("fixed_batches")
     if fixed and fixed["steps"]:
         lowest = [step["smallest_margin"] for step in fixed["steps"]]
         steps = [float(step["step"]) for step in fixed["steps"]]
-        axes.plot(steps, lowest, ":", color=ORANGE, linewidth=1.2, label=f"smallest over {fixed['batches']} fixed batches")
+        axes.plot(
+            steps,
+            lowest,
+            ":",
+            color=ORANGE,
+            linewidth=1.2,
+            label=f"smallest over {fixed['batches']} fixed batches",
+        )
         shown += lowest
     return shown
 

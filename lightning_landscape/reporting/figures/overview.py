@@ -55,6 +55,12 @@ def draw_losses(axes: Axes, drawn: Drawn) -> None:
         say(axes, NO_PROBE)
         return
     axes.plot(drawn.steps, drawable(drawn.rows.column("loss")), color=BLUE, label="at the iterate")
-    axes.plot(drawn.steps, drawable(drawn.rows.column("reference_loss")), "--", color=GREEN, label="at the reference")
+    axes.plot(
+        drawn.steps,
+        drawable(drawn.rows.column("reference_loss")),
+        "--",
+        color=GREEN,
+        label="at the reference",
+    )
     axes.axhline(0, color=GREY, linewidth=0)
     legend(axes)

@@ -6,7 +6,14 @@ from matplotlib.axes import Axes
 
 from lightning_landscape.records import SegmentPoint
 from lightning_landscape.reporting.figures._drawn import Drawn
-from lightning_landscape.reporting.figures._style import SERIES, drawable, finite, legend, picture, say
+from lightning_landscape.reporting.figures._style import (
+    SERIES,
+    drawable,
+    finite,
+    legend,
+    picture,
+    say,
+)
 
 MOST = 6
 """More lines than these cannot be told apart in one panel; their starts are spread over training"""
@@ -14,11 +21,23 @@ MOST = 6
 
 def draw(axes: Axes, drawn: Drawn) -> None:
     """Draw the loss from x_k, on the left, to x_p, on the right, for x_0 and a few later k."""
-    axes.set(xlabel=r"$t$, from $x_k$ ($t = 0$) to $x_p$ ($t = 1$)", ylabel=r"loss at $x_k + t\,(x_p - x_k)$")
+    axes.set(
+        xlabel=r"$t$, from $x_k$ ($t = 0$) to $x_p$ ($t = 1$)",
+        ylabel=r"loss at $x_k + t\,(x_p - x_k)$",
+    )
     lines = by_start(drawn)
-    known = {step: points for step, points in lines.items() if finite(drawable(point.loss for point in points))}
+    known = {
+        step: points
+        for step, points in lines.items()
+        if finite(drawable(point.loss for point in points))
+    }
     if not known:
-        say(axes, "no finite loss on a segment was found" if lines else "no losses on segments to the reference were evaluated")
+        say(
+            axes,
+            "no finite loss on a segment was found"
+            if lines
+            else "no losses on segments to the reference were evaluated",
+        )
         return
     chosen = spread(list(known), MOST)
     missing = 0
@@ -26,10 +45,19 @@ def draw(axes: Axes, drawn: Drawn) -> None:
         colour, line, marker = SERIES[number]
         losses = drawable(point.loss for point in known[step])
         missing += len(losses) - len(finite(losses))
-        axes.plot([point.fraction for point in known[step]], losses, line, color=colour, marker=marker, label=f"k = {step}")
+        axes.plot(
+            [point.fraction for point in known[step]],
+            losses,
+            line,
+            color=colour,
+            marker=marker,
+            label=f"k = {step}",
+        )
     axes.set_xlim(-0.02, 1.02)
     fewer = f"{len(chosen)} of {len(lines)} starts are drawn" if len(chosen) < len(lines) else ""
-    unknown = f"{missing} of the losses are not drawn: not finite, or beyond any axis" if missing else ""
+    unknown = (
+        f"{missing} of the losses are not drawn: not finite, or beyond any axis" if missing else ""
+    )
     legend(axes, fewer, unknown, columns=3)
 
 
