@@ -200,9 +200,8 @@ class LandscapeMonitor(Callback):
         self._processes = Processes(trainer.strategy)
         with self._processes.agreed():  # a file or a folder may be missing on one machine alone
             checks.check_module(pl_module, self.loss)
-            checks.check_prefixes(
-                [c.prefix for c in trainer.callbacks if isinstance(c, LandscapeMonitor)]
-            )  # type: ignore[attr-defined]
+            callbacks = trainer.callbacks  # type: ignore[attr-defined]
+            checks.check_prefixes([c.prefix for c in callbacks if isinstance(c, LandscapeMonitor)])
             checks.check_folder(parent_folder(trainer, self.dirpath))
             check_reference_file(self.reference)
 
