@@ -16,6 +16,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
+from lightning_landscape.extras import measured
 from lightning_landscape.files import STORE
 from lightning_landscape.loading import find_runs
 from lightning_landscape.reporting.compare import as_dict, as_table
@@ -115,7 +116,9 @@ def plot(run: str, *, out: str) -> None:
     _warn(found.notes)
     figures = import_module("lightning_landscape.reporting.figures")
     for path in figures.save(
-        figures.draw_all(found.run.table, content, found.run.segments, found.run.held_out),
+        figures.draw_all(
+            figures.Drawn(found.run.table, content, found.run.tables), measured(found.run.tables)
+        ),
         Path(out),
     ):
         print(path)

@@ -5,58 +5,36 @@ from __future__ import annotations
 import json
 import os
 import re
-from dataclasses import dataclass, field, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from lightning_landscape.files import (
-    HELD_OUT_CSV,
-    PROBES_CSV,
-    PROBES_JSONL,
-    RECORDS_CSV,
-    STORE,
-    SUMMARY,
-)
+from lightning_landscape.extras import KNOWN
+from lightning_landscape.files import PROBES_CSV, PROBES_JSONL, STORE, SUMMARY
 from lightning_landscape.probes import ProbeTable, check_schema, from_json_lines, to_frame
-from lightning_landscape.records import (
-    FixedBatchRow,
-    LayerRow,
-    PerSampleRow,
-    Record,
-    SecantRow,
-    SegmentPoint,
-    records_from_csv,
-)
+from lightning_landscape.records import rows_from_csv
 
 _FILES = {PROBES_CSV, PROBES_JSONL, SUMMARY}
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """A measured run: its folder, its table of probes, and its summary (None where the run left none)."""
+    """A measured run, as its files tell it."""
 
     path: Path
     table: ProbeTable
+    """The table of probes"""
     summary: dict[str, Any] | None = field(repr=False)
-    secants: dict[int, float] | None = field(default=None, repr=False)
-    """‖∇f_{i_k}(x_{k+1}) − ∇f_{i_k}(x_k)‖² by step, where the run measured it"""
-    layers: list[LayerRow] | None = field(default=None, repr=False)
-    """Contributions of the module's parts, where the run measured them"""
-    segments: list[SegmentPoint] | None = field(default=None, repr=False)
-    """Losses on straight lines to the reference, where the run evaluated them"""
-    held_out: ProbeTable | None = field(default=None, repr=False)
-    """At each probe a batch that was held out, where the run evaluated any"""
-    fixed_batches: list[FixedBatchRow] | None = field(default=None, repr=False)
-    """At each probe the same batches, where the run evaluated them"""
+    """The content of ``summary.json``; None where the run left none"""
+    tables: Mapping[str, Sequence[Any]] = field(default_factory=dict, repr=False)
+    """The rows of the extras, by the name of their table: those of ``segments.csv`` as "segments\""""
 
-    per_sample: list[PerSampleRow] | None = field(default=None, repr=False)
-    """At each probe its single samples, where the run evaluated them"""
-
-    def to_pandas(self, name: Literal["probes", "layers", "segments"] = "probes") -> Any:
+    def to_pandas(self, name: str = "probes") -> Any:
         """Return one of the run's tables as a ``pandas.DataFrame``, see `ProbeTable.to_pandas`.
 
         Args:
-            name: the file, without its ending.
+            name: of the file, without its ending: "probes", or a table of an extra.
 
         Raises:
             ImportError: if pandas is not installed.
@@ -64,44 +42,52 @@ class Run:
         """
         if name == "probes":
             return self.table.to_pandas()
-        rows: list[LayerRow] | list[SegmentPoint] | None = (
-            self.layers if name == "layers" else self.segments
-        )
-        if rows is None:
+        if name not in self.tables:
             raise ValueError(
-                f"found no {name}.csv in {self.path}; it is there where the run measured it"
+                f"found no {name}.csv in {self.path}; supported are the tables that the run "
+                f"measured: {', '.join(['probes', *self.tables])}"
             )
-        kind = LayerRow if name == "layers" else SegmentPoint
-        return to_frame(
-            {field.name: [getattr(row, field.name) for row in rows] for field in fields(kind)}
-        )
+        rows = self.tables[name]
+        names = _names(rows[0]) if rows else ()
+        return to_frame({column: [getattr(row, column) for row in rows] for column in names})
+
+
+def _names(row: Any) -> Sequence[str]:
+    return list(getattr(row, "__dataclass_fields__", None) or vars(row))
 
 
 def load(path: str | os.PathLike[str]) -> Run:
-    """Read the table of probes and the summary of a run.
+    """Read a run.
 
     Args:
         path: a log directory, the monitor's folder in it (``<prefix>/``), or a file in that folder.
 
     Returns:
-        The run. Of a run that was killed, the table holds what it had written until then.
+        The run. Of a run that was killed, the table holds the probes written until then.
 
     Raises:
         FileNotFoundError: if there is no run, or a log directory holds several.
         ValueError: if a file is damaged or was written by another version of the format.
     """
     folder = _folder(Path(path))
-    return Run(
-        folder,
-        read_table(folder),
-        read_summary(folder),
-        secants=read_secants(folder),
-        layers=read_records(folder, LayerRow),
-        segments=read_records(folder, SegmentPoint),
-        held_out=read_held_out(folder),
-        fixed_batches=read_records(folder, FixedBatchRow),
-        per_sample=read_records(folder, PerSampleRow),
-    )
+    tables = {name: read_rows(folder, name) for name in tables_in(folder)}
+    return Run(folder, read_table(folder), read_summary(folder), tables)
+
+
+def tables_in(folder: Path) -> list[str]:
+    """Return the names of the extras' tables in a run's folder."""
+    return sorted(path.stem for path in folder.glob("*.csv") if path.name != PROBES_CSV)
+
+
+def read_rows(folder: Path, name: str) -> list[Any]:
+    """Return the rows of an extra's table.
+
+    Raises:
+        ValueError: if the file is damaged or was written by another version of the format.
+    """
+    kinds = {table: kind for extra in KNOWN for table, kind in extra.tables.items()}
+    path = folder / f"{name}.csv"
+    return rows_from_csv(kinds.get(name), path.read_text(encoding="utf-8"), path.name)
 
 
 def find_runs(path: str | os.PathLike[str]) -> list[Path]:
@@ -158,28 +144,6 @@ def read_summary(folder: Path) -> dict[str, Any] | None:
         )
     check_schema(summary.get("schema"), SUMMARY)
     return summary
-
-
-def read_held_out(folder: Path) -> ProbeTable | None:
-    """Return ``held_out.csv``; None where there is none."""
-    path = folder / HELD_OUT_CSV
-    return ProbeTable.from_csv(path.read_text(encoding="utf-8")) if path.is_file() else None
-
-
-def read_secants(folder: Path) -> dict[int, float] | None:
-    """Return ``secant.csv`` by step; None where there is none."""
-    rows = read_records(folder, SecantRow)
-    return None if rows is None else {row.step: row.grad_sq_change for row in rows}
-
-
-def read_records(folder: Path, kind: type[Record]) -> list[Record] | None:
-    """Return one of the tables beside the table of probes; None where there is none."""
-    path = folder / RECORDS_CSV[kind]
-    return (
-        records_from_csv(kind, path.read_text(encoding="utf-8"), path.name)
-        if path.is_file()
-        else None
-    )
 
 
 def _folder(path: Path) -> Path:

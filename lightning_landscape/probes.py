@@ -58,7 +58,7 @@ class Probe:
     initial_loss: float | None
     logged_step: int
 
-    def with_values(self, **values: float) -> Probe:
+    def with_values(self, **values: float | None) -> Probe:
         """Return the row with some of its values changed."""
         return replace(self, **values)  # type: ignore[arg-type]
 

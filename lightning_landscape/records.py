@@ -1,134 +1,33 @@
-"""Tables beside the table of probes: optional, each a list of frozen records, one CSV file each.
-
-=====================  ===============================================================================================
-``secant.csv``         `SecantRow`: how much the gradient of a probe's mini-batch changed over its step
-``layers.csv``         `LayerRow`: what a part of the module contributes to a probe's inner product, norm and distance
-``segments.csv``       `SegmentPoint`: a probe's mini-batch loss on the straight line from its iterate to the reference
-``fixed_batches.csv``  `FixedBatchRow`: one of a fixed set of held-out batches at a probe
-``per_sample.csv``     `PerSampleRow`: one sample of a probe's mini-batches
-=====================  ===============================================================================================
-
-``held_out.csv`` has the columns of the table of probes: at each probe one batch that was held out.
-
-They are written above the waist and only read below it, as the table of probes is.
-"""
+"""Tables beside the table of probes: lists of frozen dataclasses, one CSV file each."""
 
 from __future__ import annotations
 
 import csv
 import io
 from collections.abc import Iterable
-from dataclasses import astuple, dataclass, fields
-from typing import Any, TypeVar
+from dataclasses import astuple, fields
+from types import SimpleNamespace
+from typing import Any
 
 from lightning_landscape.probes import SCHEMA, check_schema
 
 
-@dataclass(frozen=True, slots=True)
-class Accuracy:
-    """How far a probe that was stored through a codec can be off, and is where it was stored as it was, too; in no file."""
-
-    inner_product: float
-    """Bound of |p̃ − p|"""
-    distance: float
-    """Bound of |D̃ − D|"""
-    exact: tuple[float, float] | None = None
-    """p and D² where they are known"""
-
-
-@dataclass(frozen=True, slots=True)
-class SecantRow:
-    """One probe of ``secant.csv``."""
-
-    step: int
-    grad_sq_change: float
-    """‖∇f_{i_k}(x_{k+1}) − ∇f_{i_k}(x_k)‖² of its mini-batch"""
-
-
-@dataclass(frozen=True, slots=True)
-class LayerRow:
-    """One part of the module at one probe, of ``layers.csv``; over the parts of a probe each column sums to the probe's own."""
-
-    step: int
-    logged_step: int
-    layer: str
-    """Name of the submodule, or of a parameter that is in none"""
-    inner_product: float
-    """<g_k, x_k − x_p>, of this part's parameters"""
-    grad_sq_norm: float
-    sq_distance: float
-
-
-@dataclass(frozen=True, slots=True)
-class SegmentPoint:
-    """One point of ``segments.csv``: f_{i_k}(x_k + t (x_p − x_k))."""
-
-    step: int
-    """k, the probe whose iterate the line starts at, and whose mini-batch is evaluated"""
-    fraction: float
-    """t in [0, 1]: 0 is x_k, 1 is x_p"""
-    loss: float
-
-
-@dataclass(frozen=True, slots=True)
-class FixedBatchRow:
-    """One of a fixed set of held-out batches at one probe, of ``fixed_batches.csv``; f_i is the loss of batch i."""
-
-    step: int
-    logged_step: int
-    batch: int
-    """i"""
-    loss: float
-    """f_i(x_k)"""
-    reference_loss: float
-    """f_i(x_p)"""
-    inner_product: float
-    """<∇f_i(x_k), x_k − x_p>"""
-    grad_sq_norm: float
-
-
-@dataclass(frozen=True, slots=True)
-class PerSampleRow:
-    """One sample of the mini-batches of one probe, of ``per_sample.csv``; f_j is the loss of sample j."""
-
-    step: int
-    logged_step: int
-    sample: int
-    """j, counted through processes, and in each through micro-batches"""
-    loss: float
-    """f_j(x_k)"""
-    reference_loss: float
-    """f_j(x_p)"""
-    inner_product: float
-    """<∇f_j(x_k), x_k − x_p>"""
-
-
-Record = TypeVar("Record", bound=SecantRow | LayerRow | SegmentPoint | FixedBatchRow | PerSampleRow)
-_PARSERS = {"int": int, "float": float, "str": str}
-
-
-def records_to_csv(kind: type[Record], rows: Iterable[Record]) -> str:
-    """Return records as text: numbers with all their digits.
-
-    Example:
-        >>> print(records_to_csv(SecantRow, [SecantRow(3, 0.25)]), end="")
-        step,grad_sq_change,schema
-        3,0.25,1
-    """
+def rows_to_csv(kind: type[Any], rows: Iterable[Any]) -> str:
+    """Return rows as text: numbers with all their digits, an empty cell for None."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow((*(field.name for field in fields(kind)), "schema"))
-    for record in rows:
-        cells: tuple[Any, ...] = (*astuple(record), SCHEMA)
-        writer.writerow(cell if isinstance(cell, str) else repr(cell) for cell in cells)
+    for row in rows:
+        cells: tuple[Any, ...] = (*astuple(row), SCHEMA)
+        writer.writerow("" if c is None else c if isinstance(c, str) else repr(c) for c in cells)
     return text.getvalue()
 
 
-def records_from_csv(kind: type[Record], text: str, name: str) -> list[Record]:
-    """Read what `records_to_csv` wrote.
+def rows_from_csv(kind: type[Any] | None, text: str, name: str) -> list[Any]:
+    """Read what `rows_to_csv` wrote.
 
     Args:
-        kind: the class of the records.
+        kind: the dataclass of the rows; None where it is not known: then columns are attributes.
         text: content of the file.
         name: of the file, for messages.
 
@@ -136,15 +35,31 @@ def records_from_csv(kind: type[Record], text: str, name: str) -> list[Record]:
         ValueError: if columns are missing or the schema is another one.
     """
     reader = csv.DictReader(io.StringIO(text))
-    columns: dict[str, Any] = {field.name: _PARSERS[str(field.type)] for field in fields(kind)}
-    missing = [column for column in (*columns, "schema") if column not in (reader.fieldnames or ())]
+    found = list(reader.fieldnames or ())
+    columns = [f.name for f in fields(kind)] if kind else [c for c in found if c != "schema"]
+    missing = [column for column in (*columns, "schema") if column not in found]
     if missing:
-        raise ValueError(
-            f"found no column {missing} in {name}; supported are the columns {tuple(columns)}"
-        )
-    records = []
+        raise ValueError(f"found no column {missing} in {name}; supported are {tuple(columns)}")
+    kinds = {f.name: str(f.type) for f in fields(kind)} if kind else {}
+    rows = []
     for row in reader:
         check_schema(row["schema"], name)
-        values: dict[str, Any] = {column: parse(row[column]) for column, parse in columns.items()}
-        records.append(kind(**values))
-    return records
+        values = {column: _value(row[column], kinds.get(column, "")) for column in columns}
+        rows.append(kind(**values) if kind else SimpleNamespace(**values))
+    return rows
+
+
+def _value(cell: str, kind: str) -> Any:
+    if kind.startswith("str"):
+        return cell
+    if cell == "":
+        return None
+    for parse in (int, float):
+        if parse is int and kind.startswith("float"):
+            continue
+        try:
+            return parse(cell)
+        except ValueError:
+            if kind:
+                raise
+    return cell

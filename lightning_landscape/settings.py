@@ -1,103 +1,173 @@
-"""What the user asked for, and whether it can be had."""
+"""The arguments of `LandscapeMonitor`, which check themselves."""
 
 from __future__ import annotations
 
 import math
 import os
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import LightningModule
 
-DOUBLING = "doubling"
+from lightning_landscape.evaluation.reference import FINAL
+from lightning_landscape.extras.extra import SAMPLES, Extra
+from lightning_landscape.store.codecs import CODECS
+
+DOUBLING: Literal["doubling"] = "doubling"
 """Epochs 1, 2, 4, 8, …"""
 
-STORE_DTYPES = ("native", "bfloat16", "int8")
-
 _NAME = re.compile(r"(?=.*[\w-])[\w.-]+")
+_Check = tuple[Callable[[Any], bool], str]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
+class Store:
+    """How records wait on disk for their evaluation.
+
+    Args:
+        dtype: How parameters and gradients are stored. "native" is exact. "bfloat16" takes half of
+            float32, "int8" (groups of 128 numbers with one scale, rounded at random without bias) a
+            little more than a quarter. Losses, gradient norms and steps stay exact; bounds of the
+            errors of inner products and distances are reported.
+        gib: Largest size on disk in GiB; half of the free disk is another limit.
+        keep: Keep the store after a good end, to extend the run from its checkpoint. It holds
+            training batches.
+        save_reference: Write the last iterate as reference.safetensors (sharded: a folder,
+            reference), for a second run to take as its reference.
+
+    Raises:
+        MisconfigurationException: if a value is outside its range.
+    """
+
+    dtype: Literal["native", "bfloat16", "int8"] = "native"
+    gib: float = 16.0
+    keep: bool = False
+    save_reference: bool = True
+
+    def __post_init__(self) -> None:
+        """Refuse values outside their range."""
+        _check("store=Store", self, _STORE)
+
+
+@dataclass(frozen=True)
+class Report:
+    """What is shown of a run.
+
+    Args:
+        windows: Number of equal slices of training for which constants are reported as well.
+        layout: Write charts for TensorBoard's tab "Custom scalars". A layout that the module, or
+            another monitor, writes later replaces them.
+        images: Pictures at the end, as files and for loggers that take them, where matplotlib is
+            installed: "overview" for one, "all" for every one, None for none. The command
+            ``lightning-landscape plot`` draws all of them from the files of a run.
+        progress_bar: Show two values in the progress bar.
+
+    Raises:
+        MisconfigurationException: if a value is outside its range.
+    """
+
+    windows: int = 4
+    layout: bool = True
+    images: Literal["overview", "all"] | None = "overview"
+    progress_bar: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse values outside their range."""
+        _check("report=Report", self, _REPORT)
+
+
+@dataclass(frozen=True)
 class Settings:
-    """The constructor's arguments of `LandscapeMonitor`, documented there."""
+    """All arguments of `LandscapeMonitor`, documented there."""
 
-    reference: str
-    every_n_steps: int
-    max_probes: int
-    max_overhead: float | None
-    loss_infimum: float
-    loss: Callable[[LightningModule, Any], Any] | None
-    parameters: str | None
-    store_dtype: str
-    store_gib: float
-    dirpath: str | os.PathLike[str] | None
-    prefix: str
-    save_reference: bool
-    keep_store: bool
-    windows: int
-    secant: bool
-    exact_sums: bool
-    per_layer: bool
-    segments: int
-    held_out: Callable[[Trainer], Any] | str | None
-    fixed_batches: int
-    per_sample: bool | str
-    live_epochs: str | Sequence[int] | None
-    layout: bool
-    figures: bool
-    progress_bar: bool
+    reference: str | Path = FINAL
+    every_n_steps: int = 10
+    max_probes: int = 128
+    every_step: bool = False
+    loss: Callable[[LightningModule, Any], Any] | None = None
+    loss_infimum: float = 0.0
+    parameters: str | None = None
+    live_epochs: Literal["doubling"] | Sequence[int] | None = DOUBLING
+    live_losses: bool = False
+    max_overhead: float | None = None
+    extras: Sequence[Extra] = ()
+    store: Store = field(default_factory=Store)
+    report: Report = field(default_factory=Report)
+    dirpath: str | os.PathLike[str] | None = None
+    prefix: str = "landscape"
+
+    def __post_init__(self) -> None:
+        """Refuse values outside their range, and those that exclude each other."""
+        _check("LandscapeMonitor", self, _ARGUMENTS)
+        _check_every_step(self)
+        _check_extras(self.extras, self.loss)
 
     def live_at(self, epochs: int) -> bool:
-        """Return whether the probes so far are evaluated after so many epochs."""
+        """Return whether probes are evaluated at the present iterate after so many epochs."""
         if self.live_epochs == DOUBLING:
             return epochs > 0 and epochs & (epochs - 1) == 0
         return self.live_epochs is not None and epochs in self.live_epochs
 
-    def check(self) -> None:
-        """Refuse what is outside its range.
 
-        Raises:
-            MisconfigurationException: naming the argument, what was found and what is supported.
-        """
-        for name, (is_fine, supported) in _CHECKS.items():
-            value = getattr(self, name)
-            if not is_fine(value):
-                raise MisconfigurationException(
-                    f"LandscapeMonitor({name}={value!r}): supported are {supported}; pass one of these"
-                )
-        if self.exact_sums and self.max_overhead is not None:
+def _check(what: str, settings: Any, checks: Mapping[str, _Check]) -> None:
+    """Refuse values outside their range.
+
+    Raises:
+        MisconfigurationException: naming the argument, what was found and what is supported.
+    """
+    for name, (is_fine, supported) in checks.items():
+        value = getattr(settings, name)
+        if not is_fine(value):
             raise MisconfigurationException(
-                f"LandscapeMonitor(exact_sums=True, max_overhead={self.max_overhead!r}): sums over every step cost time at "
-                "every step, which probes further apart do not save; supported is one of the two: leave exact_sums out, then "
-                "the sums are estimated from the probes"
+                f"{what}({name}={value!r}): supported are {supported}; pass one of these"
             )
-        if self.fixed_batches and self.held_out is None:
+
+
+def _check_every_step(settings: Settings) -> None:
+    if not settings.every_step:
+        return
+    if settings.max_overhead is not None:
+        raise MisconfigurationException(
+            f"LandscapeMonitor(every_step=True, max_overhead={settings.max_overhead!r}): sums over "
+            "every step cost time at every step, and rarer probes do not save it. Supported is one "
+            "of the two: leave every_step out, then the sums are estimated from the probes"
+        )
+    if settings.loss is not None:
+        raise MisconfigurationException(
+            "LandscapeMonitor(every_step=True, loss=...): every step would need a gradient of "
+            "loss=. Supported is one of the two: leave every_step out, then the sums are estimated "
+            "from the probes"
+        )
+
+
+def _check_extras(extras: Sequence[Extra], loss: Any) -> None:
+    tables = [table for extra in extras for table in extra.tables]
+    twice = sorted({table for table in tables if tables.count(table) > 1} | {"probes"} & {*tables})
+    if twice:
+        raise MisconfigurationException(
+            f"LandscapeMonitor(extras=...) found the table {twice[0]!r} more than once; supported "
+            "is one extra of a kind, with tables of its own names: leave the other one out"
+        )
+    for extra in extras:
+        if SAMPLES in extra.needs and loss is None:
             raise MisconfigurationException(
-                f"LandscapeMonitor(fixed_batches={self.fixed_batches}): found no held_out=, from whose loader these batches "
-                "are; supported is fixed_batches= together with held_out='val', or a function of the trainer: pass one"
-            )
-        if self.per_sample and self.loss is None:
-            raise MisconfigurationException(
-                f"LandscapeMonitor(per_sample={self.per_sample!r}): found no loss=, from which the losses of single samples "
-                "come; supported is loss=, a function of (module, batch) that returns one loss a sample, a tensor of shape (B,)"
-                ": pass one"
-            )
-        if self.exact_sums and self.loss is not None:
-            raise MisconfigurationException(
-                "LandscapeMonitor(exact_sums=True, loss=...): the gradient of loss= would be needed at every step; supported "
-                "is one of the two: leave exact_sums out, then the sums are estimated from the probes"
+                f"LandscapeMonitor(extras=...) found {type(extra).__name__} and no loss=; supported "
+                "is loss=, a function of (module, batch) that returns one loss a sample, a tensor "
+                "of shape (B,): pass one"
             )
 
 
 def _is_whole(least: int) -> Callable[[Any], bool]:
-    return lambda value: isinstance(value, int) and not isinstance(value, bool) and value >= least
+    return lambda v: isinstance(v, int) and not isinstance(v, bool) and v >= least
 
 
 def _is_real(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return is_number and math.isfinite(value)
 
 
 def _are_epochs(value: Any) -> bool:
@@ -106,43 +176,55 @@ def _are_epochs(value: Any) -> bool:
     return all(map(_is_whole(1), value))
 
 
-_CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
+def _is_a(*kinds: type) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, kinds)
+
+
+def _is_path(value: Any) -> bool:
+    return isinstance(value, (str, os.PathLike)) and str(value) != ""
+
+
+def _are_extras(value: Any) -> bool:
+    is_sequence = isinstance(value, Sequence) and not isinstance(value, str)
+    return is_sequence and all(isinstance(extra, Extra) for extra in value)
+
+
+_SWITCH: _Check = (_is_a(bool), "True and False")
+_STORE: dict[str, _Check] = {
+    "dtype": (lambda value: value in CODECS, f"{', '.join(map(repr, CODECS))}"),
+    "gib": (lambda value: _is_real(value) and value > 0, "sizes above 0, in GiB"),
+    "keep": _SWITCH,
+    "save_reference": _SWITCH,
+}
+_REPORT: dict[str, _Check] = {
+    "windows": (_is_whole(1), "whole numbers of 1 or more"),
+    "layout": _SWITCH,
+    "images": (lambda value: value in ("overview", "all", None), "'overview', 'all' and None"),
+    "progress_bar": _SWITCH,
+}
+_ARGUMENTS: dict[str, _Check] = {
+    "reference": (_is_path, "'final' and paths"),
     "every_n_steps": (_is_whole(1), "whole numbers of 1 or more"),
     "max_probes": (_is_whole(2), "whole numbers of 2 or more"),
-    "max_overhead": (
-        lambda value: value is None or (_is_real(value) and 0 < value < 1),
-        "shares of the time of training between 0 and 1, and None",
-    ),
-    "loss_infimum": (_is_real, "finite numbers"),
+    "every_step": _SWITCH,
     "loss": (lambda value: value is None or callable(value), "functions of (module, batch)"),
+    "loss_infimum": (_is_real, "finite numbers"),
     "parameters": (
         lambda value: value is None or (isinstance(value, str) and value != ""),
         "the dotted name of a submodule, and None",
     ),
-    "store_dtype": (
-        lambda value: value in STORE_DTYPES,
-        "'native', the parameters' own dtype, and the codecs 'bfloat16' and 'int8'",
+    "live_epochs": (_are_epochs, f"'{DOUBLING}', lists of whole numbers of 1 or more, and None"),
+    "live_losses": _SWITCH,
+    "max_overhead": (
+        lambda value: value is None or (_is_real(value) and 0 < value < 1),
+        "shares of the time of training between 0 and 1, and None",
     ),
-    "store_gib": (lambda value: _is_real(value) and value > 0, "sizes above 0, in GiB"),
-    "dirpath": (lambda value: value is None or isinstance(value, (str, os.PathLike)), "paths"),
+    "extras": (_are_extras, "lists of extras, as [Segments(), Layers()]"),
+    "store": (_is_a(Store), "Store(...)"),
+    "report": (_is_a(Report), "Report(...)"),
+    "dirpath": (lambda value: value is None or _is_path(value), "paths"),
     "prefix": (
         lambda value: isinstance(value, str) and _NAME.fullmatch(value) is not None,
         "names of letters, digits, '.', '-' and '_'",
-    ),
-    "windows": (_is_whole(1), "whole numbers of 1 or more"),
-    "segments": (_is_whole(0), "whole numbers of 0 or more"),
-    "held_out": (
-        lambda value: value is None or value == "val" or callable(value),
-        "'val', functions of the trainer that return an iterable of batches, and None",
-    ),
-    "fixed_batches": (_is_whole(0), "whole numbers of 0 or more"),
-    "per_sample": (
-        lambda value: isinstance(value, bool) or value == "mixing",
-        "True and False, and 'mixing' where the loss of one sample depends on the others",
-    ),
-    "live_epochs": (_are_epochs, f"'{DOUBLING}', lists of whole numbers of 1 or more, and None"),
-    **dict.fromkeys(
-        ("secant", "exact_sums", "per_layer", "layout", "figures", "progress_bar"),
-        (lambda value: isinstance(value, bool), "True and False"),
     ),
 }

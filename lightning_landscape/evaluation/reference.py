@@ -28,6 +28,7 @@ from lightning_landscape.vectors.parameters import plain_name
 from lightning_landscape.vectors.sharding import local, local_part
 
 FINAL = "final"
+"""``reference="final"``: x_p is the last iterate of the run"""
 FILE = "reference.safetensors"
 FOLDER = "reference"
 """Where parameters are sharded"""
@@ -102,7 +103,7 @@ def folder_digest(path: Path) -> str:
     return whole.hexdigest()
 
 
-def check_reference_file(reference: str) -> None:
+def check_reference_file(reference: str | Path) -> None:
     """Refuse a path at which there is no file.
 
     Raises:
@@ -113,13 +114,13 @@ def check_reference_file(reference: str) -> None:
     ):
         return
     raise MisconfigurationException(
-        f"LandscapeMonitor(reference={reference!r}) found no file there; {_KINDS}, for example "
+        f"LandscapeMonitor(reference={str(reference)!r}) found no file there; {_KINDS}, for example "
         f"<log_dir>/landscape/{FILE} of another run, or 'final', the last iterate of this run: pass one of these"
     )
 
 
 def load_reference(
-    reference: str,
+    reference: str | Path,
     trained: Mapping[str, nn.Parameter],
     others: Mapping[str, nn.Parameter],
     processes: Processes,
@@ -150,7 +151,7 @@ def load_reference(
 
 
 def _load_distributed(
-    reference: str,
+    reference: str | Path,
     trained: Mapping[str, nn.Parameter],
     others: Mapping[str, nn.Parameter],
     processes: Processes,
@@ -196,7 +197,7 @@ def _name_in_folder(key: str) -> str:
 
 
 def _check(
-    reference: str,
+    reference: str | Path,
     shapes: Mapping[str, Any],
     values: Mapping[str, Tensor],
     trained: Mapping[str, nn.Parameter],
@@ -218,7 +219,7 @@ def _check(
             f"it {what} {_listed(names)}" for what, names in complaints.items() if names
         )
         raise MisconfigurationException(
-            f"LandscapeMonitor(reference={reference!r}) is no reference for this run: {said}. Supported is a file from a run "
+            f"LandscapeMonitor(reference={str(reference)!r}) is no reference for this run: {said}. Supported is a file from a run "
             "of the same module: pass one, or reference='final'"
         )
 
@@ -269,9 +270,9 @@ def _read(path: Path) -> dict[str, Tensor]:
     return {name: value for name, value in content.items() if isinstance(value, Tensor)}
 
 
-def _unreadable(reference: str, error: Exception) -> MisconfigurationException:
+def _unreadable(reference: str | Path, error: Exception) -> MisconfigurationException:
     return MisconfigurationException(
-        f"LandscapeMonitor(reference={reference!r}) cannot be read: {type(error).__name__} {str(error)[:200]}; {_KINDS}, "
+        f"LandscapeMonitor(reference={str(reference)!r}) cannot be read: {type(error).__name__} {str(error)[:200]}; {_KINDS}, "
         "the files readable by torch.load(weights_only=True): pass one of these"
     )
 

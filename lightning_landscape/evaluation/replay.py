@@ -1,313 +1,130 @@
-"""The mini-batch loss f_i again, at other parameters, in the state of step k, leaving no trace."""
+"""Recorded micro-batches evaluated again, each in its own state, with the parameters as they stand."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
-from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers.logger import DummyLogger
 from torch import Tensor, nn
 
 from lightning_landscape.evaluation.directional import along
 from lightning_landscape.evaluation.sample_losses import vector_loss
 from lightning_landscape.evaluation.untouched import untouched
-from lightning_landscape.recording.freezing import Frozen, freeze, thaw
-from lightning_landscape.recording.state import capture, put_back
+from lightning_landscape.recording.freezing import Frozen, thaw
+from lightning_landscape.recording.state import put_back
 from lightning_landscape.training.failures import FailedElsewhere, NotMeasurable
-from lightning_landscape.training.processes import Processes
-from lightning_landscape.vectors.gradients import present_gradient
+from lightning_landscape.training.loss import Loss, batch_of, scalar_loss
+from lightning_landscape.training.scaling import loss_scale
+from lightning_landscape.training.training import Training
+from lightning_landscape.vectors.gradients import Gradient, present_gradient
 from lightning_landscape.vectors.parameters import Swap
 from lightning_landscape.vectors.sharding import reshard
 
-Loss = Callable[[LightningModule, Any], Any]
 
-
-def scalar_loss(output: Any) -> Tensor | None:
-    """Return the loss in what ``training_step`` returned; None where the step was skipped.
-
-    Raises:
-        TypeError: if there is something, but no tensor with one element.
-    """
-    loss = output.get("loss") if isinstance(output, Mapping) else output
-    if loss is None:
-        return None
-    if not isinstance(loss, Tensor) or loss.numel() != 1:
-        found = (
-            f"a tensor of shape {tuple(loss.shape)}"
-            if isinstance(loss, Tensor)
-            else f"a {type(loss).__name__}"
-        )
-        raise TypeError(
-            f"found {found} as loss; supported is one number, a tensor with one element: return its mean"
-        )
-    return loss.detach()
-
-
-def batch_of(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-    """Return the batch among the arguments of ``training_step``."""
-    return args[0] if args else next(iter(kwargs.values()))
-
-
-Before = Callable[[Sequence[Any], Mapping[str, Any]], None]
-After = Callable[[Any], None]
-
-
-class Door:
-    """The door of ``training_step``, at which any number of monitors may stand; gone when the last one leaves.
-
-    It is put on the strategy, through which Lightning calls ``training_step``, not on the user's module: the module can be
-    pickled and copied meanwhile, and a replay, which calls the module directly, does not pass it.
+class Replay:
+    """Evaluates micro-batches, in all processes at once: inside a block of `Processes.agreed`.
 
     Args:
-        trainer: the trainer in ``fit``.
-    """
-
-    def __init__(self, trainer: Trainer) -> None:
-        self._place = vars(trainer.strategy)
-        self.watchers: list[tuple[Before, After]] = []
-        original = trainer.strategy.training_step
-
-        @functools.wraps(original)
-        def watched(*args: Any, **kwargs: Any) -> Any:
-            present = tuple(self.watchers)
-            with ExitStack() as stack:
-                try:
-                    stack.enter_context(
-                        _on_entering(trainer, [before for before, _ in present], args, kwargs)
-                    )
-                except Exception as error:
-                    if isinstance(error, MisconfigurationException) and trainer.world_size == 1:
-                        raise  # a refusal
-                    present = ()  # the step is the user's, and is made whatever happens to us
-                output = original(*args, **kwargs)
-            for _, after in present:
-                after(output)
-            return output
-
-        self._own, self._watched = self._place.get("training_step"), watched
-        vars(watched)["landscape_door"] = self
-        self._place["training_step"] = watched
-
-    @staticmethod
-    def of(trainer: Trainer) -> Door:
-        """Return the door that a trainer has now, or a new one."""
-        door = getattr(vars(trainer.strategy).get("training_step"), "landscape_door", None)
-        return door if isinstance(door, Door) else Door(trainer)
-
-    def close(self) -> None:
-        """Take the door away, unless somebody has built something around it meanwhile."""
-        if self._place.get("training_step") is not self._watched:
-            return
-        del self._place["training_step"]
-        if self._own is not None:
-            self._place["training_step"] = self._own
-
-
-@contextmanager
-def _on_entering(
-    trainer: Trainer, calls: Sequence[Before], args: Any, kwargs: Any
-) -> Iterator[None]:
-    """Call functions with the arguments of ``training_step`` when it starts.
-
-    That is at once, but where a wrapper stands before the module: DistributedDataParallel gives every process the first one's
-    buffers on the way in, and the loss depends on what is there after that.
-    """
-    module: Any = trainer.strategy.lightning_module
-    if trainer.strategy.model is module:
-        for call in calls:
-            call(args, kwargs)
-        yield
-        return
-
-    def enter(_: Any, args: Any, kwargs: Any) -> None:
-        handle.remove()  # the module may call its own forward later
-        for call in calls:
-            call(args, kwargs)
-
-    handle = module.register_forward_pre_hook(enter, with_kwargs=True)
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
-class Doorstep:
-    """Stands at the door of ``training_step`` while a window of micro-batches is probed.
-
-    No hook comes between the hooks of other callbacks (which may change the batch, the module or the random numbers) and
-    the forward pass, so the state of a step is taken where the step begins: on the way into ``training_step``. On the way
-    out its loss is read as the module returned it, before Lightning divides it by the number of micro-batches.
-
-    Args:
-        trainer: the trainer in ``fit``.
-        before: called with the arguments of ``training_step``.
-        after: called with what it returned.
-    """
-
-    def __init__(self, trainer: Trainer, before: Before, after: After) -> None:
-        self._door = Door.of(trainer)
-        self._watcher = (before, after)
-        self._door.watchers.append(self._watcher)
-
-    def leave(self) -> None:
-        """Leave; the last one closes the door."""
-        self._door.watchers.remove(self._watcher)
-        if not self._door.watchers:
-            self._door.close()
-
-
-class Replayer:
-    """Evaluates the loss of stored moments of training, in all processes at once: inside a block of `Processes.agreed`.
-
-    Args:
-        trainer: the trainer.
-        module: the module in training.
+        training: the run.
         loss: the user's loss; None for the module's own ``training_step``.
-        processes: those of the run.
-        sharded: whether they share the parameters among them.
-        per_sample: whether the user's loss returns a number for each sample; the measured one is their mean.
+        of_samples: whether the user's loss returns one number a sample; f_i is then their mean.
     """
 
     def __init__(
-        self,
-        trainer: Trainer,
-        module: LightningModule,
-        loss: Loss | None,
-        processes: Processes,
-        sharded: bool = False,
-        per_sample: bool = False,
+        self, training: Training, loss: Loss | None = None, *, of_samples: bool = False
     ) -> None:
-        self._trainer, self._module, self._loss = trainer, module, loss
-        self._processes, self._sharded = processes, sharded
-        self._swap = Swap(module)
-        self.per_sample = per_sample
-        """Whether the user's loss gives a number for each sample"""
-        self.of_user = loss is not None
-        """Whether the loss is the user's own function, not ``training_step``"""
-        self.gradients_enabled = any(isinstance(part, nn.RNNBase) for part in module.modules())
-        """Forward passes run without autograd, unless the loss needs it or is only then the recorded one: kernels of recurrent
-        layers round differently where no gradient will be asked for."""
-
-    def moment(
-        self, args: Sequence[Any], kwargs: Mapping[str, Any], others: Mapping[str, Tensor]
-    ) -> Frozen:
-        """Freeze the arguments of ``training_step`` and the state in which it is called.
-
-        Args:
-            args: by position.
-            kwargs: by name.
-            others: parameters that are not x, where they are not those of the window's first micro-batch.
-
-        Raises:
-            TypeError: if a batch can be neither pickled nor copied.
-        """
-        return freeze(
-            {
-                "args": tuple(args),
-                "kwargs": dict(kwargs),
-                "others": dict(others),
-                **capture(self._trainer, self._module),
-            }
-        )
+        self._training, self._loss, self.of_samples = training, loss, of_samples
+        self._module, self._processes = training.module, training.processes
+        self._swap = Swap(training.module)
+        layers = training.module.modules()
+        self.gradients_enabled = any(isinstance(layer, nn.RNNBase) for layer in layers)
+        """Whether autograd records. It does not, unless the loss needs it, or only then equals the
+        recorded one: kernels of recurrent layers round differently without gradients"""
 
     @contextmanager
-    def silence(self, put_back: Collection[str] = ()) -> Iterator[None]:
-        """Inside the block, losses can be evaluated; module, trainer and loggers are as before when it ends.
+    def silence(self, restored: Collection[str] = ()) -> Iterator[None]:
+        """Inside the block losses can be evaluated; at its end module and trainer are as before.
 
         Args:
-            put_back: names of parameters whose values the block itself puts back, by a `Swap`.
+            restored: names of parameters whose values the block itself restores.
         """
-        loggers = self._trainer.loggers
-        with untouched(self._trainer, self._module, put_back):
+        trainer = self._training.trainer
+        loggers = trainer.loggers
+        with untouched(trainer, self._module, restored):
             for module in self._module.modules():
                 if hasattr(type(module), "log_dict"):
                     module.__dict__.update(log=_nothing, log_dict=_nothing, print=_nothing)
             try:
-                self._trainer.loggers = [DummyLogger() for _ in loggers]
+                trainer.loggers = [DummyLogger() for _ in loggers]
                 yield
             finally:
-                self._trainer.loggers = loggers
+                trainer.loggers = loggers
 
-    def mean_loss(self, moments: Sequence[Frozen]) -> float:
-        """Return the mean loss over the micro-batches of a window, in float64; only inside `silence`."""
+    # ------------------------------------------------------------------------- mini-batch losses
+
+    def loss(self, moments: Sequence[Frozen]) -> float:
+        """Return this process's mean loss over the micro-batches of a step, in float64."""
         return sum(float(self._evaluate(moment)) for moment in moments) / len(moments)
 
-    def mean_loss_and_gradient(
-        self, moments: Sequence[Frozen], parameters: Mapping[str, Tensor], scale: float
-    ) -> tuple[float, dict[str, Tensor]]:
-        """Return the mean of this process's loss over a window, and its gradient over `gradient_factor`.
+    def loss_and_gradient(self, moments: Sequence[Frozen]) -> tuple[float, Gradient]:
+        """Return this process's mean loss over micro-batches, and the gradient that training has.
 
-        The loss of ``training_step`` is divided and scaled before it is differentiated, as in training: low precision would
-        round otherwise if that were made up for afterwards.
-
-        Of sharded parameters the gradient is the mean over the processes already, of this process's part; others wait for
-        `averaged`.
+        That is the mean over the processes; of sharded parameters, this process's part of it. The
+        loss of ``training_step`` is divided and scaled before it is differentiated, as in training:
+        low precision would round otherwise.
         """
-        losses, gradient = [], dict[str, Tensor]()
-        trained = {
-            name: parameter for name, parameter in parameters.items() if parameter.requires_grad
-        }
+        parameters, scale = self._training.parameters(), loss_scale(self._training.trainer)
+        trained = {name: p for name, p in parameters.items() if p.requires_grad}
+        # Lightning divides the loss of training_step by this number, and no loss of the user's
+        divisor = 1 if self._loss else self._training.trainer.accumulate_grad_batches
+        differentiate = self._by_backward if self._training.sharded else _by_grad
+        losses, sums = [], dict[str, Tensor]()
         for moment in moments:
             with (
                 without_hooks(trained.values()),
                 torch.enable_grad(),
                 self._forward(moment) as loss,
             ):
-                parts = (self._by_backward if self._sharded else _by_grad)(
-                    loss / self._divisor * scale, trained
-                )
+                parts = differentiate(loss / divisor * scale, trained)
             losses.append(float(loss.detach()))
             for name, part in parts.items():
-                gradient[name] = gradient[name] + part if name in gradient else part
-        return sum(losses) / len(losses), gradient
-
-    @property
-    def _divisor(self) -> int:
-        """Number by which Lightning divides the loss of ``training_step``; it divides no loss of the user's."""
-        return 1 if self.of_user else self._trainer.accumulate_grad_batches
-
-    def gradient_factor(self, moments: Sequence[Frozen], scale: float) -> float:
-        """Return what turns the gradient of `mean_loss_and_gradient` into that of the mean loss."""
-        return self._divisor / (scale * len(moments))
-
-    def averaged(
-        self, gradient: Mapping[str, Tensor], parameters: Mapping[str, Tensor]
-    ) -> dict[str, Tensor]:
-        """Return the mean of gradients over the processes, as DistributedDataParallel takes it; all have to call this."""
-        return dict(gradient) if self._sharded else self._processes.mean_of(gradient, parameters)
+                sums[name] = sums[name] + part if name in sums else part
+        if not self._training.sharded:  # FSDP2 has averaged them
+            sums = self._processes.mean_of(sums, parameters)
+        return sum(losses) / len(losses), Gradient(sums, divisor / (scale * len(moments)))
 
     def _by_backward(self, loss: Tensor, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Take the gradient where FSDP2 leaves it: no other way goes through its gathered parameters."""
+        """Take the gradient where FSDP2 leaves it: autograd.grad bypasses gathered parameters."""
         loss.backward()  # type: ignore[no-untyped-call]
         reshard(self._module.modules())
-        found = dict(
-            present_gradient(parameters, 1.0).raw
-        )  # nobody else has it: it is of this pass alone
+        found = dict(present_gradient(parameters, 1.0).raw)  # of this backward pass alone
         for parameter in self._module.parameters():
             parameter.grad = None
         return found
 
+    # ---------------------------------------------------------------------------- single samples
+
     def sample_losses(self, moment: Frozen) -> Tensor:
-        """Return this process's losses of single samples, float64 of shape ``(B,)`` on the CPU; only inside `silence`."""
+        """Return this process's losses of single samples, float64, shape ``(B,)``, on the CPU."""
         return self._evaluate(moment, whole=True).double().cpu()
 
     def sample_derivatives(
         self, moment: Frozen, direction: Mapping[str, Tensor], *, with_graph: bool
     ) -> tuple[Tensor, Tensor]:
-        """Return the losses of single samples and their derivatives, by forward mode; only inside `silence`.
+        """Return the losses of single samples and their derivatives, by forward mode.
 
         Args:
             moment: a micro-batch.
-            direction: v by name, zero for the parameters that it does not name.
-            with_graph: whether autograd records meanwhile: some kernels have no forward derivative where it does not.
+            direction: v by name; zero for parameters that it does not name.
+            with_graph: whether autograd records meanwhile: without it some kernels have no
+                forward derivative.
 
         Returns:
-            Twice float64 of shape ``(B,)`` on the CPU: f_j(x) and <∇f_j(x), v>.
+            f_j(x) and <∇f_j(x), v>, each float64, shape ``(B,)``, on the CPU.
 
         Raises:
             RuntimeError: if something in the loss has no forward derivative.
@@ -322,34 +139,31 @@ class Replayer:
         return values.double().cpu(), slopes.double().cpu()
 
     def rounding(self, parameters: Iterable[Tensor]) -> float:
-        """Return the largest relative rounding error of parameters and of what is computed from them."""
+        """Return the largest relative rounding error of parameters and of the forward pass."""
         kinds = {parameter.dtype for parameter in parameters}
         with self._evaluating():
             if torch.is_autocast_enabled(self._module.device.type):
                 kinds.add(torch.get_autocast_dtype(self._module.device.type))
         return max(torch.finfo(kind).eps for kind in kinds)
 
+    # --------------------------------------------------------------------------- one micro-batch
+
     def _evaluate(self, moment: Frozen, *, whole: bool = False) -> Tensor:
         if not self.gradients_enabled:
-            # a gradient penalty, a physics-informed loss has autograd inside training_step
-            trial = suppress(RuntimeError, FailedElsewhere)
-            with (
-                trial,
-                self._processes.agreed(),
-                torch.no_grad(),
-                self._forward(moment, whole=whole) as loss,
-            ):
-                return loss.detach()
+            # a gradient penalty or a physics-informed loss differentiates inside training_step
+            trial, forward = suppress(RuntimeError, FailedElsewhere), self._forward
+            with trial, self._processes.agreed(), torch.no_grad(), forward(moment, whole=whole) as f:
+                return f.detach()
         self.gradients_enabled = True  # in all processes, whatever comes
         with torch.enable_grad(), self._forward(moment, whole=whole) as loss:
             return loss.detach()
 
     @contextmanager
     def _forward(self, moment: Frozen, *, whole: bool = False) -> Iterator[Tensor]:
-        """Evaluate a moment; inside the block its parameters are what they were, so that a backward pass may follow.
+        """Evaluate a micro-batch; inside the block a backward pass may follow.
 
         Args:
-            moment: a micro-batch.
+            moment: the micro-batch.
             whole: whether to give the losses of single samples, not their mean.
         """
         with self._prepared(moment) as (args, kwargs):
@@ -358,7 +172,7 @@ class Replayer:
                     output: Any = self._loss(self._module, batch_of(args, kwargs))
                 else:
                     output = self._module.training_step(*args, **kwargs)
-            if self.per_sample:
+            if self.of_samples:
                 losses = vector_loss(output, batch_of(args, kwargs))
                 yield losses if whole else losses.mean()
                 return
@@ -370,39 +184,37 @@ class Replayer:
 
     @contextmanager
     def _prepared(self, moment: Frozen) -> Iterator[tuple[tuple[Any, ...], dict[str, Any]]]:
-        """Put the state of a moment back; inside the block its loss may be evaluated, once, with the arguments it gives."""
+        """Put the state of a micro-batch back; yield the arguments of one evaluation."""
         state = thaw(moment, self._module.device)
         with self._swap.to(state["others"]):
-            put_back(self._trainer, self._module, state)
-            self._processes.exchange()  # the forward pass itself may be one of all processes: whoever is not ready says so
+            put_back(self._training.trainer, self._module, state)
+            # the forward pass may wait for all processes: one that is not ready says so here
+            self._processes.exchange()
             yield state["args"], state["kwargs"]
 
     @contextmanager
     def _evaluating(self) -> Iterator[None]:
-        with (
-            self._trainer.precision_plugin.train_step_context(),
-            without_cudnns_dropout(self._module),
-        ):
+        context = self._training.trainer.precision_plugin.train_step_context()
+        with context, without_cudnns_dropout(self._module):
             yield
 
 
 def _by_grad(loss: Tensor, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    # outside of autocast, as Lightning goes backward, also where this is called inside of it: under manual optimisation
+    # Lightning goes backward outside of autocast; under manual optimization we are inside of it
     with torch.autocast(loss.device.type, enabled=False):
         parts = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
-    found = {name: part for name, part in zip(parameters, parts, strict=True) if part is not None}
-    return {
-        name: part.to_dense() if part.layout != torch.strided else part
-        for name, part in found.items()
-    }
+    named = zip(parameters, parts, strict=True)
+    found = {name: part for name, part in named if part is not None}
+    return {n: p.to_dense() if p.layout != torch.strided else p for n, p in found.items()}
 
 
 @contextmanager
 def without_cudnns_dropout(module: nn.Module) -> Iterator[None]:
-    """Keep away from the random numbers that cuDNN's recurrent layers draw for dropout between their layers.
+    """Keep cuDNN from drawing the dropout of recurrent layers.
 
-    They come from a state inside of cuDNN that nothing can read or put back: a replay would move those of training. Other
-    kernels draw from the generator that is put back, but not the same masks: such replays are not exact, and are marked so.
+    It draws from an internal state that nothing can read or put back: a replay would move the
+    random numbers of training. Other kernels draw from the generator that is put back, but not the
+    same masks: such replays are not exact, and are marked so.
     """
     layers = (part for part in module.modules() if isinstance(part, nn.RNNBase))
     drawing = any(
@@ -413,23 +225,16 @@ def without_cudnns_dropout(module: nn.Module) -> Iterator[None]:
     if not (drawing and cudnn.enabled):
         yield
         return
-    as_they_are = {
-        "benchmark": cudnn.benchmark,
-        "deterministic": cudnn.deterministic,
-        "allow_tf32": cudnn.allow_tf32,
-    }
-    with cudnn.flags(enabled=False, **as_they_are):
+    names = ("benchmark", "deterministic", "allow_tf32")
+    present = {name: getattr(cudnn, name) for name in names}
+    with cudnn.flags(enabled=False, **present):
         yield
 
 
 @contextmanager
 def without_hooks(parameters: Iterable[Tensor]) -> Iterator[None]:
-    """Set the gradient hooks of parameters aside: they may keep a state that this backward pass is not to change."""
-    aside = [
-        (parameter, parameter._backward_hooks)
-        for parameter in parameters
-        if parameter._backward_hooks
-    ]
+    """Set the gradient hooks of parameters aside: this backward pass must not change their state."""
+    aside = [(p, p._backward_hooks) for p in parameters if p._backward_hooks]
     for parameter, _ in aside:
         parameter._backward_hooks = None
     try:

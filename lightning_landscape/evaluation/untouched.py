@@ -38,7 +38,7 @@ from lightning_landscape.vectors.sharding import local, reshard
 
 @contextmanager
 def untouched(
-    trainer: Trainer, module: LightningModule, put_back: Collection[str] = ()
+    trainer: Trainer, module: LightningModule, restored: Collection[str] = ()
 ) -> Iterator[None]:
     """Whatever the block does is undone.
 
@@ -51,14 +51,14 @@ def untouched(
     Args:
         trainer: the trainer.
         module: the module.
-        put_back: names of parameters whose values are put back by the block itself: no copy is needed here.
+        restored: names of parameters whose values the block itself restores: they need no copy here.
     """
-    elsewhere_put_back = (
-        {id(p) for name, p in named_parameters(module).items() if name in put_back}
-        if put_back
+    restored_ids = (
+        {id(p) for name, p in named_parameters(module).items() if name in restored}
+        if restored
         else set()
     )
-    belongings = _Belongings(module, elsewhere_put_back)
+    belongings = _Belongings(module, restored_ids)
     with (
         ExitStack() as undo
     ):  # each by itself: one that fails does not keep the others from being undone
@@ -88,7 +88,7 @@ class _Belongings:
     """What a module holds: taken apart into originals, which are set aside, and copies, which are there meanwhile."""
 
     module: nn.Module
-    put_back: AbstractSet[int] = frozenset()
+    restored: AbstractSet[int] = frozenset()
     """Parameters, by id, whose values somebody else puts back"""
     _namespaces: list[tuple[dict[str, Any], dict[str, Any]]] = field(default_factory=list)
     """Attributes, registries of parameters, buffers, submodules and hooks; each with what was in it"""
@@ -114,7 +114,7 @@ class _Belongings:
         for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
             if id(tensor) not in self._memo:
                 self._memo[id(tensor)] = tensor
-                if id(tensor) not in self.put_back:
+                if id(tensor) not in self.restored:
                     self._values.append((tensor, local(tensor).clone()))
                 if isinstance(tensor, nn.Parameter):
                     self._flags.append((tensor, tensor.requires_grad, tensor.grad))

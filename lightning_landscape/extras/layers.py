@@ -1,61 +1,103 @@
-"""Which parts of a module contribute what to a probe's inner product, squared gradient norm and squared distance."""
+"""`Layers`: the parts of a module in a probe's inner product, gradient norm and distance."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from torch import Tensor
+from typing_extensions import override
 
+from lightning_landscape.extras.extra import Extra
 from lightning_landscape.probes import Probe
-from lightning_landscape.records import LayerRow
-from lightning_landscape.vectors.gradients import Gradient
-from lightning_landscape.vectors.products import Products
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from lightning_landscape.evaluation.evaluator import Evaluator
+    from lightning_landscape.recording.record import Record
+
+
+@dataclass(frozen=True, slots=True)
+class LayerRow:
+    """One part of the module at one probe, of ``layers.csv``.
+
+    Over the parts of a probe, each column sums to the column of the probe.
+    """
+
+    step: int
+    logged_step: int
+    layer: str
+    """Name of the submodule, or of a parameter that is in none"""
+    inner_product: float
+    """<g_k, x_k − x_p> of this part's parameters"""
+    grad_sq_norm: float
+    sq_distance: float
+
+
+class Layers(Extra):
+    """Tells the parts of the module apart: which of them point away from the reference.
+
+    Curves ``layers/<part>/…``. It evaluates no loss.
+    """
+
+    tables = {"layers": LayerRow}
+
+    @override
+    def at(
+        self,
+        record: Record,
+        probe: Probe,
+        evaluator: Evaluator,
+        reference: Mapping[str, Tensor],
+    ) -> Iterable[LayerRow]:
+        if not evaluator.training.measures or record.gradient is None:
+            return []
+        here, gradient = evaluator.for_names(record, reference), record.gradient
+        products, rows = evaluator.training.products, []
+        for layer, names in layers_of(here).items():
+            raw = {name: gradient.raw[name] for name in names if name in gradient.raw}
+            part = {name: here[name] for name in names}
+            measure = products.inner_product_and_distance
+            product, distance = measure(part, reference, raw, gradient.factor)
+            squares = products.sq_change(raw, gradient.factor, {}, 1.0)
+            rows.append(LayerRow(probe.step, probe.logged_step, layer, product, squares, distance))
+        return rows
+
+    @override
+    def curves(self, rows: Sequence[LayerRow]) -> dict[str, float]:
+        values = {}
+        for row in rows:
+            size = math.sqrt(row.grad_sq_norm * row.sq_distance)
+            values[f"layers/{row.layer}/inner_product"] = row.inner_product
+            cosine = row.inner_product / size if size > 0 else math.nan
+            values[f"layers/{row.layer}/cosine"] = cosine
+            values[f"layers/{row.layer}/distance"] = math.sqrt(row.sq_distance)
+        return values
 
 
 def layers_of(names: Iterable[str]) -> dict[str, list[str]]:
-    """Group parameter names by the topmost submodules that divide them; a parameter in none is a group of its own.
+    """Group parameter names by the topmost submodules that divide them.
+
+    A parameter in no submodule is a group of its own.
 
     Example:
-        >>> layers_of(["net.0.weight", "net.0.bias", "net.2.weight"])  # all are in `net`, which divides nothing
+        >>> layers_of(["net.0.weight", "net.0.bias", "net.2.weight"])  # `net` divides nothing
         {'net.0': ['net.0.weight', 'net.0.bias'], 'net.2': ['net.2.weight']}
         >>> layers_of(["encoder.weight", "scale"])
         {'encoder': ['encoder.weight'], 'scale': ['scale']}
     """
     paths = {name: name.split(".") for name in names}
-    shared = 0  # leading parts that all names have in common, their last parts, the parameters' own names, aside
+    shared = 0
+    """Number of leading parts that all names share; the last part is the parameter's own name"""
     while (
         paths
         and all(len(path) > shared + 1 for path in paths.values())
-        and len({p[shared] for p in paths.values()}) == 1
+        and len({path[shared] for path in paths.values()}) == 1
     ):
         shared += 1
     groups: dict[str, list[str]] = {}
     for name, path in paths.items():
         groups.setdefault(".".join(path[: shared + 1]), []).append(name)
     return groups
-
-
-def layer_rows(
-    probe: Probe,
-    here: Mapping[str, Tensor],
-    there: Mapping[str, Tensor],
-    gradient: Gradient,
-    products: Products,
-) -> list[LayerRow]:
-    """Return what each part contributes to a probe, in the order of the module's parameters.
-
-    Args:
-        probe: the probe.
-        here: x_k by name.
-        there: x_p by name.
-        gradient: g_k.
-        products: measures inner products.
-    """
-    rows = []
-    for layer, names in layers_of(here).items():
-        raw = {name: gradient.raw[name] for name in names if name in gradient.raw}
-        part = {name: here[name] for name in names}
-        product, distance = products.inner_product_and_distance(part, there, raw, gradient.factor)
-        squares = products.sq_change(raw, gradient.factor, {}, 1.0)
-        rows.append(LayerRow(probe.step, probe.logged_step, layer, product, squares, distance))
-    return rows

@@ -42,9 +42,10 @@ class Budget:
     made up for. From the middle on that is no reason to widen any more: it would cost half of the table and save little.
     Where the end is not known, r = a t/2 while M + F > a U.
 
-    c is the median of the newest probes' costs. F is the number of evaluations at the end times what one takes: what the first
-    replay took, at most a step of training (the first one may have compiled); later what evaluations at iterates of the run
-    took. Only the first cost being known, a second probe is taken where it is due if the whole run could pay twice that.
+    c is the median of the newest probes' costs. F is the number of evaluations at the end times the
+    time of one: a step of training; later, the measured time of an evaluation at the present
+    iterate. While only the first cost is known, a second probe is taken where it is due if the
+    whole run could pay twice that cost.
 
     A schedule answers with doubling its stride until that is wide enough or the probe is due no longer, whatever comes first:
     it never narrows, so nothing oscillates, and each doubling is decided with the clock of its own step.
@@ -58,7 +59,6 @@ class Budget:
         >>> budget = Budget(0.05, evaluations=lambda kept: kept)
         >>> budget.note_probe(1.0)
         >>> budget.note_probe(1.0)
-        >>> budget.note_replay(0.9)
         >>> round(budget.spacing(Reading(steps=1000, elapsed=1002.0, spent=2.0, kept=2)), 1)  # (c + e)/(a t)
         36.1
     """
@@ -70,8 +70,6 @@ class Budget:
     """Seconds of the newest probes, while training"""
     probes: int = 0
     """How many were noted in all"""
-    replay: float = 0.0
-    """Seconds of the first replay"""
     evaluation: float | None = None
     """Seconds of one evaluation at an iterate of the run, once there was any"""
 
@@ -79,10 +77,6 @@ class Budget:
         """Take into account what a probe has cost while training."""
         self.costs = [*self.costs, seconds][-RECENT:]
         self.probes += 1
-
-    def note_replay(self, seconds: float) -> None:
-        """Take into account how long the first probe's loss took to evaluate again."""
-        self.replay = seconds
 
     def note_evaluations(self, seconds: float, count: int) -> None:
         """Take into account how long it took to evaluate stored probes."""
@@ -133,7 +127,7 @@ class Budget:
     def _at_end(self, now: Reading) -> Callable[[int], float]:
         """Return F as a function of the number of kept probes."""
         step = self._of_training(now) / now.steps if now.steps else math.inf
-        each = min(self.replay, step) if self.evaluation is None else self.evaluation
+        each = step if self.evaluation is None else self.evaluation
         return lambda kept: each * self.evaluations(kept)
 
     # ------------------------------------------------------------------------------------------------- stop and resume
@@ -143,11 +137,10 @@ class Budget:
         return {
             "costs": list(self.costs),
             "probes": self.probes,
-            "replay": self.replay,
             "evaluation": self.evaluation,
         }
 
     def adopt(self, state: Mapping[str, Any]) -> None:
         """Go on from a checkpoint."""
         self.costs, self.probes = list(state["costs"]), state["probes"]
-        self.replay, self.evaluation = state["replay"], state["evaluation"]
+        self.evaluation = state["evaluation"]

@@ -74,12 +74,10 @@ class Clock:
     def _reading(self, step: int, spent: float, kept: int) -> Reading:
         return Reading(step - self._from_step, self.elapsed, spent, kept)
 
-    def note_probe(self, seconds: float, replay: float | None) -> None:
-        """Take into account what a probe has cost, and, of the first one, how long its loss took to evaluate again."""
+    def note_probe(self, seconds: float) -> None:
+        """Take the cost of a probe into account."""
         if self._budget is not None:
             self._budget.note_probe(seconds)
-            if replay is not None:
-                self._budget.note_replay(replay)
 
     def note_evaluations(self, seconds: float, count: int) -> None:
         """Take into account how long it took to evaluate stored probes."""

@@ -1,4 +1,4 @@
-"""Sums over every optimiser step, for the certificate of the trajectory: exact where probes give estimates."""
+"""Sums over every optimizer step, for the trajectory certificate: exact, not estimated from probes."""
 
 from __future__ import annotations
 
@@ -6,31 +6,22 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
-from torch.optim import Optimizer
 
-from lightning_landscape.vectors.gradients import (
-    Gradient,
+from lightning_landscape.training.scaling import (
     accumulation_factor,
-    is_finite,
     learning_rate,
-    read_gradient,
     unscaling_factor,
 )
-from lightning_landscape.vectors.parameters import (
-    copied,
-    local_values,
-    named_parameters,
-    optimized_parameters,
-)
-from lightning_landscape.vectors.products import Products
+from lightning_landscape.training.training import Training
+from lightning_landscape.vectors.gradients import Gradient, copied_gradient, is_finite
+from lightning_landscape.vectors.parameters import copied
 
 
 @dataclass(slots=True)
 class Sums:
-    """Over the steps from ``first_step`` on."""
+    """Sums over the steps from ``first_step`` on."""
 
     first_step: int
     steps: int = 0
@@ -43,61 +34,52 @@ class Sums:
     sq_residual: float = 0.0
     """Σ ‖e_k‖²"""
     negative_steps: int = 0
-    """Steps with η_k < 0"""
+    """Number of steps with η_k < 0"""
 
 
 class StepSums:
-    """Measures every step: x_k and g_k are copied at each, which costs two copies of the parameters and three passes over them.
+    """Measures every step: two copies of x, and three passes over it, at each.
 
     Args:
-        trainer: the trainer, in ``fit``.
-        module: the module in training, under automatic optimisation.
-        optimizer: its optimiser.
-        products: measures steps.
+        training: the run, under automatic optimization.
     """
 
-    def __init__(
-        self, trainer: Trainer, module: LightningModule, optimizer: Optimizer, products: Products
-    ) -> None:
-        self._trainer, self._module, self._optimizer, self._products = (
-            trainer,
-            module,
-            optimizer,
-            products,
-        )
+    def __init__(self, training: Training) -> None:
+        self._training = training
         self._backward_passes = 0
         self._gradient = Gradient({}, 1.0)
         self._before: dict[str, Tensor] = {}
         self.sums: Sums | None = None
-        """None before x_0, and where a step was missed"""
+        """None before x_0, and after a step was missed"""
         self._lost = False
         self._expected = 0.0
-        """What η is likely to be"""
+        """About the step size that follows from the learning rate"""
 
     def forget_gradients(self) -> None:
-        """Note that gradients are about to be zeroed."""
+        """Gradients are about to be zeroed."""
         self._backward_passes = 0
 
     def count_backward(self) -> None:
-        """Note that a micro-batch's gradient was added."""
+        """A micro-batch's gradient was added."""
         self._backward_passes += 1
 
     def take(self) -> None:
         """Copy x_k and g_k: everything is accumulated and nothing has moved yet."""
-        parameters = optimized_parameters(self._module, self._optimizer)
+        trainer, optimizer = self._training.trainer, self._training.optimizer
+        parameters = self._training.parameters()
         self._before, self._gradient = copied(parameters), Gradient({}, 1.0)
         if self._backward_passes:
-            short = accumulation_factor(self._trainer, self._backward_passes)
-            self._expected = (learning_rate(self._optimizer) or 0.0) / short
-            factor = unscaling_factor(self._trainer, self._optimizer) * short
-            self._gradient = read_gradient(parameters, factor)
+            short = accumulation_factor(trainer, self._backward_passes)
+            self._expected = (learning_rate(optimizer) or 0.0) / short
+            factor = unscaling_factor(trainer, optimizer) * short
+            self._gradient = copied_gradient(parameters, factor)
 
     def add(self, step: int, first_step: int | None) -> None:
         """Add the step that was made since `take`, if there was one.
 
         Args:
             step: its number.
-            first_step: the step of the first probe, from which on the sums run; None before it.
+            first_step: step of the first probe, where the sums begin; None before it.
         """
         before, self._before = self._before, {}
         if not before or first_step is None or self._lost:
@@ -107,25 +89,23 @@ class StepSums:
         if step != self.sums.first_step + self.sums.steps:
             self.sums, self._lost = None, True
             rank_zero_warn(
-                f"LandscapeMonitor(exact_sums=True) did not see every step before step {step}, as where a run goes on from a "
-                "checkpoint without its sums; they are estimated from the probes"
+                f"LandscapeMonitor(every_step=True) did not see every step before step {step}, as "
+                "after resuming from a checkpoint without these sums. The sums are estimated from "
+                "the probes"
             )
             return
-        parameters = named_parameters(self._module)
-        after = local_values({name: parameters[name] for name in before})
-        measures = self._products.step(
-            before, after, self._gradient.raw, self._gradient.factor, expected=self._expected
-        )
-        if not is_finite(
-            *measures
-        ):  # an overflow: what moved nevertheless was not along a gradient
-            measures = self._products.step(before, after, {}, 1.0)
-        self.sums.steps += 1
-        self.sums.step_size += measures.step_size
-        self.sums.sq_step += measures.step_size**2 * measures.grad_sq_norm
-        self.sums.residual += measures.residual
-        self.sums.sq_residual += measures.residual**2
-        self.sums.negative_steps += measures.step_size < 0
+        after = self._training.values_of(before)
+        measure, g = self._training.products.step, self._gradient
+        found = measure(before, after, g.raw, g.factor, expected=self._expected)
+        if not is_finite(*found):  # after an overflow, no movement is along a gradient
+            found = measure(before, after, {}, 1.0)
+        sums = self.sums
+        sums.steps += 1
+        sums.step_size += found.step_size
+        sums.sq_step += found.step_size**2 * found.grad_sq_norm
+        sums.residual += found.residual
+        sums.sq_residual += found.residual**2
+        sums.negative_steps += found.step_size < 0
 
     def state(self) -> dict[str, Any] | None:
         """Return the sums as plain values."""

@@ -13,7 +13,7 @@ import io
 import itertools
 import random
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from enum import Enum
 from typing import Any
@@ -23,7 +23,9 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 from torchmetrics import Metric
 
+from lightning_landscape.recording.freezing import Frozen, freeze
 from lightning_landscape.training import lightning_compat
+from lightning_landscape.training.training import Training
 
 # bookkeeping of torch and Lightning, which no forward pass depends on; parameters and buffers are handled by themselves
 _INTERNAL = frozenset(
@@ -145,6 +147,24 @@ def _is_storable_leaf(value: Any) -> bool:
     if is_array(value):
         return not value.dtype.hasobject
     return isinstance(value, Enum) and type(value).__module__ != "__main__"
+
+
+def frozen_moment(
+    training: Training, args: Sequence[Any], kwargs: Mapping[str, Any], others: Mapping[str, Tensor]
+) -> Frozen:
+    """Copy the arguments of ``training_step`` and the state in which it is called.
+
+    Args:
+        training: the run.
+        args: by position.
+        kwargs: by name.
+        others: parameters that are not x and have moved since the window's first micro-batch.
+
+    Raises:
+        TypeError: if a batch can be neither pickled nor copied.
+    """
+    state = capture(training.trainer, training.module)
+    return freeze({"args": tuple(args), "kwargs": dict(kwargs), "others": dict(others), **state})
 
 
 def capture(trainer: Trainer, module: LightningModule) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
@@ -55,15 +55,12 @@ _RELAXED = {
 """For what is asked of whole columns, without a state"""
 
 
-def other_conditions(
-    evidence: Evidence, windows: int, secants: Mapping[int, float]
-) -> dict[str, Any]:
+def other_conditions(evidence: Evidence, windows: int) -> dict[str, Any]:
     """Return the entries of all conditions but the α-β-condition.
 
     Args:
         evidence: the measured run.
         windows: number of equal slices of training.
-        secants: ‖∇f(x_{k+1}) − ∇f(x_k)‖² of a probe's mini-batch by step, where it was measured.
     """
     slices = evidence.table.windows(windows, int(evidence.run["steps"]))
     found = {key: _entry(metric, evidence, slices) for key, metric in _METRICS.items()}
@@ -78,7 +75,6 @@ def other_conditions(
     found["upper_error_bound"]["restricted_secant_over_it"] = (
         number(mu / upper) if mu is not None and upper else None
     )
-    found["smoothness"]["secant"] = _secant(evidence.table, secants)
     return found
 
 
@@ -166,28 +162,3 @@ def _reason(value: float, step: int | None, interval: bool) -> str | None:
     return (
         "no probe asks anything of it" if math.isnan(value) else f"no constant holds at step {step}"
     )
-
-
-def _secant(table: ProbeTable, secants: Mapping[int, float]) -> dict[str, Any] | None:
-    """Return the smoothness between consecutive iterates, where it was measured."""
-    lengths = {
-        p.step: p.step_size * p.step_size * p.grad_sq_norm + p.step_residual * p.step_residual
-        for p in table
-    }
-    rows = [
-        probe for probe in table if probe.step in secants and math.isfinite(lengths[probe.step])
-    ]
-    if not rows:
-        return None
-    metric = C.SecantSmoothness(**ALONE)
-    for probe in rows:  # x_k − x_{k+1} = η_k g_k + e_k, and these are orthogonal
-        metric.update(grad_sq_change=secants[probe.step], sq_step=lengths[probe.step])
-    result = metric.compute()
-    return {
-        "value": number(result["value"]),
-        "step": rows[result["row"]].step if result["row"] is not None else None,
-        "probes": len(rows),
-        "quantiles": {
-            f"{share:g}": number(q) for share, q in zip(QUANTILES, result["quantiles"], strict=True)
-        },
-    }

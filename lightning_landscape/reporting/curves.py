@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from lightning.pytorch.loggers import Logger
@@ -11,7 +11,6 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lightning_landscape.probes import Probe, ProbeTable
-from lightning_landscape.records import LayerRow
 from lightning_landscape.reporting import scalars
 
 
@@ -28,29 +27,35 @@ class RunCurves:
         self._writer = CurveWriter(loggers, prefix)
         self._live = live
         self._running = scalars.RunningAlphaBeta()
+        self._evaluated = -1
+        """The newest step whose reference columns were written while training"""
         self._newest = -1
         """The newest step of a curve that is written while training"""
 
-    def add(self, probe: Probe, overhead: float, layers: Sequence[LayerRow] = ()) -> None:
-        """Write what is known of a new probe, and the share of training time that was spent on probes so far."""
+    def add(self, probe: Probe, overhead: float, of_extras: Mapping[str, float]) -> None:
+        """Write the known values of a new probe.
+
+        Args:
+            probe: its row.
+            overhead: the monitor's share of the time of training so far.
+            of_extras: values by tag.
+        """
         if not self._writer.writes:
             return
         row, self._newest = ProbeTable([probe]), probe.logged_step
         curves = scalars.known_while_training(row)
         if probe.evaluated:
+            self._evaluated = probe.step
             curves |= scalars.known_with_reference(row)
         values = {tag: float(curve[0]) for tag, curve in curves.items()}
         if probe.evaluated:
             values |= self._running.add(probe)
-        self._writer.write_point(
-            probe.logged_step, {**values, **scalars.layer_curves(layers), "overhead": overhead}
-        )
+        self._writer.write_point(probe.logged_step, {**values, **of_extras, "overhead": overhead})
 
-    def provisional(self, table: ProbeTable, step: int) -> None:
-        """Write what rows say that were evaluated at the present iterate, before x_p is known."""
-        if not self._writer.writes:
-            return
-        self._writer.write_point(step, scalars.provisional(table))
+    def at_present(self, table: ProbeTable, step: int) -> None:
+        """Write what rows say with the present iterate in the place of x_p."""
+        if self._writer.writes:
+            self._writer.write_point(step, scalars.at_present(table))
 
     def restart(self, table: ProbeTable) -> None:
         """Start the worst case so far anew, from the rows that are left after a thinning or taken over from another run."""
@@ -70,7 +75,7 @@ class RunCurves:
         table: ProbeTable,
         summary: dict[str, Any],
         steps: int,
-        layers: Mapping[int, Sequence[LayerRow]],
+        of_extras: Mapping[int, Mapping[str, float]],
     ) -> None:
         """Write what is known only now: all that needs x_p, or after a live run the report's own values at the last step."""
         if not self._writer.writes:
@@ -80,17 +85,13 @@ class RunCurves:
         final = scalars.alpha_beta_margin(rows, alpha_beta["alpha"], alpha_beta["beta"])
         final |= scalars.bound_curves(rows, summary["run"])
         if not self._live:
-            self._writer.write(rows, {**scalars.known_with_reference(rows), **running, **final})
-            for probe in rows:
-                self._writer.write_point(
-                    probe.logged_step, scalars.layer_curves(layers.get(probe.step, ()))
-                )
+            self._write_reference_columns(rows, {**running, **final}, of_extras)
         else:
+            late = ProbeTable(probe for probe in rows if probe.step > self._evaluated)
+            self._write_reference_columns(late, {}, of_extras)
             self._writer.write(rows, final)
-        after, total = (
-            max(steps, self._newest + 1),
-            {"overhead": summary["run"]["overhead"]["total"]},
-        )
+        after = max(steps, self._newest + 1)
+        total = {"overhead": summary["run"]["overhead"]["total"]}
         if not len(rows):
             self._writer.write_point(after, total)
         else:
@@ -99,6 +100,16 @@ class RunCurves:
             if self._live:
                 last |= {tag: float(curve[-1]) for tag, curve in running.items()}
             self._writer.write_point(after, last)
+
+    def _write_reference_columns(
+        self,
+        rows: ProbeTable,
+        further: Mapping[str, Tensor],
+        of_extras: Mapping[int, Mapping[str, float]],
+    ) -> None:
+        self._writer.write(rows, {**scalars.known_with_reference(rows), **further})
+        for probe in rows:
+            self._writer.write_point(probe.logged_step, of_extras.get(probe.step, {}))
 
 
 class CurveWriter:

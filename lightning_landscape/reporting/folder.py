@@ -5,24 +5,16 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Trainer
 
-from lightning_landscape.files import HELD_OUT_CSV, PROBES_CSV, PROBES_JSONL, RECORDS_CSV, SUMMARY
+from lightning_landscape.files import PROBES_CSV, PROBES_JSONL, SUMMARY
 from lightning_landscape.probes import Probe, ProbeTable, to_json_line, write_atomically
-from lightning_landscape.records import (
-    FixedBatchRow,
-    LayerRow,
-    PerSampleRow,
-    Record,
-    SecantRow,
-    SegmentPoint,
-    records_to_csv,
-)
+from lightning_landscape.records import rows_to_csv
 
 CSV_SECONDS = 30.0
 """While training, ``probes.csv`` is rewritten no more often than this"""
@@ -97,46 +89,16 @@ class RunFolder:
         """Whether the tables beside the table of probes have not been written for a while."""
         return time.monotonic() - self._written_beside > CSV_SECONDS
 
-    def write_beside(
-        self,
-        secants: Mapping[int, float] | None,
-        layers: Mapping[int, Sequence[LayerRow]] | None,
-        segments: Sequence[SegmentPoint],
-        held_out: Mapping[int, Probe],
-        fixed_batches: Mapping[int, Sequence[FixedBatchRow]],
-        samples: Sequence[PerSampleRow] = (),
-    ) -> None:
-        """Write the tables beside the table of probes, those that there are.
+    def write_beside(self, tables: Mapping[str, tuple[type[Any], Sequence[Any]]]) -> None:
+        """Write the tables of the extras.
 
         Args:
-            secants: ‖∇f(x_{k+1}) − ∇f(x_k)‖² by step; None where it was not asked for.
-            layers: what the parts of the module contribute, by step.
-            segments: losses on lines to x_p.
-            held_out: at a probe a batch that was held out, by step.
-            fixed_batches: at a probe the same batches, by step.
-            samples: at a probe its single samples.
+            tables: class and rows of each, by its name; those without rows are not written.
         """
         self._written_beside = time.monotonic()
-        if secants is not None:
-            self._write_records(
-                SecantRow, [SecantRow(step, secants[step]) for step in sorted(secants)]
-            )
-        if layers:
-            self._write_records(LayerRow, [row for step in sorted(layers) for row in layers[step]])
-        if segments:
-            self._write_records(SegmentPoint, segments)
-        if held_out:
-            self._write(HELD_OUT_CSV, ProbeTable(held_out.values()).to_csv())
-        if fixed_batches:
-            self._write_records(
-                FixedBatchRow,
-                [row for step in sorted(fixed_batches) for row in fixed_batches[step]],
-            )
-        if samples:
-            self._write_records(PerSampleRow, samples)
-
-    def _write_records(self, kind: type[Record], rows: Iterable[Record]) -> None:
-        self._write(RECORDS_CSV[kind], records_to_csv(kind, rows))
+        for name, (kind, rows) in tables.items():
+            if rows:
+                self._write(f"{name}.csv", rows_to_csv(kind, rows))
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Write ``summary.json`` atomically, as strict JSON."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,17 +10,16 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from lightning_landscape.bounds import Evidence, certify
-from lightning_landscape.files import PROBES_CSV, PROBES_JSONL, RECORDS_CSV, SUMMARY
+from lightning_landscape.files import PROBES_CSV, PROBES_JSONL, SUMMARY
 from lightning_landscape.loading import (
     Run,
     read_lines,
-    read_records,
-    read_secants,
+    read_rows,
     read_summary,
     read_table,
+    tables_in,
 )
 from lightning_landscape.probes import SCHEMA, Probe, ProbeTable
-from lightning_landscape.records import LayerRow, SegmentPoint
 from lightning_landscape.reporting.alpha_beta import alpha_beta_condition
 from lightning_landscape.reporting.certificates import entries
 from lightning_landscape.reporting.conditions import other_conditions
@@ -62,13 +62,19 @@ def read(folder: Path) -> Found:
         folder,
         table,
         summary,
-        secants=_attempt(lambda: read_secants(folder), "secant.csv", notes),
-        layers=_attempt(lambda: read_records(folder, LayerRow), RECORDS_CSV[LayerRow], notes),
-        segments=_attempt(
-            lambda: read_records(folder, SegmentPoint), RECORDS_CSV[SegmentPoint], notes
-        ),
+        _tables(folder, notes),
     )
     return Found(run, tuple(notes + _missing(run)))
+
+
+def _tables(folder: Path, notes: list[str]) -> dict[str, list[Any]]:
+    """Return the rows of the extras' tables that can be read."""
+    found: dict[str, list[Any]] = {}
+    for name in tables_in(folder):
+        rows = _attempt(functools.partial(read_rows, folder, name), f"{name}.csv", notes)
+        if rows is not None:
+            found[name] = rows
+    return found
 
 
 def _attempt(reader: Callable[[], Content], name: str, notes: list[str]) -> Content | None:
@@ -197,7 +203,7 @@ def summary_of_table(table: ProbeTable) -> dict[str, Any]:
         "run": {**run, "drop": drop},
         "conditions": {
             "alpha_beta": alpha_beta,
-            **other_conditions(Evidence(table, run), WINDOWS, {}),
+            **other_conditions(Evidence(table, run), WINDOWS),
         },
         "bounds": bounds,
         "bound_in_force": None,

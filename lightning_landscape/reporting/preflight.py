@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,10 +41,10 @@ class Plan:
     """Evaluations of a loss when training ends, for as many probes as are expected"""
     base_bytes: int = 0
     """Parameters of x_0, where others are stored as differences to it"""
-    held_out: int = 0
-    """Held-out batches that are evaluated at each probe"""
-    per_sample: int = 0
-    """Forward passes that the single samples of each probe take"""
+    beside: Sequence[str] = ()
+    """What the extras measure at each probe"""
+    of_samples: bool = False
+    """Whether the loss is the mean over the losses of single samples"""
 
 
 def expected_probes(steps: float, every_n_steps: int, max_probes: int) -> tuple[int, int] | None:
@@ -65,7 +65,7 @@ def expected_probes(steps: float, every_n_steps: int, max_probes: int) -> tuple[
 def preflight(plan: Plan) -> str:
     """Return the message: what f_i is, the parameters, x_p, probes, disk, the time at the end, conditions, theorems."""
     lines = [
-        _loss(plan.run["loss"], plan.run["world_size"], of_samples=bool(plan.per_sample)),
+        _loss(plan.run["loss"], plan.run["world_size"], of_samples=plan.of_samples),
         _parameters(plan),
         _reference(plan.run["reference"]),
         _probes(plan),
@@ -166,24 +166,14 @@ def _size(count: float) -> str:
 
 
 def _end(plan: Plan) -> str:
-    what = (
-        "at x_p, at x_0 and on lines between"
-        if plan.run["reference"]["kind"] == "final"
-        else "at x_0 and on a line to x_p"
-    )
-    said = f"at the end: {'up to' if math.isinf(plan.steps) else 'about'} {plan.evaluations} forward passes, {what}"
-    beside = []
-    if plan.held_out:
-        beside.append(
-            "one held-out batch" if plan.held_out == 1 else f"{plan.held_out} held-out batches"
-        )
-    if plan.per_sample:
-        beside.append(f"every single sample ({plan.per_sample} passes)")
-    if not beside:
-        return said
-    if plan.run["reference"]["kind"] == "final":
-        return f"{said}, those of {' and '.join(beside)} a probe among them (a backward pass counts as two)"
-    return f"{said}; at each probe {' and '.join(beside)}"
+    """Say when losses are evaluated, and how often."""
+    beside = " and ".join(plan.beside)
+    if plan.run["reference"]["kind"] != "final":
+        said = "evaluation: after the step of each probe, which calls training_step again"
+        return f"{said}; also {beside} a probe" if beside else said
+    about = "up to" if math.isinf(plan.steps) else "about"
+    said = f"at the end: {about} {plan.evaluations} forward passes, at x_p and x_0"
+    return f"{said}, and {beside} a probe (a backward pass counts as two)" if beside else said
 
 
 def _theorems(run: Mapping[str, Any]) -> list[str]:

@@ -12,7 +12,6 @@ from torch import Tensor
 from lightning_landscape import functional as F
 from lightning_landscape.bounds import THEOREMS, Evidence, in_force
 from lightning_landscape.probes import Probe, ProbeTable
-from lightning_landscape.records import LayerRow
 from lightning_landscape.reporting.conditions import columns_of, metrics
 
 Curves = dict[str, Tensor]
@@ -129,27 +128,36 @@ def bounds_of_the_whole(summary: dict[str, Any]) -> dict[str, float]:
     return values if best is None else {**values, "bound/final": bounds[best]["value"]}
 
 
-def provisional(table: ProbeTable) -> dict[str, float]:
-    """Return what all rows together say, by tag in the group ``live``: the best pair, and each condition's constant."""
+NO_LOSSES = frozenset({"inner_product", "sq_distance", "grad_sq_norm"})
+"""Columns at the present iterate that need no loss there"""
+
+
+def at_present(table: ProbeTable) -> dict[str, float]:
+    """Return values of all rows together at the present iterate, by tag in the group ``live``.
+
+    Args:
+        table: rows with the present iterate in the place of x_p. Where their reference losses are
+            known: the best pair, and each condition's constant. Else the conditions that need no
+            loss, and the mean of inner product, cosine and distance.
+    """
     if not len(table):
         return {}
-    running = RunningAlphaBeta()
-    values = [running.add(probe) for probe in table][-1]
+    values: dict[str, float] = {}
+    with_losses = all(probe.evaluated for probe in table)
+    if with_losses:
+        running = RunningAlphaBeta()
+        values = [running.add(probe) for probe in table][-1]
+    else:
+        columns = table.columns("inner_product", "sq_distance", "grad_sq_norm")
+        values["inner_product"] = float(columns["inner_product"].mean())
+        values["cosine"] = float(F.cosine(**columns).mean())
+        values["distance"] = float(columns["sq_distance"].sqrt().mean())
     for key, metric in metrics().items():
+        if key == "gradient_angle" or not (with_losses or set(metric.columns) <= NO_LOSSES):
+            continue
         metric.update(**columns_of(metric, table, full_batch=False))
         values[f"{key}/{metric.constant}"] = float(metric.compute()["value"])
     return {f"live/{tag}": value for tag, value in values.items()}
-
-
-def layer_curves(rows: Sequence[LayerRow]) -> dict[str, float]:
-    """Return the values of one probe's parts by tag, ``layers/<part>/…``; the inner products sum to the whole."""
-    values = {}
-    for row in rows:
-        size = math.sqrt(row.grad_sq_norm * row.sq_distance)
-        values[f"layers/{row.layer}/inner_product"] = row.inner_product
-        values[f"layers/{row.layer}/cosine"] = row.inner_product / size if size > 0 else math.nan
-        values[f"layers/{row.layer}/distance"] = math.sqrt(row.sq_distance)
-    return values
 
 
 def running_alpha_beta(table: ProbeTable, drop: float | None = None) -> Curves:

@@ -1,89 +1,74 @@
-"""``summary.json``: what the table of probes says, with every assumption, and in plain sentences."""
+"""``summary.json``: the findings of the table of probes, with every assumption, and in sentences."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
-
-from torch import Tensor
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 from lightning_landscape.bounds import Evidence, certify, in_force
 from lightning_landscape.functional.alpha_beta import mean_and_error
-from lightning_landscape.probes import SCHEMA, Probe, ProbeTable
-from lightning_landscape.records import Accuracy, FixedBatchRow
+from lightning_landscape.probes import SCHEMA, ProbeTable
 from lightning_landscape.reporting.alpha_beta import alpha_beta_condition
 from lightning_landscape.reporting.certificates import entries, theory_sentences
 from lightning_landscape.reporting.conditions import other_conditions
-from lightning_landscape.reporting.held_out import (
-    fixed_batches_entry,
-    held_out_entry,
-    held_out_sentence,
-)
+from lightning_landscape.reporting.findings import Findings
 from lightning_landscape.reporting.numbers import number
-from lightning_landscape.reporting.per_sample import per_sample_entry, per_sample_sentence
-from lightning_landscape.reporting.stored import accuracy_entry, accuracy_sentence
 from lightning_landscape.reporting.verdict import caveats, verdict
 
 
+class Part(Protocol):
+    """An extra, as far as it has a part in the summary."""
+
+    def summary(self, findings: Findings) -> dict[str, Any]:
+        """Return its part."""
+
+    def sentence(self, summary: Mapping[str, Any]) -> str:
+        """Return its sentences of the verdict."""
+
+
 def summarise(
-    table: ProbeTable,
-    run: dict[str, Any],
-    windows: int,
-    secants: Mapping[int, float] | None = None,
-    held_out: Iterable[Probe] = (),
-    fixed_batches: Sequence[FixedBatchRow] = (),
-    accuracies: Mapping[int, Accuracy] | None = None,
-    samples: Mapping[int, Tensor] | None = None,
-    about_samples: Mapping[str, Any] | None = None,
+    table: ProbeTable, run: dict[str, Any], windows: int, extras: Sequence[Part] = ()
 ) -> dict[str, Any]:
     """Return the content of ``summary.json``.
 
     Args:
-        table: the table of probes; rows whose reference columns are not known are left out of conditions and bounds.
-        run: what the table does not hold: how the run was made and measured.
+        table: the table of probes. Conditions and bounds leave out rows without reference columns.
+        run: how the run was made and measured.
         windows: number of equal slices of training for which constants are given as well.
-        secants: ‖∇f(x_{k+1}) − ∇f(x_k)‖² of a probe's mini-batch by step, where it was measured.
-        held_out: a probe each with a batch that was held out, where there are any.
-        fixed_batches: the same held-out batches at every probe, where there are any.
-        accuracies: how far a codec can have moved a probe, by step, where there was one.
-        samples: by step f_j(x_k), f_j(x_p), <∇f_j(x_k), x_k − x_p> of its single samples, shape ``(samples, 3)``.
-        about_samples: how those were evaluated; None where they were not asked for.
+        extras: each adds its part and its sentences.
     """
     drop, rows = drop_of(table), table.evaluated
     evidence = Evidence(table, run)
     certificates = certify(evidence)
     best = in_force(certificates)
     alpha_beta = alpha_beta_condition(rows, drop, windows, run)
-    beside = held_out_entry(ProbeTable(held_out), rows, alpha_beta)
-    fixed = fixed_batches_entry(fixed_batches, run, alpha_beta)
-    if "store" in run:
-        run = {
-            **run,
-            "store": {
-                **run["store"],
-                "accuracy": accuracy_entry(table, run, accuracies or {}, best),
-            },
-        }
-    single = per_sample_entry(samples or {}, rows, about_samples, run, alpha_beta)
-    return {
+    summary: dict[str, Any] = {
         "schema": SCHEMA,
         "run": {**run, "drop": drop},
-        "conditions": {
-            "alpha_beta": alpha_beta,
-            **other_conditions(evidence, windows, secants or {}),
-        },
-        "held_out": beside,
-        "fixed_batches": fixed,
-        "per_sample": single,
+        "conditions": {"alpha_beta": alpha_beta, **other_conditions(evidence, windows)},
         "bounds": entries(certificates, drop["value"], run),
         "bound_in_force": best.theorem if best else None,
-        "verdict": verdict(alpha_beta, drop, run, len(rows))
-        + held_out_sentence(beside, fixed)
-        + per_sample_sentence(single)
-        + theory_sentences(certificates, run, drop["value"])
-        + caveats(rows, drop, windows, run)
-        + accuracy_sentence(run.get("store", {})),
     }
+    findings = Findings(rows, run, alpha_beta)
+    for extra in extras:
+        _merge(summary, extra.summary(findings))
+    sentences = [
+        verdict(alpha_beta, drop, run, len(rows)),
+        *(extra.sentence(summary) for extra in extras),
+        theory_sentences(certificates, run, drop["value"]),
+        caveats(rows, drop, windows, run),
+    ]
+    return {**summary, "verdict": "".join(sentences)}
+
+
+def _merge(summary: dict[str, Any], part: Mapping[str, Any]) -> None:
+    """Add a part, key by key where both sides have a dictionary."""
+    for key, value in part.items():
+        if isinstance(value, Mapping) and isinstance(summary.get(key), dict):
+            summary[key] = dict(summary[key])
+            _merge(summary[key], value)
+        else:
+            summary[key] = value
 
 
 def drop_of(table: ProbeTable) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
+from torch import nn
 from torch.optim import Optimizer
 from torch.utils.data import (
     BatchSampler,
@@ -23,7 +24,6 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
-from lightning_landscape.recording.measurement import Measurement
 from lightning_landscape.training.part import trained_elsewhere, whole_of
 from lightning_landscape.vectors.parameters import optimized_parameters
 
@@ -76,51 +76,6 @@ def describe_run(trainer: Trainer, module: LightningModule, optimizer: Optimizer
 @functools.cache
 def _version(name: str) -> str:
     return version(name)
-
-
-def describe_measurement(measurement: Measurement, store_dtype: str) -> dict[str, Any]:
-    """Return what ``summary.json`` says of the measurement itself.
-
-    Args:
-        measurement: at its end.
-        store_dtype: how parameters and gradients were stored.
-    """
-    fidelity, rows = measurement.fidelity, measurement.rows
-    rates, sums = measurement.learning_rates, measurement.sums
-    return {
-        "first_step": rows.table[0].step if len(rows.table) else None,
-        "probes": len(rows.table),
-        "stride": rows.schedule.stride,
-        "dropped": dict(rows.dropped),
-        "fidelity": {
-            "steps": fidelity.steps,
-            "max_abs": _finite(fidelity.max_abs) if fidelity.steps else None,
-            "exact": fidelity.exact if fidelity.steps else None,
-            "gradient": None if fidelity.gradient is None else _finite(fidelity.gradient),
-            "autograd": measurement.replayer.gradients_enabled,
-        },
-        "store": {"dtype": store_dtype, "bytes": measurement.stored_bytes or rows.store.nbytes},
-        # null values where parameter groups had several
-        "learning_rates": None
-        if rates is None
-        else {"min": _finite(rates[0]), "max": _finite(rates[1])},
-        "off_schedule": measurement.off_schedule,
-        "moved_between": measurement.moved_between,
-        "exact_sums": None if sums is None else _finite_sums(sums.state()),
-    }
-
-
-def _finite_sums(sums: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """Return sums as JSON holds them: a run that diverged has some that are not finite."""
-    return (
-        None
-        if sums is None
-        else {name: v if isinstance(v, int) else _finite(v) for name, v in sums.items()}
-    )
-
-
-def _finite(value: float) -> float | None:
-    return float(value) if math.isfinite(value) else None
 
 
 def planned_steps(trainer: Trainer) -> float:
@@ -198,3 +153,19 @@ def _plain(value: Any, depth: int) -> Any:
     if isinstance(value, float):
         return value if value - value == 0 else str(value)
     return str(value)
+
+
+def describe_loss(module: nn.Module, loss: Any, infimum: float) -> dict[str, Any]:
+    """Return what f_i means in this run."""
+    modules = list(module.modules())
+    norms = [m for m in modules if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    drops = [m for m in modules if isinstance(m, nn.modules.dropout._DropoutNd) and m.p > 0]
+    return {
+        "source": "training_step"
+        if loss is None
+        else getattr(loss, "__qualname__", type(loss).__qualname__),
+        "infimum": infimum,
+        "training_mode": module.training,
+        "batch_norm": any(m.training or m.running_mean is None for m in norms),
+        "dropout": any(m.training for m in drops),
+    }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,15 +11,11 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
-from lightning_landscape.store.encoding import Encoder
-from lightning_landscape.store.store import WAYS_OUT
-from lightning_landscape.training import lightning_compat
 from lightning_landscape.training.part import choose
-from lightning_landscape.vectors.parameters import local_values
-from lightning_landscape.vectors.sharding import is_sharded, local
+from lightning_landscape.vectors.sharding import is_sharded
 
 GIB = 2**30
 
@@ -151,15 +146,6 @@ def check_shards(trainer: Trainer, parameters: Mapping[str, nn.Parameter]) -> No
         )
 
 
-def check_held_out(trainer: Trainer, source: Any) -> None:
-    """Refuse to take held-out batches from a validation loader that is not there."""
-    if source == "val" and not lightning_compat.has_validation(trainer):
-        raise MisconfigurationException(
-            "LandscapeMonitor(held_out='val') found no validation loader; supported are runs with one, and held_out=, a "
-            "function of the trainer that returns an iterable of batches: pass val_dataloaders to fit, or such a function"
-        )
-
-
 def check_batches(batches: float | None) -> None:
     """Refuse a run without training batches; None is an unknown number."""
     if batches == 0:
@@ -167,42 +153,6 @@ def check_batches(batches: float | None) -> None:
             "LandscapeMonitor found no training batches; supported is a run with at least one: check the training data loader "
             "and limit_train_batches, or leave the monitor out"
         )
-
-
-def store_budget(
-    folder: Path,
-    store_gib: float,
-    parameters: Mapping[str, Tensor],
-    others: Mapping[str, Tensor],
-    codec: str,
-    *,
-    stored: bool,
-) -> int:
-    """Return the bytes that the store may use; refuse a budget in which two probes have no room.
-
-    Args:
-        folder: where the store will be.
-        store_gib: the user's limit; half of the free disk is another.
-        parameters: x; a probe holds it and a gradient of its size, of sharded ones this process's part.
-        others: the other parameters, where some of them are trained too: a probe holds them as well, whatever x_p is.
-        codec: how x and its gradients are written.
-        stored: whether this process stores x and its gradients at all.
-    """
-    existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
-    free = shutil.disk_usage(existing).free
-    budget = int(min(store_gib * GIB, free / 2))
-    beside = sum(local(parameter).nbytes for parameter in others.values())
-    encoder, own = Encoder(codec, folder), local_values(parameters)
-    needed, once = 2 * stored * encoder.nbytes(own) + beside, stored * encoder.base_bytes(own)
-    if (stored or others) and budget < 2 * needed + once:
-        more = f", {beside / 2**20:.1f} of them for other parameters in training" if others else ""
-        more += f", and {once / 2**20:.1f} MiB for x_0" if once else ""
-        raise MisconfigurationException(
-            f"LandscapeMonitor needs {needed / 2**20:.1f} MiB a probe for parameters and gradient{more}, and may use "
-            f"{budget / 2**20:.1f} MiB (store_gib={store_gib:g}, {free / GIB:.1f} GiB free at {existing}); supported are "
-            f"budgets of two probes or more: {WAYS_OUT}"
-        )
-    return budget
 
 
 def check_same_processes(then: int, now: int, prefix: str) -> None:
@@ -213,19 +163,3 @@ def check_same_processes(then: int, now: int, prefix: str) -> None:
             "mini-batches of its probes were divided among the processes, and would be others. Supported is the same number: "
             f"train on {then} device{'s' if then > 1 else ''}, or start a new table with another prefix= than {prefix!r}"
         )
-
-
-def describe_loss(module: nn.Module, loss: Any, infimum: float) -> dict[str, Any]:
-    """Return what f_i means in this run."""
-    modules = list(module.modules())
-    norms = [m for m in modules if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    drops = [m for m in modules if isinstance(m, nn.modules.dropout._DropoutNd) and m.p > 0]
-    return {
-        "source": "training_step"
-        if loss is None
-        else getattr(loss, "__qualname__", type(loss).__qualname__),
-        "infimum": infimum,
-        "training_mode": module.training,
-        "batch_norm": any(m.training or m.running_mean is None for m in norms),
-        "dropout": any(m.training for m in drops),
-    }

@@ -11,8 +11,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_landscape.training.processes import Processes
-
 _BLOCK = {
     "cpu": 1 << 17
 }  # elements worked on at a time, which bounds every temporary: on a CPU they stay in its cache
@@ -21,6 +19,8 @@ _SMALL = 8  # tensors below this part of a block are joined first: of them it is
 _CANCELS = 1e-2  # a difference below this share of what it is the difference of is rounding in part
 _PASSES = 4
 
+Exchange = Callable[..., list[tuple[float, ...]]]
+"""Takes this process's numbers and returns those of each process"""
 _Block = tuple[Tensor, ...]
 """Flat pieces of one length, one of each side"""
 _Addends = Callable[..., _Block]
@@ -39,14 +39,16 @@ class Products:
     """Inner products over parameters by name, of which each process has all, or (FSDP2) a part.
 
     Args:
-        processes: the processes among which parameters are sharded; None where each has them whole.
-        shares: by name what part of a sum this process adds; of a parameter that several hold, each adds its share.
+        exchange: gives each process the numbers of all, where parameters are sharded. None: every
+            process has them whole.
+        shares: by name, the factor of this process's part in a sum over all processes: 1 over the
+            number of processes that hold the same elements.
     """
 
     def __init__(
-        self, processes: Processes | None = None, shares: Mapping[str, float] | None = None
+        self, exchange: Exchange | None = None, shares: Mapping[str, float] | None = None
     ) -> None:
-        self._processes, self._shares = processes, shares or {}
+        self._exchange, self._shares = exchange, shares or {}
         self._memory: dict[torch.dtype, _Block] = {}
         """To work in, on a CPU: new memory is handed out page by page, which takes longer than to compute what goes there"""
 
@@ -169,9 +171,9 @@ class Products:
             if found
             else [0.0] * count
         )
-        if self._processes is None:
+        if self._exchange is None:
             return sums
-        return [math.fsum(column) for column in zip(*self._processes.exchange(*sums), strict=True)]
+        return [math.fsum(column) for column in zip(*self._exchange(*sums), strict=True)]
 
     def _blocks(
         self, names: Iterable[str], sides: Sequence[Mapping[str, Tensor]]

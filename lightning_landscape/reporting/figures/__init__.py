@@ -7,21 +7,17 @@ touches pyplot or settings of matplotlib that outlive a call.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Protocol
 
 from matplotlib.figure import Figure
 
-from lightning_landscape.probes import ProbeTable
-from lightning_landscape.records import SegmentPoint
 from lightning_landscape.reporting.figures import (
     angle,
     bounds,
     constants,
     feasible_pairs,
     margin,
-    per_sample,
-    segments,
 )
 from lightning_landscape.reporting.figures._drawn import Drawn
 from lightning_landscape.reporting.figures._files import save
@@ -33,33 +29,31 @@ FIGURES: dict[str, Callable[[Drawn], Figure]] = {
     "angle": angle.figure,
     "constants": constants.figure,
     "margin": margin.figure,
-    "segments": segments.figure,
 }
 """Each picture by its name, in the order in which they are shown"""
-IF_MEASURED: dict[str, Callable[[Drawn], Figure]] = {"per_sample": per_sample.figure}
-"""Pictures of what a run measures only where it is asked to, by their key in ``summary.json``"""
 
 
-def draw_all(
-    table: ProbeTable,
-    summary: dict[str, Any],
-    segments: Sequence[SegmentPoint] | None = None,
-    held_out: ProbeTable | None = None,
-) -> dict[str, Figure]:
+class Drawing(Protocol):
+    """Draws pictures of its own, as an extra does."""
+
+    def figures(self, drawn: Drawn) -> Mapping[str, Figure]:
+        """Return pictures by name."""
+
+
+def draw_all(drawn: Drawn, extras: Iterable[Drawing] = ()) -> dict[str, Figure]:
     """Draw every picture of a run.
 
     Args:
-        table: the table of probes; rows whose reference columns are not known are left out.
-        summary: the content of ``summary.json``.
-        segments: the content of ``segments.csv``, None where the run evaluated none.
-        held_out: the content of ``held_out.csv``, None where the run evaluated none.
+        drawn: the run. Probes without reference columns are left out.
+        extras: the extras that were measured, which draw pictures of their own.
 
     Returns:
-        The figures by name, in the order of `FIGURES` and `IF_MEASURED`; a panel that has nothing to show says why.
+        The figures by name, in the order of `FIGURES`; a panel without data says why.
     """
-    drawn = Drawn(table, summary, segments, held_out)
-    wanted = FIGURES | {name: figure for name, figure in IF_MEASURED.items() if summary.get(name)}
-    return {name: figure(drawn) for name, figure in wanted.items()}
+    found = {name: figure(drawn) for name, figure in FIGURES.items()}
+    for extra in extras:
+        found.update(extra.figures(drawn))
+    return found
 
 
 __all__ = ["FIGURES", "Drawn", "draw_all", "overview", "save"]

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 from lightning_landscape.probes import ProbeTable
-from lightning_landscape.records import SegmentPoint
 from lightning_landscape.reporting.fidelity import infidelity, is_faithful
 from lightning_landscape.reporting.scalars import Curves, bound_curves
 
@@ -20,14 +19,12 @@ class Drawn:
     Args:
         table: the table of probes.
         summary: the content of ``summary.json``.
-        segments: the content of ``segments.csv``, None where the run evaluated none.
-        held_out: the content of ``held_out.csv``, None where the run evaluated none.
+        tables: rows of the extras' tables, by name.
     """
 
     table: ProbeTable
     summary: dict[str, Any] = field(repr=False)
-    segments: Sequence[SegmentPoint] | None = field(default=None, repr=False)
-    held_out: ProbeTable | None = field(default=None, repr=False)
+    tables: Mapping[str, Sequence[Any]] = field(default_factory=dict, repr=False)
 
     @cached_property
     def rows(self) -> ProbeTable:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from matplotlib.axes import Axes
 
 from lightning_landscape import functional as F
@@ -9,7 +11,6 @@ from lightning_landscape.reporting.figures._drawn import Drawn
 from lightning_landscape.reporting.figures._style import (
     BLUE,
     GREY,
-    ORANGE,
     VERMILION,
     drawable,
     finite,
@@ -23,7 +24,11 @@ from lightning_landscape.reporting.figures._style import (
 _COLUMNS = ("loss", "reference_loss", "inner_product", "loss_infimum")
 
 
-def draw(axes: Axes, drawn: Drawn) -> None:
+Beside = Callable[[Axes, Drawn, float, float], list[float]]
+"""Draws further margins for the pair (α, β) and returns them"""
+
+
+def draw(axes: Axes, drawn: Drawn, beside: Beside | None = None) -> None:
     """Draw the margin of each probe, on an axis on which zero and both signs show; violations are marked."""
     over_steps(axes, drawn.steps)
     axes.set_ylabel(r"margin of $(\alpha, \beta)$")
@@ -50,7 +55,7 @@ def draw(axes: Axes, drawn: Drawn) -> None:
             markersize=7,
             label=f"violated: {len(marked)}",
         )
-    shown = [*margins, *_draw_held_out(axes, drawn, alpha, beta)]
+    shown = [*margins, *(beside(axes, drawn, alpha, beta) if beside else [])]
     if any(finite(shown)):
         symlog(axes, shown, decades=3)
     tight = min(zip(margins, drawn.steps, strict=True))
@@ -58,39 +63,6 @@ def draw(axes: Axes, drawn: Drawn) -> None:
         f"α = {alpha:.4g}, β = {beta:.4g}: smallest margin {tight[0]:.2g}, at step {tight[1]:.0f}"
     )
     legend(axes, drawn.doubt, note)
-
-
-def _draw_held_out(axes: Axes, drawn: Drawn, alpha: float, beta: float) -> list[float]:
-    """Draw the margins on held-out batches: one a probe, and the smallest one over the batches that every probe has."""
-    shown: list[float] = []
-    if drawn.held_out is not None and len(drawn.held_out):
-        steps = [float(probe.step) for probe in drawn.held_out]
-        margins = drawable(F.alpha_beta_margin(alpha, beta, **drawn.held_out.columns(*_COLUMNS)))
-        bad = sum(margin < 0 for margin in margins)
-        axes.plot(
-            steps,
-            margins,
-            "^",
-            color=ORANGE,
-            markersize=4,
-            fillstyle="none",
-            label=f"held out, {bad} violated",
-        )
-        shown += margins
-    fixed = drawn.summary.get("fixed_batches")
-    if fixed and fixed["steps"]:
-        lowest = [step["smallest_margin"] for step in fixed["steps"]]
-        steps = [float(step["step"]) for step in fixed["steps"]]
-        axes.plot(
-            steps,
-            lowest,
-            ":",
-            color=ORANGE,
-            linewidth=1.2,
-            label=f"smallest over {fixed['batches']} fixed batches",
-        )
-        shown += lowest
-    return shown
 
 
 figure = picture(draw)

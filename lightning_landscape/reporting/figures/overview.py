@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from lightning_landscape.probes import ProbeTable
 from lightning_landscape.reporting.figures._drawn import Drawn
 from lightning_landscape.reporting.figures._style import (
     BLUE,
@@ -24,17 +21,15 @@ from lightning_landscape.reporting.figures.angle import NO_PROBE, draw_cosine
 from lightning_landscape.reporting.figures.feasible_pairs import draw_set
 
 
-def overview(table: ProbeTable, summary: dict[str, Any]) -> Figure:
+def overview(drawn: Drawn) -> Figure:
     """Draw the feasible pairs, the loss beside the reference's, and the angle, of one run.
 
     Args:
-        table: the table of probes; rows whose reference columns are not known are left out.
-        summary: the content of ``summary.json``.
+        drawn: the run. Probes without reference columns are left out.
 
     Returns:
-        A figure of three panels; a panel that has nothing to show says why.
+        A figure of three panels; a panel without data says why.
     """
-    drawn = Drawn(table, summary)
     with style():
         figure = Figure(figsize=(12, 3.6), layout="constrained")
         left, middle, right = figure.subplots(1, 3)

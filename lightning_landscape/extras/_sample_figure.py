@@ -1,4 +1,4 @@
-"""By how much the mini-batches' pair of the α-β-condition holds for single samples, and how many violate it, along training."""
+"""Margins of the mini-batches' pair on single samples along training, and how many violate it."""
 
 from __future__ import annotations
 

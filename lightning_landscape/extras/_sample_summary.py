@@ -1,9 +1,9 @@
-"""Single samples in ``summary.json``: the condition "for all i" where i is one sample, the mini-batches' pair tested."""
+"""Single samples in ``summary.json``: the α-β-condition for every i, where i is one sample."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -11,9 +11,12 @@ from torch import Tensor
 from lightning_landscape import functional as F
 from lightning_landscape.functional._hull import near_envelope
 from lightning_landscape.functional.alpha_beta import best_alpha_beta
-from lightning_landscape.probes import ProbeTable
 from lightning_landscape.reporting.conditions import metrics
+from lightning_landscape.reporting.findings import Findings
 from lightning_landscape.reporting.numbers import number, shown
+
+if TYPE_CHECKING:
+    from lightning_landscape.extras.per_sample import PerSampleRow
 
 COLUMNS = ("loss", "reference_loss", "inner_product", "loss_infimum")
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
@@ -21,39 +24,31 @@ QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 RATES = (0.1, 1.0)
 """δ at which the smallest β over all samples is given"""
 SAME = 1e-2
-"""A mean of inner products that is off by more than this part of ‖g‖‖x − x_p‖ is of other derivatives than the gradients"""
+"""A larger relative error of the mean inner product comes from other derivatives than gradients"""
 
 
 def per_sample_entry(
-    samples: Mapping[int, Tensor],
-    table: ProbeTable,
-    about: Mapping[str, Any] | None,
-    run: Mapping[str, Any],
-    found: Mapping[str, Any],
-) -> dict[str, Any] | None:
-    """Return what single samples say; None where they were not asked for.
+    rows: Sequence[PerSampleRow], about: Mapping[str, Any], findings: Findings
+) -> dict[str, Any]:
+    """Return the findings on single samples.
 
     Args:
-        samples: by step f_j(x_k), f_j(x_p), <∇f_j(x_k), x_k − x_p>, shape ``(samples, 3)``.
-        table: the run's own probes, evaluated.
+        rows: the content of ``per_sample.csv``.
         about: how the samples were evaluated.
-        run: how the run was made and measured; ``loss.infimum`` is the lower bound of every loss, of a single sample too.
-        found: the entry of the α-β-condition on the run's own probes, whose pair is put to the test.
+        findings: the run. ``loss.infimum`` is the lower bound of every loss, that of a single
+            sample too; the pair of the α-β-condition on the run's own probes is tested.
     """
-    if about is None:
-        return None
-    infimum: float = run["loss"]["infimum"]
-    logged = {probe.step: probe.logged_step for probe in table}
-    kept = {step: samples[step] for step in sorted(samples) if step in logged}
-    finite = {step: rows[rows.isfinite().all(dim=1)] for step, rows in kept.items()}
-    finite = {step: rows for step, rows in finite.items() if len(rows)}
-    columns = _columns(
-        torch.cat(list(finite.values())) if finite else torch.zeros(0, 3, dtype=torch.float64),
-        infimum,
-    )
+    found = findings.alpha_beta
+    infimum: float = findings.run["loss"]["infimum"]
+    logged = {probe.step: probe.logged_step for probe in findings.table}
+    kept = {step: values for step, values in _by_step(rows).items() if step in logged}
+    finite = {step: values[values.isfinite().all(dim=1)] for step, values in kept.items()}
+    finite = {step: values for step, values in finite.items() if len(values)}
+    none = torch.zeros(0, 3, dtype=torch.float64)
+    columns = _columns(torch.cat(list(finite.values())) if finite else none, infimum)
     reason = _reason(finite, infimum)
     has_pair = found["alpha"] is not None and found["beta"] is not None
-    untested = reason or (None if has_pair else "there is no pair to put to the test")
+    untested = reason or (None if has_pair else "there is no pair to test")
     count = len(columns["loss"])
     entry: dict[str, Any] = {
         "samples": count,
@@ -87,6 +82,14 @@ def per_sample_entry(
     return entry
 
 
+def _by_step(rows: Sequence[PerSampleRow]) -> dict[int, Tensor]:
+    """Return f_j(x_k), f_j(x_p), <∇f_j(x_k), x_k − x_p> by step, float64, shape ``(samples, 3)``."""
+    values: dict[int, list[tuple[float, float, float]]] = {}
+    for row in sorted(rows, key=lambda row: (row.step, row.sample)):
+        values.setdefault(row.step, []).append((row.loss, row.reference_loss, row.inner_product))
+    return {step: torch.tensor(found, dtype=torch.float64) for step, found in values.items()}
+
+
 def _at_step(
     step: int, logged_step: int, rows: Tensor, infimum: float, found: Mapping[str, Any]
 ) -> dict[str, Any]:
@@ -104,43 +107,40 @@ def _at_step(
 
 
 def per_sample_sentence(entry: Mapping[str, Any] | None) -> str:
-    """Say whether the pair of the mini-batches holds for single samples, and what these are worth."""
+    """Say whether the pair of the mini-batches holds for single samples."""
     if entry is None:
         return ""
+    stopped = entry["stopped_by"]
     if not entry["samples"]:
-        return (
-            f" No single sample was evaluated{f': {why}' if (why := entry['stopped_by']) else ''}."
-        )
-    said = (
-        f" Single samples were evaluated in part ({entry['stopped_by']})."
-        if entry["stopped_by"]
-        else ""
-    )
+        return f" No single sample was evaluated{f': {stopped}' if stopped else ''}."
+    said = f" Single samples were evaluated in part ({stopped})." if stopped else ""
     count, bad, pair = entry["samples"], entry["violated"], entry["alpha_beta"]
     if entry["mixing"] == "allowed":
-        said += (
-            " Single samples are each with the rest of their mini-batch, on which they may depend."
-        )
+        said += " A single sample's loss may depend on the rest of its mini-batch."
     if bad is not None:
         how = "holds for all" if bad == 0 else f"is violated by {bad} ({bad / count:.2%}) of"
         said += f" The same pair {how} {count} single samples."
     if pair["beta"] is not None and bad != 0:
-        said += (
-            f" For every one of them α = {shown(pair['alpha'])}, β = {shown(pair['beta'])} hold."
-        )
-    if entry["violated"] is None:
-        said += f" Of single samples nothing can be said: {entry['reason']}."
-    trained = entry["training_loss"]
+        said += f" For all of them, α = {shown(pair['alpha'])}, β = {shown(pair['beta'])} holds."
+    if bad is None:
+        said += f" Nothing can be said of single samples: {entry['reason']}."
+    return said + _caveats(entry)
+
+
+def _caveats(entry: Mapping[str, Any]) -> str:
+    said, trained = "", entry["training_loss"]
     if trained is not None and not trained["same"]:
         said += (
-            f" Mind the samples: the mean of their losses was {trained['samples']:.6g} at the first probe and the loss of "
-            f"training_step {trained['training_step']:.6g}, so that what is measured is not what was trained."
+            " Mind the samples: at the first probe the mean of their losses was "
+            f"{trained['samples']:.6g}, and the loss of training_step was "
+            f"{trained['training_step']:.6g}. So the measured loss is not the trained one."
         )
     off = entry["fidelity"]["inner_product"]
     if off > max(SAME, 8 * (entry["rounding"] or 0.0)):
         said += (
-            f" Mind the samples: their inner products are off those of the mini-batches by {off:.2g} of ‖g‖‖x − x_p‖ on "
-            "average; something in the loss changes gradients, or stops them."
+            " Mind the samples: on average their inner products differ from those of the "
+            f"mini-batches by {off:.2g} of ‖g‖‖x − x_p‖. Something in the loss changes gradients, "
+            "or stops them."
         )
     return said
 
@@ -154,14 +154,14 @@ def _reason(finite: Mapping[int, Tensor], infimum: float) -> str | None:
         if below:
             loss = float(rows[below[0], :2].min())
             return (
-                f"the loss {loss:.6g} of sample {below[0]} at step {step} is below loss_infimum {infimum:g}: pass "
-                "loss_infimum= a lower bound of the loss of every sample"
+                f"the loss {loss:.6g} of sample {below[0]} at step {step} is below loss_infimum "
+                f"{infimum:g}: pass loss_infimum= a lower bound of the loss of every sample"
             )
     return None
 
 
 def _conditions(columns: dict[str, Tensor] | None, finite: Mapping[int, Tensor]) -> dict[str, Any]:
-    """Return the conditions that need no norm of a gradient, which forward mode does not give, nor a distance."""
+    """Return the conditions without gradient norm and distance: forward mode does not give these."""
     entries = {}
     for key, metric in metrics().items():
         if not set(metric.columns) <= set(COLUMNS):
