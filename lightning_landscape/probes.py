@@ -24,20 +24,21 @@ An empty cell is a value that is not known (yet).
 
 from __future__ import annotations
 
-import csv
-import io
 import itertools
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-SCHEMA = 1
+from lightning_landscape.csv_tables import SCHEMA as SCHEMA
+from lightning_landscape.csv_tables import check_schema as check_schema
+from lightning_landscape.csv_tables import column_names, from_cells, from_csv, to_csv
+
 _INTEGERS = frozenset({"step", "epoch", "logged_step"})
 
 
@@ -68,7 +69,7 @@ class Probe:
         return self.reference_loss is not None
 
 
-COLUMNS: tuple[str, ...] = tuple(field.name for field in fields(Probe))
+COLUMNS = column_names(Probe)
 
 
 class ProbeTable(Sequence[Probe]):
@@ -151,58 +152,28 @@ class ProbeTable(Sequence[Probe]):
         raise KeyError(step)
 
     def to_csv(self) -> str:
-        """Return the table as text: numbers with all their digits, an empty cell for what is not known."""
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow((*COLUMNS, "schema"))
-        for probe in self._rows:
-            cells = (getattr(probe, name) for name in COLUMNS)
-            writer.writerow("" if cell is None else repr(cell) for cell in (*cells, SCHEMA))
-        return text.getvalue()
+        """Return the table as CSV text: numbers with all digits, an empty cell if not known."""
+        return to_csv(Probe, self._rows)
+
+    @classmethod
+    def from_csv(cls, text: str) -> ProbeTable:
+        """Read the text that `to_csv` returned.
+
+        Raises:
+            ValueError: if columns are missing or the schema differs.
+        """
+        return cls(from_csv(Probe, text, "the table of probes"))
 
     def to_pandas(self) -> Any:
-        """Return the table as a ``pandas.DataFrame``: int64 and float64 columns, ``NaN`` where a value is not known.
+        """Return the table as a ``pandas.DataFrame`` of int64 and float64 columns.
+
+        An unknown value is ``NaN``.
 
         Raises:
             ImportError: if pandas is not installed.
         """
-        return to_frame(
-            {
-                name: [getattr(probe, name) for probe in self]
-                if name in _INTEGERS
-                else self.column(name).tolist()
-                for name in COLUMNS
-            }
-        ).astype({name: "int64" if name in _INTEGERS else "float64" for name in COLUMNS})
-
-    @classmethod
-    def from_csv(cls, text: str) -> ProbeTable:
-        """Read what `to_csv` wrote.
-
-        Raises:
-            ValueError: if columns are missing or the schema is another one.
-        """
-        reader = csv.DictReader(io.StringIO(text))
-        missing = [name for name in (*COLUMNS, "schema") if name not in (reader.fieldnames or ())]
-        if missing:
-            raise ValueError(
-                f"found no column {missing} in the table of probes; supported are the columns {COLUMNS}"
-            )
-        rows = list(reader)
-        for row in rows:
-            check_schema(row["schema"], "the table of probes")
-        return cls(_probe(row) for row in rows)
-
-
-def _probe(row: dict[str, Any]) -> Probe:
-    """Build a probe from cells that are text (CSV) or numbers (JSON)."""
-    values: dict[str, Any] = {}
-    for name in COLUMNS:
-        cell = row[name]
-        values[name] = (
-            None if cell in ("", None) else int(cell) if name in _INTEGERS else float(cell)
-        )
-    return Probe(**values)
+        frame = to_frame({name: [getattr(probe, name) for probe in self] for name in COLUMNS})
+        return frame.astype({name: "int64" if name in _INTEGERS else "float64" for name in COLUMNS})
 
 
 def to_frame(columns: Mapping[str, Sequence[Any]]) -> Any:
@@ -215,17 +186,10 @@ def to_frame(columns: Mapping[str, Sequence[Any]]) -> Any:
         import pandas
     except ModuleNotFoundError as error:
         raise ImportError(
-            "found no pandas, which a DataFrame needs; install it (pip install pandas), or use column() and the CSV files"
+            "found no pandas, which a DataFrame needs; install it (pip install pandas), "
+            "or use column() and the CSV files"
         ) from error
     return pandas.DataFrame(dict(columns))
-
-
-def check_schema(found: Any, what: str) -> None:
-    """Raise ``ValueError`` where a file was written by another version of the format."""
-    if str(found) != str(SCHEMA):
-        raise ValueError(
-            f"found schema {found} in {what}; supported is schema {SCHEMA}, read it with the version that wrote it"
-        )
 
 
 def to_json_line(probe: Probe) -> str:
@@ -251,7 +215,7 @@ def from_json_lines(text: str) -> ProbeTable:
                 raise
             break
         check_schema(row.get("schema"), "probes.jsonl")
-        probe = _probe(row)
+        probe = from_scalars(row)
         probes[probe.step] = probe
     return ProbeTable(probes.values())
 
@@ -263,7 +227,7 @@ def to_scalars(probe: Probe) -> dict[str, Any]:
 
 def from_scalars(row: dict[str, Any]) -> Probe:
     """Read what `to_scalars` returned."""
-    return _probe(row)
+    return from_cells(Probe, row)
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -15,13 +15,10 @@ They are written above the waist and only read below it, as the table of probes 
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Iterable
-from dataclasses import astuple, dataclass, fields
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import TypeVar
 
-from lightning_landscape.probes import SCHEMA, check_schema
+from lightning_landscape.csv_tables import from_csv, to_csv
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,47 +101,4 @@ class PerSampleRow:
 
 
 Record = TypeVar("Record", bound=SecantRow | LayerRow | SegmentPoint | FixedBatchRow | PerSampleRow)
-_PARSERS = {"int": int, "float": float, "str": str}
-
-
-def records_to_csv(kind: type[Record], rows: Iterable[Record]) -> str:
-    """Return records as text: numbers with all their digits.
-
-    Example:
-        >>> print(records_to_csv(SecantRow, [SecantRow(3, 0.25)]), end="")
-        step,grad_sq_change,schema
-        3,0.25,1
-    """
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow((*(field.name for field in fields(kind)), "schema"))
-    for record in rows:
-        cells: tuple[Any, ...] = (*astuple(record), SCHEMA)
-        writer.writerow(cell if isinstance(cell, str) else repr(cell) for cell in cells)
-    return text.getvalue()
-
-
-def records_from_csv(kind: type[Record], text: str, name: str) -> list[Record]:
-    """Read what `records_to_csv` wrote.
-
-    Args:
-        kind: the class of the records.
-        text: content of the file.
-        name: of the file, for messages.
-
-    Raises:
-        ValueError: if columns are missing or the schema is another one.
-    """
-    reader = csv.DictReader(io.StringIO(text))
-    columns: dict[str, Any] = {field.name: _PARSERS[str(field.type)] for field in fields(kind)}
-    missing = [column for column in (*columns, "schema") if column not in (reader.fieldnames or ())]
-    if missing:
-        raise ValueError(
-            f"found no column {missing} in {name}; supported are the columns {tuple(columns)}"
-        )
-    records = []
-    for row in reader:
-        check_schema(row["schema"], name)
-        values: dict[str, Any] = {column: parse(row[column]) for column, parse in columns.items()}
-        records.append(kind(**values))
-    return records
+records_to_csv, records_from_csv = to_csv, from_csv
