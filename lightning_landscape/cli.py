@@ -269,10 +269,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="replace")  # a console without Greek letters
     try:
         _require("jsonargparse", "cli")
-        _require("tabulate", "cli")
+        _require("pylatexenc", "cli")
         line = import_module("lightning_landscape.command_line")
-        command, options = line.parse((summary, compare, plot, clean), __doc__, arguments)
-        command(**options)
+        import_module("jsonargparse").auto_cli(
+            [summary, compare, plot, clean],
+            args=None if arguments is None else list(arguments),
+            parser_class=line.Parser,
+            prog=line.PROGRAM,
+            description=(__doc__ or "").split("\n")[0].replace("``", ""),
+        )
         sys.stdout.flush()
     except Refusal as refusal:
         print(f"lightning-landscape: {refusal}", file=sys.stderr)

@@ -17,7 +17,7 @@ from tests.helpers.grid import train
 from tests.reporting.test_tables import check_latex, check_markdown
 
 pytest.importorskip("jsonargparse")
-pytest.importorskip("tabulate")
+pytest.importorskip("pylatexenc")
 ROOT = Path(__file__).parents[1]
 
 
@@ -508,7 +508,7 @@ def test_arguments_from_a_file(grid, tmp_path, say):
     assert say("--config", tmp_path / "all.yaml", "clean")[0] == 0
 
 
-@pytest.mark.parametrize("module", ["jsonargparse", "tabulate"])
+@pytest.mark.parametrize("module", ["jsonargparse", "pylatexenc"])
 def test_without_the_extra_it_says_how_to_get_it(module, grid, say, monkeypatch):
     monkeypatch.setitem(sys.modules, module, None)
     status, out, err = say("summary", grid / "width_3" / "seed_0")

@@ -5,9 +5,11 @@ Whatever a summary does not hold, because an earlier version wrote it or a file 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
+
+from tabulate import tabulate
 
 from lightning_landscape.reporting.certificates import TERMS
 
@@ -25,12 +27,38 @@ class TextTable:
     """Sentences below the table"""
 
     @property
-    def numeric(self) -> tuple[bool, ...]:
-        """Of each column whether it holds numbers, which are aligned at their right."""
-        return tuple(
-            any(map(_is_number, cells)) and all(map(_may_be_number, cells))
-            for cells in zip(*self.rows, strict=True)
+    def columns(self) -> list[tuple[str, ...]]:
+        """The columns, each with its header."""
+        return list(zip(self.headers, *self.rows, strict=True))
+
+    @property
+    def sides(self) -> list[Literal["left", "right"]]:
+        """The side at which each column is aligned: the right for numbers, the left for text."""
+        return ["right" if _are_numbers(cells) else "left" for _, *cells in self.columns]
+
+    def grid(
+        self,
+        form: str,
+        escape: Callable[[str], str] = str,
+        widths: Sequence[int | None] | None = None,
+    ) -> str:
+        """Return the headers and rows as text, without title and notes.
+
+        Args:
+            form: ``tablefmt`` of tabulate, such as "simple" or "pipe".
+            escape: Called on the text of each cell.
+            widths: Characters of each column at most; None for as many as it needs.
+        """
+        headers, *rows = (tuple(map(escape, cells)) for cells in (self.headers, *self.rows))
+        text: str = tabulate(
+            rows,
+            headers,
+            tablefmt=form,
+            disable_numparse=True,
+            colalign=self.sides if rows else None,
+            maxcolwidths=widths if rows else None,
         )
+        return text
 
 
 def of_summary(summary: Mapping[str, Any]) -> list[TextTable]:
@@ -134,63 +162,22 @@ def theorems(summary: Mapping[str, Any]) -> TextTable:
     )
 
 
-def as_markdown(tables: Iterable[TextTable]) -> str:
-    r"""Return tables as Markdown: a heading, a pipe table and its notes each.
-
-    Example:
-        >>> print(as_markdown([TextTable("Norms", ("name", "value"), (("|g|", "2"),))]))
-        ### Norms
-        <BLANKLINE>
-        | name | value |
-        |---|---:|
-        | \|g\| | 2 |
-        <BLANKLINE>
-    """
-    return "\n".join(_markdown(table) for table in tables)
-
-
-def _markdown(table: TextTable) -> str:
-    rule = "|" + "".join(
-        "---:|" if number else "---|" for number in table.numeric or [False] * len(table.headers)
-    )
-    lines = [_pipes(table.headers), rule, *map(_pipes, table.rows)]
-    return "\n".join(
-        [
-            f"### {_escaped(table.title)}",
-            "",
-            *lines,
-            "",
-            *(f"{_escaped(note)}\n" for note in table.notes),
-        ]
-    )
-
-
-def _pipes(cells: Iterable[str]) -> str:
-    return "| " + " | ".join(_escaped(cell).replace("|", r"\|") for cell in cells) + " |"
-
-
-def _escaped(text: str) -> str:
-    """Return a cell on one line, in which nothing of ours or the user's is markup."""
-    for mark in ("\\", "`", "*", "_", "<", "["):
-        text = text.replace(mark, f"\\{mark}")
-    return " ".join(text.split())
-
-
 # ------------------------------------------------------------------------------------------------------------- cells
 
 SYMBOLS = {"theta": "θ", "mu": "μ", "cosine": "cos", "share": "share", "L": "L"}
 
 
-def _is_number(cell: str) -> bool:
-    try:
-        float(cell)
-    except ValueError:
-        return False
-    return True
+def _are_numbers(cells: Sequence[str]) -> bool:
+    """Return whether cells hold numbers, at least one; a cell may also be empty or "none"."""
+    return not {*cells} <= {"", NONE} and all(map(_may_be_number, cells))
 
 
 def _may_be_number(cell: str) -> bool:
-    return cell in ("", NONE) or _is_number(cell)
+    try:
+        float(cell)
+    except ValueError:
+        return cell in ("", NONE)
+    return True
 
 
 def at(entry: Any, *keys: str) -> Any:
