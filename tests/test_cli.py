@@ -494,9 +494,13 @@ def test_help_has_a_text_for_every_argument(say, monkeypatch):
         assert command in out
         status, said, _ = say(command, "--help")
         assert status == 0
-    for words in ("--dry-run", "Only say what would be removed", "killed, or are still training"):
+    for words in (
+        "--dry-run",
+        "List the stores, but remove none",
+        "killed, or it is still training",
+    ):
         assert words in said
-    assert "dotted where it is nested" in say("compare", "--help")[1]
+    assert "Write a nested one with dots" in say("compare", "--help")[1]
 
 
 def test_arguments_from_a_file(grid, tmp_path, say):
