@@ -312,7 +312,7 @@ def test_compare_names_what_is_missing_in_a_run(grid, run_folder, say):
     assert status == 0
     said = out.replace("\\", "")
     assert "summary.json is missing" in said
-    assert "no width is known of them, so they are in no group" in said
+    assert "because the width is not known there" in said
 
 
 def test_compare_by_what_no_run_has(grid, say):

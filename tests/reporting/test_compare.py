@@ -133,7 +133,7 @@ def test_the_order_of_runs_does_not_matter(runs):
 
 def test_what_else_differs_within_a_group_is_said(runs):
     (note,) = compare(runs, "optimizer").notes
-    assert "differ in training, width as well" in note
+    assert "also differ in training, width" in note
     assert compare(runs, "width").notes == ()  # seeds are what is pooled over
 
 
@@ -205,7 +205,7 @@ def test_a_run_without_hyper_parameters_is_left_out_by_name(runs, tmp_path):
     killed = Run(tmp_path, ProbeTable([row(0)]), None)
     comparison = compare([*runs, killed], "width")
     assert [len(group.runs) for group in comparison.groups] == [2, 2]
-    assert "no width is known of them" in comparison.notes[0]
+    assert "because the width is not known" in comparison.notes[0]
 
 
 def test_unevaluated_runs_ask_nothing_and_are_named(tmp_path):

@@ -1,4 +1,4 @@
-"""Tables of a summary: what they show, of runs that have little to show, and as Markdown and LaTeX."""
+"""Tables of a summary: their content, gaps in it, and the tables as Markdown and LaTeX."""
 
 import html
 import re
@@ -34,7 +34,7 @@ def test_findings():
     assert found["drop achieved by training"] == ["f(x_0) − f(x_p)", "2 ± 0"]
     assert found["informativeness"] == ["neighbourhood / drop", "0, informative"]
     assert found["probes that violate the pair"] == ["", "0 of 4"]
-    assert found["best pair at 99% of the probes"][1] == "α = 0.5, β = 0, neighbourhood 0"
+    assert found["best pair at 99 % of the probes"][1] == "α = 0.5, β = 0, neighbourhood 0"
 
 
 def test_what_is_vacuous_or_only_approached_is_said():
