@@ -1,25 +1,29 @@
-"""The waist of the hourglass: the table of probes.
+"""The table of probes, on which everything below it depends.
 
-Whatever a user reads is computed from this table (and the ``run`` part of ``summary.json``); whatever touches a live model
-ends in it. One row is one probe of the training run; columns, units and their order in ``probes.csv``:
+Code that touches a live model ends in this table. Every result is computed from this table and from
+the ``run`` part of ``summary.json``. One row is one probe of the training run. These are the
+columns of ``probes.csv``, in their order:
 
-==================  ======================================================================================================
-``step``            calls of the monitored optimiser's step already made when the probe was taken
+==================  ================================================================================
+``step``            number of steps of the monitored optimizer before the probe
 ``epoch``           Lightning's ``current_epoch``
-``loss``            a_k, mini-batch loss at the iterate x_k
-``reference_loss``  b_k, the same mini-batch (same randomness, same state) at the reference x_p
+``loss``            a_k, the mini-batch loss at the iterate x_k
+``reference_loss``  b_k, the loss of the same mini-batch at the reference x_p, with the same
+                    randomness and module state
 ``loss_infimum``    l_k, the stated lower bound of the mini-batch loss
 ``inner_product``   p_k = <g_k, x_k − x_p>
 ``grad_sq_norm``    G_k² = ‖g_k‖²
 ``sq_distance``     D_k² = ‖x_k − x_p‖²
-``step_size``       η_k = <x_k − x_{k+1}, g_k>/G_k², the step that was really made along −g_k; 0 where G_k = 0
-``step_residual``   ‖x_k − x_{k+1} − η_k g_k‖, what of the step was not along −g_k
-``initial_loss``    the same mini-batch at x_0, the first probe's parameters; only on some rows
-``logged_step``     Lightning's own x-axis, at which curves are logged
+``step_size``       η_k = <x_k − x_{k+1}, g_k>/G_k², the size of the actual step along −g_k; 0 if
+                    G_k = 0
+``step_residual``   ‖x_k − x_{k+1} − η_k g_k‖, the part of the step that is not along −g_k
+``initial_loss``    the loss of the same mini-batch at x_0, the parameters of the first probe; only
+                    in some rows
+``logged_step``     the x-axis of Lightning's loggers
 ``schema``          version of this file format
-==================  ======================================================================================================
+==================  ================================================================================
 
-An empty cell is a value that is not known (yet).
+An empty cell is an unknown value. Some values become known only when training ends.
 """
 
 from __future__ import annotations
@@ -44,7 +48,7 @@ _INTEGERS = frozenset({"step", "epoch", "logged_step"})
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """One row of the table, see the module's docstring for units."""
+    """One row of the table. The docstring of the module defines the fields."""
 
     step: int
     epoch: int
@@ -60,7 +64,7 @@ class Probe:
     logged_step: int
 
     def with_values(self, **values: float) -> Probe:
-        """Return the row with some of its values changed."""
+        """Return the row with some other values."""
         return replace(self, **values)  # type: ignore[arg-type]
 
     @property
@@ -76,7 +80,7 @@ class ProbeTable(Sequence[Probe]):
     """Probes in ascending order of their step.
 
     Args:
-        probes: rows in any order, with distinct steps.
+        probes: rows with distinct steps, in any order.
 
     Raises:
         ValueError: if two rows have the same step.
@@ -112,7 +116,7 @@ class ProbeTable(Sequence[Probe]):
         return f"ProbeTable({len(self)} probes, steps {[probe.step for probe in self._rows[:3]]}…)"
 
     def column(self, name: str) -> Tensor:
-        """Return a column as float64, shape ``(n,)``; ``nan`` where a value is not known."""
+        """Return a column as float64, shape ``(n,)``, with ``nan`` for unknown values."""
         if name not in self._columns:
             values = (getattr(probe, name) for probe in self._rows)
             column = [float("nan") if value is None else float(value) for value in values]
@@ -129,7 +133,11 @@ class ProbeTable(Sequence[Probe]):
         return ProbeTable(probe for probe in self._rows if probe.evaluated)
 
     def windows(self, count: int, steps: int) -> list[tuple[int, int, ProbeTable]]:
-        """Cut training into ``count`` equal slices of ``steps`` and return (from, to, rows with from ≤ step < to)."""
+        """Cut ``steps`` of training into ``count`` equal slices.
+
+        Returns:
+            For each slice its first step, the first step after it, and its rows.
+        """
         edges = [round(index * steps / count) for index in range(count + 1)]
         return [
             (start, end, ProbeTable(probe for probe in self._rows if start <= probe.step < end))
@@ -137,22 +145,19 @@ class ProbeTable(Sequence[Probe]):
         ]
 
     def merged(self, other: Iterable[Probe]) -> ProbeTable:
-        """Return the union by step; rows of ``other`` take the place of ours."""
+        """Return the union by step. A row of ``other`` replaces our row of the same step."""
         return ProbeTable({probe.step: probe for probe in (*self._rows, *other)}.values())
 
     def at_step(self, step: int) -> Probe:
         """Return the row of a step.
 
         Raises:
-            KeyError: if there is none.
+            KeyError: if there is no such row.
         """
-        for probe in self._rows:
-            if probe.step == step:
-                return probe
-        raise KeyError(step)
+        return {probe.step: probe for probe in self._rows}[step]
 
     def to_csv(self) -> str:
-        """Return the table as CSV text: numbers with all digits, an empty cell if not known."""
+        """Return the table as CSV text: numbers with all digits, empty cells for unknown values."""
         return to_csv(Probe, self._rows)
 
     @classmethod
@@ -198,10 +203,10 @@ def to_json_line(probe: Probe) -> str:
 
 
 def from_json_lines(text: str) -> ProbeTable:
-    """Read ``probes.jsonl``; a last line that a killed process left unfinished is passed over.
+    """Read ``probes.jsonl``. A killed process may have left an unfinished last line: skip it.
 
     Raises:
-        ValueError: if the schema is another one, or a line before the last is damaged.
+        ValueError: if the schema differs, or a line before the last one is damaged.
     """
     probes: dict[int, Probe] = {}
     lines = text.split("\n")
@@ -221,17 +226,17 @@ def from_json_lines(text: str) -> ProbeTable:
 
 
 def to_scalars(probe: Probe) -> dict[str, Any]:
-    """Return a probe as plain numbers, as a checkpoint holds it."""
+    """Return a probe as plain numbers, for a checkpoint."""
     return {name: getattr(probe, name) for name in COLUMNS}
 
 
 def from_scalars(row: dict[str, Any]) -> Probe:
-    """Read what `to_scalars` returned."""
+    """Read the numbers that `to_scalars` returned."""
     return from_cells(Probe, row)
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write a file so that a reader, or a kill in the middle, finds the old content or the new one."""
+    """Write a file. A reader finds the old content or the new, also if the process is killed."""
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
     os.replace(temporary, path)

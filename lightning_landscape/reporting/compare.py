@@ -207,7 +207,10 @@ def _no_pair(neighbourhood: float | None) -> str:
     if neighbourhood is None:
         return "no pair holds at all probes of these runs"
     if neighbourhood == 0:
-        return "the loss of no probe is above its value at the reference, so the condition says nothing"
+        return (
+            "the loss of no probe is above its value at the reference, "
+            "so the condition says nothing"
+        )
     return "the smallest neighbourhood is approached only as δ → ∞: no finite pair attains it"
 
 

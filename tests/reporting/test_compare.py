@@ -1,4 +1,4 @@
-"""A comparison of real runs against the same numbers from their CSV files, by brute force and with nothing of the package."""
+"""A comparison of real runs against brute force on their CSV files, without the package."""
 
 import csv
 import itertools
@@ -14,7 +14,7 @@ from lightning_landscape.reporting.compare import as_dict, as_table, compare
 from lightning_landscape.reporting.grouping import key_of, names_of
 from tests.test_probes import row
 
-# ------------------------------------------------------------------------------------------------- brute force, from files
+# -------------------------------------------------------------------------- brute force, from files
 
 
 def rows_of(files):
@@ -137,7 +137,7 @@ def test_what_else_differs_within_a_group_is_said(runs):
     assert compare(runs, "width").notes == ()  # seeds are what is pooled over
 
 
-# --------------------------------------------------------------------------------------------------------- keys and names
+# ----------------------------------------------------------------------------------- keys and names
 
 
 def test_keys(runs):
@@ -190,7 +190,7 @@ def test_a_run_twice_is_refused(runs):
         compare([runs[0], runs[0]])
 
 
-# ------------------------------------------------------------------------------------------- runs that have little to show
+# -------------------------------------------------------------------- runs that have little to show
 
 
 def made(path, *rows, **hparams):
