@@ -1,9 +1,9 @@
-"""``lightning-landscape``: what measured runs say, from their files alone, on any machine.
+"""``lightning-landscape``: show, compare, draw and clean measured runs, from their files alone.
 
-lightning-landscape summary RUN                           verdict, findings, conditions and theorems of one run
-lightning-landscape compare RUN... --group-by width       the worst case over the runs of each group, such as seeds
-lightning-landscape plot RUN --out DIR                    its pictures
-lightning-landscape clean RUN...                          remove the training batches that runs left behind
+lightning-landscape summary RUN                      show the results of one run
+lightning-landscape compare RUN... --group-by width  compare groups of runs, such as seeds
+lightning-landscape plot RUN --out DIR               draw the pictures of one run
+lightning-landscape clean RUN...                     remove the training batches that runs left
 """
 
 from __future__ import annotations
@@ -32,7 +32,12 @@ NOTHING, WRONG_USAGE = 1, 2
 
 
 class Refusal(Exception):
-    """What ends a command with one line on stderr: a sentence, and the exit status."""
+    """End a command with one line on stderr.
+
+    Args:
+        sentence: the line.
+        status: the exit status.
+    """
 
     def __init__(self, sentence: str, status: int = NOTHING) -> None:
         super().__init__(" ".join(sentence.split()))
@@ -40,27 +45,23 @@ class Refusal(Exception):
 
 
 def summary(run: str, format: Format = "terminal") -> None:
-    """Show what was found along one run: the verdict, the α-β-condition, the other conditions, the theorems.
+    """Show the results of one run: verdict, α-β-condition, other conditions and theorems.
 
     Args:
-        run: Log directory, the monitor's folder in it, a file in that folder, or a folder above a single run.
-        format: How to show it; json is the content of summary.json.
+        run: Log directory, the monitor's folder in it, a file in that folder, or a folder above
+            a single run.
+        format: Output format. The format json prints the content of summary.json.
     """
     found = _one(run)
     content = found.summary
     if content is None:
         raise Refusal(f"nothing can be shown of {found.run.path}: {' '.join(found.notes)}")
     if format == "json":
-        _warn(found.notes)
+        _warn(*found.notes)
         _print_json(content)
-        return
-    print(
-        render(
-            format,
-            [*found.notes, str(content.get("verdict") or "There is no verdict.")],
-            of_summary(content),
-        )
-    )
+    else:
+        verdict = str(content.get("verdict") or "There is no verdict.")
+        print(render(format, [*found.notes, verdict], of_summary(content)))
 
 
 def compare(
@@ -69,20 +70,21 @@ def compare(
     format: Format = "terminal",
     picture: str | None = None,
 ) -> None:
-    """Compare runs, or groups of runs: the pair that holds over all runs of a group, and what it is worth.
+    """Compare runs or groups of runs: find the pair (α, β) that holds at all probes of a group.
 
     Args:
         runs: Log directories, monitors' folders, or directory trees with any number of runs.
-        group_by: Hyper-parameter that the runs of a group share, dotted where it is nested, or "optimizer"; without it every
-            run is shown, and all runs pooled.
-        format: How to show it.
-        picture: File to draw the comparison to, .pdf or .png; needs matplotlib.
+        group_by: Hyper-parameter that defines the groups, such as width. Write a nested one with
+            dots, such as model.width. "optimizer" is the class of the optimizer. By default each
+            run is a group, and one more row pools all runs.
+        format: Output format.
+        picture: File for a picture of the comparison, .pdf or .png. Needs matplotlib.
     """
     target = None if picture is None else _picture_path(picture)
-    names, found = _several(runs)
-    notes = [
-        f"{name}: {note}" for name, one in zip(names, found, strict=True) for note in one.notes
-    ]
+    folders = _folders(runs)
+    found = [read(folder) for folder in folders]
+    named = zip(names_of(folders), found, strict=True)
+    notes = [f"{name}: {note}" for name, one in named for note in one.notes]
     if not any(len(one.run.table) for one in found):
         raise Refusal(f"nothing can be compared: {' '.join(notes)}")
     try:
@@ -90,7 +92,7 @@ def compare(
     except ValueError as error:
         raise Refusal(str(error), WRONG_USAGE) from error
     if format == "json":
-        _warn(notes)
+        _warn(*notes)
         _print_json(as_dict(comparison))
     else:
         print(render(format, notes, [as_table(comparison)]))
@@ -98,70 +100,61 @@ def compare(
         draw = import_module("lightning_landscape.reporting.compare_figure").draw
         target.parent.mkdir(parents=True, exist_ok=True)
         draw(comparison).savefig(target, dpi=150)
-        _warn([f"The picture is in {target}."])
+        _warn(f"The picture is in {target}.")
 
 
 def plot(run: str, *, out: str) -> None:
-    """Draw the pictures of one run; needs matplotlib.
+    """Draw the pictures of one run. Needs matplotlib.
 
     Args:
-        run: Log directory, the monitor's folder in it, a file in that folder, or a folder above a single run.
-        out: Folder for the pictures; made if it is not there.
+        run: Log directory, the monitor's folder in it, a file in that folder, or a folder above
+            a single run.
+        out: Folder for the pictures. The command creates it if necessary.
     """
     _require("matplotlib", "plots")
     found = _one(run)
     content = found.summary
     if content is None or not len(found.run.table):
         raise Refusal(f"nothing can be drawn of {found.run.path}: {' '.join(found.notes)}")
-    _warn(found.notes)
+    _warn(*found.notes)
     figures = import_module("lightning_landscape.reporting.figures")
-    for path in figures.save(
-        figures.draw_all(
-            figures.Drawn(found.run.table, content, found.run.tables), measured(found.run.tables)
-        ),
-        Path(out),
-    ):
+    drawn_run = figures.Drawn(found.run.table, content, found.run.tables)
+    drawn = figures.draw_all(drawn_run, measured(found.run.tables))
+    for path in figures.save(drawn, Path(out)):
         print(path)
 
 
 def clean(
     runs: list[str], dry_run: bool = False, recursive: bool = False, force: bool = False
 ) -> None:
-    """Remove the store of runs: what was kept to evaluate probes or to resume, the training batches among it.
-
-    Tables, summaries and references stay.
+    """Remove the stores of runs, with their training batches. Tables and summaries stay.
 
     Args:
-        runs: Log directories or monitors' folders, each of one run; directory trees with several need recursive.
-        dry_run: Only say what would be removed.
-        recursive: Also of all runs below a directory that holds several.
-        force: Also of runs without summary.json, which were killed, or are still training and need it.
+        runs: Log directories or monitors' folders. A directory tree with several runs needs
+            --recursive.
+        dry_run: List the stores, but remove none.
+        recursive: Remove the stores of all runs in a directory tree.
+        force: Also remove the stores of runs without summary.json. Such a run was killed, or it is
+            still training and needs its store.
     """
     folders = _folders(runs)
     if not (recursive or dry_run):
         _refuse_trees(runs)
-    stores = [store for store in map(leftover, folders) if store is not None]
-    foreign = [
-        folder / STORE
-        for folder in folders
-        if (folder / STORE).is_dir() and leftover(folder) is None
-    ]
-    _warn([f"{path} stays: it holds what no monitor writes" for path in foreign])
-    chosen = [store for store in stores if store.ended or force]
-    waiting = [store.path for store in stores if store not in chosen]
-    _warn(
-        [
-            f"{path} stays: without summary.json its run was killed, or is still training; --force removes it"
-            for path in waiting
-        ]
-    )
-    if foreign and not stores:
-        raise Refusal(
-            f"nothing was removed: {_counted(len(foreign), 'folder')} of that name, of no monitor"
-        )
+    stores = {folder / STORE: leftover(folder) for folder in folders if (folder / STORE).is_dir()}
+    chosen = []
+    for path, store in stores.items():
+        if store is None:
+            _warn(f"{path} stays: it holds files that no monitor wrote")
+        elif store.ended or force:
+            chosen.append(store)
+        else:
+            _warn(
+                f"{path} stays: without summary.json its run was killed, or is still training; "
+                "--force removes it"
+            )
     if stores and not chosen:
         raise Refusal(
-            f"nothing was removed: {_counted(len(stores), 'store')}, of runs that have not ended"
+            f"nothing was removed: {_counted(len(stores), 'store')} found, none to remove"
         )
     for store in chosen:
         if not dry_run:
@@ -170,64 +163,60 @@ def clean(
     if not chosen:
         print(f"there is no store in {_counted(len(folders), 'run')}: nothing to remove")
     elif len(chosen) > 1:
-        print(
-            f"{_counted(len(chosen), 'store')}, {sum(store.nbytes for store in chosen):,} bytes in all"
-        )
+        total = sum(store.nbytes for store in chosen)
+        print(f"{_counted(len(chosen), 'store')}, {total:,} bytes in all")
 
 
 def _refuse_trees(paths: Sequence[str]) -> None:
-    """Refuse directories that hold several runs: a parent folder named by mistake would lose what all of them need."""
+    """Refuse a directory with several runs: the user may have named a parent by mistake."""
     for path in paths:
         found = find_runs(path)
         if len(found) > 1:
             raise Refusal(
-                f"nothing was removed: found {len(found)} runs in {path}; name each, or pass --recursive for all of them, "
-                "which --dry-run lists",
+                f"nothing was removed: found {len(found)} runs in {path}; name each run, or pass "
+                "--recursive for all of them (--dry-run lists them)",
                 WRONG_USAGE,
             )
 
 
-def _counted(count: int, what: str) -> str:
-    return f"{count} {what}{'s' * (count != 1)}"
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}{'s' * (count != 1)}"
 
 
-# ------------------------------------------------------------------------------------------------------------------- runs
+# ------------------------------------------------------------------------------------------- runs
 
 
 def _one(path: str) -> Found:
     folders = _folders([path])
     if len(folders) > 1:
         raise Refusal(
-            f"found {len(folders)} runs in {path}: {', '.join(names_of(folders))}; name one of them, or compare them",
+            f"found {len(folders)} runs in {path}: {', '.join(names_of(folders))}; "
+            "name one of them, or compare them",
             WRONG_USAGE,
         )
     return read(folders[0])
 
 
-def _several(paths: Sequence[str]) -> tuple[list[str], list[Found]]:
-    folders = _folders(paths)
-    return names_of(folders), [read(folder) for folder in folders]
-
-
 def _folders(paths: Sequence[str]) -> list[Path]:
-    """Return the folders of all runs that paths name, each once."""
+    """Return the folders of all runs below some paths, each folder once."""
     folders: dict[Path, Path] = {}
     for path in paths:
         found = find_runs(path)
         if not found:
-            what = "no run in it" if Path(path).exists() else "no such file or folder"
+            reason = "no run in it" if Path(path).exists() else "no such file or folder"
             raise Refusal(
-                f"{path}: {what}; a run is a folder with probes.csv, probes.jsonl or summary.json of LandscapeMonitor"
+                f"{path}: {reason}; a run is a folder with probes.csv, probes.jsonl or "
+                "summary.json of LandscapeMonitor"
             )
         for folder in found:
             folders.setdefault(folder.resolve(), folder)
     return list(folders.values())
 
 
-# ----------------------------------------------------------------------------------------------------------------- output
+# ----------------------------------------------------------------------------------------- output
 
 
-def _warn(sentences: Sequence[str]) -> None:
+def _warn(*sentences: str) -> None:
     for sentence in sentences:
         print(sentence, file=sys.stderr)
 
@@ -240,9 +229,7 @@ def _print_json(content: dict[str, Any]) -> None:
 def _picture_path(name: str) -> Path:
     path = Path(name)
     if path.suffix.lower() not in (".pdf", ".png"):
-        raise Refusal(
-            f"found picture={name}; supported are files ending in .pdf or .png", WRONG_USAGE
-        )
+        raise Refusal(f"found picture={name}; supported are files in .pdf or .png", WRONG_USAGE)
     _require("matplotlib", "plots")
     return path
 
@@ -253,43 +240,42 @@ def _require(module: str, extra: str) -> None:
     except ModuleNotFoundError as error:
         if error.name != module:
             raise
-        raise Refusal(
-            f"found no {module}; install it with: pip install 'lightning-landscape[{extra}]'"
-        ) from error
+        install = f"pip install 'lightning-landscape[{extra}]'"
+        raise Refusal(f"found no {module}; install it with: {install}") from error
 
 
-# --------------------------------------------------------------------------------------------------------------- the line
+# ------------------------------------------------------------------------------------------- main
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit status: 0, 1 where nothing can be shown, 2 for wrong usage.
+    """Run the command line.
 
     Args:
-        arguments: those after the program's name; by default the process's own.
+        arguments: the arguments after the program's name; by default those of this process.
+
+    Returns:
+        The exit status: 0, 1 if there is nothing to show, or 2 for wrong usage.
     """
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")  # a console without Greek letters
+            stream.reconfigure(errors="replace")  # a console may have no Greek letters
     try:
         _require("jsonargparse", "cli")
-        _require("tabulate", "cli")
+        _require("pylatexenc", "cli")
         line = import_module("lightning_landscape.command_line")
-        command, options = line.parse((summary, compare, plot, clean), __doc__, arguments)
-        command(**options)
+        line.run([summary, compare, plot, clean], __doc__, arguments)
         sys.stdout.flush()
     except Refusal as refusal:
-        print(f"lightning-landscape: {refusal}", file=sys.stderr)
+        _warn(f"lightning-landscape: {refusal}")
         return refusal.status
-    except BrokenPipeError:  # `| head` has seen enough
+    except BrokenPipeError:  # the reader of a pipe, such as `head`, has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
-        print(f"lightning-landscape: {error}", file=sys.stderr)
+        _warn(f"lightning-landscape: {error}")
         return NOTHING
-    except Exception as error:  # of files that hold something else than what a run writes
-        said = " ".join(f"{type(error).__name__}: {error}".split())
-        print(
-            f"lightning-landscape: a file does not hold what a run writes ({said})", file=sys.stderr
-        )
+    except Exception as error:  # a file of the run has other content than it should
+        found = " ".join(f"{type(error).__name__}: {error}".split())
+        _warn(f"lightning-landscape: a file of the run cannot be read ({found})")
         return NOTHING
     return 0
 

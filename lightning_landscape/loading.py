@@ -8,12 +8,13 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+from lightning_landscape.csv_tables import columns_from_csv, from_csv
 from lightning_landscape.extras import KNOWN
 from lightning_landscape.files import PROBES_CSV, PROBES_JSONL, STORE, SUMMARY
 from lightning_landscape.probes import ProbeTable, check_schema, from_json_lines, to_frame
-from lightning_landscape.records import rows_from_csv
 
 _FILES = {PROBES_CSV, PROBES_JSONL, SUMMARY}
 
@@ -80,14 +81,19 @@ def tables_in(folder: Path) -> list[str]:
 
 
 def read_rows(folder: Path, name: str) -> list[Any]:
-    """Return the rows of an extra's table.
+    """Return the rows of an extra's table; of one that this package does not know, plain objects.
 
     Raises:
         ValueError: if the file is damaged or was written by another version of the format.
     """
     kinds = {table: kind for extra in KNOWN for table, kind in extra.tables.items()}
     path = folder / f"{name}.csv"
-    return rows_from_csv(kinds.get(name), path.read_text(encoding="utf-8"), path.name)
+    text, kind = path.read_text(encoding="utf-8"), kinds.get(name)
+    if kind is not None:
+        return from_csv(kind, text, path.name)
+    columns = columns_from_csv(text, path.name)
+    cells = zip(*columns.values(), strict=True)
+    return [SimpleNamespace(**dict(zip(columns, row, strict=True))) for row in cells]
 
 
 def find_runs(path: str | os.PathLike[str]) -> list[Path]:

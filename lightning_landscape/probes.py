@@ -1,49 +1,54 @@
-"""The waist of the hourglass: the table of probes.
+"""The table of probes, on which everything below it depends.
 
-Whatever a user reads is computed from this table (and the ``run`` part of ``summary.json``); whatever touches a live model
-ends in it. One row is one probe of the training run; columns, units and their order in ``probes.csv``:
+Code that touches a live model ends in this table. Every result is computed from this table and from
+the ``run`` part of ``summary.json``. One row is one probe of the training run. These are the
+columns of ``probes.csv``, in their order:
 
-==================  ======================================================================================================
-``step``            calls of the monitored optimiser's step already made when the probe was taken
+==================  ================================================================================
+``step``            number of steps of the monitored optimizer before the probe
 ``epoch``           Lightning's ``current_epoch``
-``loss``            a_k, mini-batch loss at the iterate x_k
-``reference_loss``  b_k, the same mini-batch (same randomness, same state) at the reference x_p
+``loss``            a_k, the mini-batch loss at the iterate x_k
+``reference_loss``  b_k, the loss of the same mini-batch at the reference x_p, with the same
+                    randomness and module state
 ``loss_infimum``    l_k, the stated lower bound of the mini-batch loss
 ``inner_product``   p_k = <g_k, x_k − x_p>
 ``grad_sq_norm``    G_k² = ‖g_k‖²
 ``sq_distance``     D_k² = ‖x_k − x_p‖²
-``step_size``       η_k = <x_k − x_{k+1}, g_k>/G_k², the step that was really made along −g_k; 0 where G_k = 0
-``step_residual``   ‖x_k − x_{k+1} − η_k g_k‖, what of the step was not along −g_k
-``initial_loss``    the same mini-batch at x_0, the first probe's parameters; only on some rows
-``logged_step``     Lightning's own x-axis, at which curves are logged
+``step_size``       η_k = <x_k − x_{k+1}, g_k>/G_k², the size of the actual step along −g_k; 0 if
+                    G_k = 0
+``step_residual``   ‖x_k − x_{k+1} − η_k g_k‖, the part of the step that is not along −g_k
+``initial_loss``    the loss of the same mini-batch at x_0, the parameters of the first probe; only
+                    in some rows
+``logged_step``     the x-axis of Lightning's loggers
 ``schema``          version of this file format
-==================  ======================================================================================================
+==================  ================================================================================
 
-An empty cell is a value that is not known (yet).
+An empty cell is an unknown value. Some values become known only when training ends.
 """
 
 from __future__ import annotations
 
-import csv
-import io
 import itertools
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-SCHEMA = 1
+from lightning_landscape.csv_tables import SCHEMA as SCHEMA
+from lightning_landscape.csv_tables import check_schema as check_schema
+from lightning_landscape.csv_tables import column_names, from_cells, from_csv, to_csv
+
 _INTEGERS = frozenset({"step", "epoch", "logged_step"})
 
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """One row of the table, see the module's docstring for units."""
+    """One row of the table. The docstring of the module defines the fields."""
 
     step: int
     epoch: int
@@ -59,7 +64,7 @@ class Probe:
     logged_step: int
 
     def with_values(self, **values: float | None) -> Probe:
-        """Return the row with some of its values changed."""
+        """Return the row with some other values."""
         return replace(self, **values)  # type: ignore[arg-type]
 
     @property
@@ -68,14 +73,14 @@ class Probe:
         return self.reference_loss is not None
 
 
-COLUMNS: tuple[str, ...] = tuple(field.name for field in fields(Probe))
+COLUMNS = column_names(Probe)
 
 
 class ProbeTable(Sequence[Probe]):
     """Probes in ascending order of their step.
 
     Args:
-        probes: rows in any order, with distinct steps.
+        probes: rows with distinct steps, in any order.
 
     Raises:
         ValueError: if two rows have the same step.
@@ -111,7 +116,7 @@ class ProbeTable(Sequence[Probe]):
         return f"ProbeTable({len(self)} probes, steps {[probe.step for probe in self._rows[:3]]}…)"
 
     def column(self, name: str) -> Tensor:
-        """Return a column as float64, shape ``(n,)``; ``nan`` where a value is not known."""
+        """Return a column as float64, shape ``(n,)``, with ``nan`` for unknown values."""
         if name not in self._columns:
             values = (getattr(probe, name) for probe in self._rows)
             column = [float("nan") if value is None else float(value) for value in values]
@@ -128,7 +133,11 @@ class ProbeTable(Sequence[Probe]):
         return ProbeTable(probe for probe in self._rows if probe.evaluated)
 
     def windows(self, count: int, steps: int) -> list[tuple[int, int, ProbeTable]]:
-        """Cut training into ``count`` equal slices of ``steps`` and return (from, to, rows with from ≤ step < to)."""
+        """Cut ``steps`` of training into ``count`` equal slices.
+
+        Returns:
+            For each slice its first step, the first step after it, and its rows.
+        """
         edges = [round(index * steps / count) for index in range(count + 1)]
         return [
             (start, end, ProbeTable(probe for probe in self._rows if start <= probe.step < end))
@@ -136,73 +145,40 @@ class ProbeTable(Sequence[Probe]):
         ]
 
     def merged(self, other: Iterable[Probe]) -> ProbeTable:
-        """Return the union by step; rows of ``other`` take the place of ours."""
+        """Return the union by step. A row of ``other`` replaces our row of the same step."""
         return ProbeTable({probe.step: probe for probe in (*self._rows, *other)}.values())
 
     def at_step(self, step: int) -> Probe:
         """Return the row of a step.
 
         Raises:
-            KeyError: if there is none.
+            KeyError: if there is no such row.
         """
-        for probe in self._rows:
-            if probe.step == step:
-                return probe
-        raise KeyError(step)
+        return {probe.step: probe for probe in self._rows}[step]
 
     def to_csv(self) -> str:
-        """Return the table as text: numbers with all their digits, an empty cell for what is not known."""
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow((*COLUMNS, "schema"))
-        for probe in self._rows:
-            cells = (getattr(probe, name) for name in COLUMNS)
-            writer.writerow("" if cell is None else repr(cell) for cell in (*cells, SCHEMA))
-        return text.getvalue()
+        """Return the table as CSV text: numbers with all digits, empty cells for unknown values."""
+        return to_csv(Probe, self._rows)
+
+    @classmethod
+    def from_csv(cls, text: str) -> ProbeTable:
+        """Read the text that `to_csv` returned.
+
+        Raises:
+            ValueError: if columns are missing or the schema differs.
+        """
+        return cls(from_csv(Probe, text, "the table of probes"))
 
     def to_pandas(self) -> Any:
-        """Return the table as a ``pandas.DataFrame``: int64 and float64 columns, ``NaN`` where a value is not known.
+        """Return the table as a ``pandas.DataFrame`` of int64 and float64 columns.
+
+        An unknown value is ``NaN``.
 
         Raises:
             ImportError: if pandas is not installed.
         """
-        return to_frame(
-            {
-                name: [getattr(probe, name) for probe in self]
-                if name in _INTEGERS
-                else self.column(name).tolist()
-                for name in COLUMNS
-            }
-        ).astype({name: "int64" if name in _INTEGERS else "float64" for name in COLUMNS})
-
-    @classmethod
-    def from_csv(cls, text: str) -> ProbeTable:
-        """Read what `to_csv` wrote.
-
-        Raises:
-            ValueError: if columns are missing or the schema is another one.
-        """
-        reader = csv.DictReader(io.StringIO(text))
-        missing = [name for name in (*COLUMNS, "schema") if name not in (reader.fieldnames or ())]
-        if missing:
-            raise ValueError(
-                f"found no column {missing} in the table of probes; supported are the columns {COLUMNS}"
-            )
-        rows = list(reader)
-        for row in rows:
-            check_schema(row["schema"], "the table of probes")
-        return cls(_probe(row) for row in rows)
-
-
-def _probe(row: dict[str, Any]) -> Probe:
-    """Build a probe from cells that are text (CSV) or numbers (JSON)."""
-    values: dict[str, Any] = {}
-    for name in COLUMNS:
-        cell = row[name]
-        values[name] = (
-            None if cell in ("", None) else int(cell) if name in _INTEGERS else float(cell)
-        )
-    return Probe(**values)
+        frame = to_frame({name: [getattr(probe, name) for probe in self] for name in COLUMNS})
+        return frame.astype({name: "int64" if name in _INTEGERS else "float64" for name in COLUMNS})
 
 
 def to_frame(columns: Mapping[str, Sequence[Any]]) -> Any:
@@ -215,17 +191,10 @@ def to_frame(columns: Mapping[str, Sequence[Any]]) -> Any:
         import pandas
     except ModuleNotFoundError as error:
         raise ImportError(
-            "found no pandas, which a DataFrame needs; install it (pip install pandas), or use column() and the CSV files"
+            "found no pandas, which a DataFrame needs; install it (pip install pandas), "
+            "or use column() and the CSV files"
         ) from error
     return pandas.DataFrame(dict(columns))
-
-
-def check_schema(found: Any, what: str) -> None:
-    """Raise ``ValueError`` where a file was written by another version of the format."""
-    if str(found) != str(SCHEMA):
-        raise ValueError(
-            f"found schema {found} in {what}; supported is schema {SCHEMA}, read it with the version that wrote it"
-        )
 
 
 def to_json_line(probe: Probe) -> str:
@@ -234,10 +203,10 @@ def to_json_line(probe: Probe) -> str:
 
 
 def from_json_lines(text: str) -> ProbeTable:
-    """Read ``probes.jsonl``; a last line that a killed process left unfinished is passed over.
+    """Read ``probes.jsonl``. A killed process may have left an unfinished last line: skip it.
 
     Raises:
-        ValueError: if the schema is another one, or a line before the last is damaged.
+        ValueError: if the schema differs, or a line before the last one is damaged.
     """
     probes: dict[int, Probe] = {}
     lines = text.split("\n")
@@ -251,23 +220,23 @@ def from_json_lines(text: str) -> ProbeTable:
                 raise
             break
         check_schema(row.get("schema"), "probes.jsonl")
-        probe = _probe(row)
+        probe = from_scalars(row)
         probes[probe.step] = probe
     return ProbeTable(probes.values())
 
 
 def to_scalars(probe: Probe) -> dict[str, Any]:
-    """Return a probe as plain numbers, as a checkpoint holds it."""
+    """Return a probe as plain numbers, for a checkpoint."""
     return {name: getattr(probe, name) for name in COLUMNS}
 
 
 def from_scalars(row: dict[str, Any]) -> Probe:
-    """Read what `to_scalars` returned."""
-    return _probe(row)
+    """Read the numbers that `to_scalars` returned."""
+    return from_cells(Probe, row)
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write a file so that a reader, or a kill in the middle, finds the old content or the new one."""
+    """Write a file. A reader finds the old content or the new, also if the process is killed."""
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
     os.replace(temporary, path)

@@ -1,4 +1,4 @@
-"""The command line on real runs, on runs that were killed or damaged, and where it is used wrongly."""
+"""The command line on real runs, on killed or damaged runs, and with wrong usage."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from tests.helpers.grid import train
 from tests.reporting.test_tables import check_latex, check_markdown
 
 pytest.importorskip("jsonargparse")
-pytest.importorskip("tabulate")
+pytest.importorskip("pylatexenc")
 ROOT = Path(__file__).parents[1]
 
 
@@ -55,7 +55,7 @@ def is_one_line(error):
     return error.startswith("lightning-landscape: ") and error.count("\n") == 1
 
 
-# ---------------------------------------------------------------------------------------------------------------- summary
+# ------------------------------------------------------------------------------------------ summary
 
 
 def test_as_a_program(grid):
@@ -114,7 +114,7 @@ def test_several_runs_where_one_is_asked_for_are_named(grid, say):
     assert "seed_0, seed_1; name one of them, or compare them" in err
 
 
-# ---------------------------------------------------------------------------------------- runs that were killed or damaged
+# ----------------------------------------------------------------- runs that were killed or damaged
 
 
 def killed(folder):
@@ -201,13 +201,15 @@ BROKEN = {
     ],
     foreign_summary: ["summary.json cannot be read and is left out: found no 'run' in it"],
     damaged_table: [
-        "the table of probes (probes.csv, probes.jsonl) cannot be read and is left out: found schema None"
+        "the table of probes (probes.csv, probes.jsonl) cannot be read and is left out: "
+        "found schema None"
     ],
     later_schema: ["supported is schema 1, read it with the version that wrote it"],
     not_finite: ["1 of 12 probes have a value that is missing or not finite; they are left out"],
     partly_evaluated: ["4 of 12 probes were not evaluated at the reference"],
     damaged_segments: [
-        "segments.csv cannot be read and is left out: found no column ['loss', 'schema'] in segments.csv"
+        "segments.csv cannot be read and is left out: "
+        "found no column ['loss', 'schema'] in segments.csv"
     ],
     another_table: ["summary.json is of 12 probes, the table has 5"],
 }
@@ -267,7 +269,7 @@ def test_nothing_to_show(run_folder, tmp_path, say):
         assert sentence in err
 
 
-# ---------------------------------------------------------------------------------------------------------------- compare
+# ------------------------------------------------------------------------------------------ compare
 
 
 def test_compare_groups(grid, say):
@@ -312,7 +314,7 @@ def test_compare_names_what_is_missing_in_a_run(grid, run_folder, say):
     assert status == 0
     said = out.replace("\\", "")
     assert "summary.json is missing" in said
-    assert "no width is known of them, so they are in no group" in said
+    assert "because the width is not known there" in said
 
 
 def test_compare_by_what_no_run_has(grid, say):
@@ -322,7 +324,7 @@ def test_compare_by_what_no_run_has(grid, say):
     assert "found no hyper-parameter 'depth'" in err
 
 
-# ------------------------------------------------------------------------------------------------------------------- plot
+# --------------------------------------------------------------------------------------------- plot
 
 
 def test_plot(run_folder, tmp_path, say):
@@ -374,7 +376,7 @@ def test_plot_of_no_probes(run_folder, tmp_path, say):
     assert "nothing can be drawn" in err
 
 
-# ------------------------------------------------------------------------------------------------------------------ clean
+# -------------------------------------------------------------------------------------------- clean
 
 
 def bytes_of(folder):
@@ -462,7 +464,7 @@ def test_files_that_another_run_links_are_not_counted(run_folder, tmp_path, say)
     assert (tmp_path / "linked").read_bytes() == b"12345"
 
 
-# --------------------------------------------------------------------------------------------------------------- the line
+# ----------------------------------------------------------------------------------------- the line
 
 
 @pytest.mark.parametrize(
@@ -494,9 +496,13 @@ def test_help_has_a_text_for_every_argument(say, monkeypatch):
         assert command in out
         status, said, _ = say(command, "--help")
         assert status == 0
-    for words in ("--dry-run", "Only say what would be removed", "killed, or are still training"):
+    for words in (
+        "--dry-run",
+        "List the stores, but remove none",
+        "killed, or it is still training",
+    ):
         assert words in said
-    assert "dotted where it is nested" in say("compare", "--help")[1]
+    assert "Write a nested one with dots" in say("compare", "--help")[1]
 
 
 def test_arguments_from_a_file(grid, tmp_path, say):
@@ -508,7 +514,7 @@ def test_arguments_from_a_file(grid, tmp_path, say):
     assert say("--config", tmp_path / "all.yaml", "clean")[0] == 0
 
 
-@pytest.mark.parametrize("module", ["jsonargparse", "tabulate"])
+@pytest.mark.parametrize("module", ["jsonargparse", "pylatexenc"])
 def test_without_the_extra_it_says_how_to_get_it(module, grid, say, monkeypatch):
     monkeypatch.setitem(sys.modules, module, None)
     status, out, err = say("summary", grid / "width_3" / "seed_0")

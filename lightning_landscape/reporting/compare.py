@@ -1,7 +1,9 @@
-"""Several runs side by side: the pairs of the α-β-condition that hold over all runs of a group, as over seeds in the paper.
+"""Several runs side by side: the pairs of the α-β-condition that hold for all runs of a group.
 
-The feasible sets of a group's runs intersect, exactly. Of the pairs that are left, the one with the smallest β/δ is given, and
-the smallest β at two fixed values of δ: "the smallest α" alone would always be a pair with δ near 0, of no use.
+A group is the runs with the same value of a hyper-parameter, such as the seeds of one width. The
+feasible set of a group is the exact intersection of the feasible sets of its runs. From this set we
+report the pair with the smallest β/δ, and the smallest β at two fixed values of δ = α − β. The
+smallest α alone is useless: it always belongs to a pair with δ near 0.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ from lightning_landscape.reporting.summary import drop_of
 from lightning_landscape.reporting.tables import NONE, TextTable, shown
 
 RATES = (0.1, 1.0)
-"""δ at which the smallest β is given"""
+"""Values of δ for the smallest β."""
 ALL = "all runs"
 
 _COLUMNS = ("loss", "reference_loss", "inner_product", "loss_infimum")
@@ -40,42 +42,45 @@ _COLUMNS = ("loss", "reference_loss", "inner_product", "loss_infimum")
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Runs that one pair has to satisfy, and what is left."""
+    """Runs that share one pair, and the constants of that pair."""
 
     key: Key
-    """Value of the hyper-parameter, or the name of the run"""
+    """Value of the hyper-parameter, or the name of the run."""
     runs: tuple[str, ...]
     probes: int
     alpha: float | None = None
     beta: float | None = None
-    """The pair with the smallest β/δ that holds at every probe of every run; None where there is none"""
+    """Of the pairs that hold at every probe of every run, the one with the smallest β/δ."""
     rate: float | None = None
-    """δ = α − β"""
+    """δ = α − β."""
     attained: bool | None = None
-    """False where the smallest β/δ is only approached, as δ → ∞"""
+    """False if pairs only approach the smallest β/δ, as δ → ∞."""
     interpolation_error: float | None = None
-    """σ², the mean of b − l over all rows"""
+    """σ², the mean of b − l over all rows."""
     neighbourhood: float | None = None
-    """inf (β/δ) σ²"""
+    """inf (β/δ) σ²."""
     beta_min: tuple[float | None, ...] = (None,) * len(RATES)
-    """The smallest β at each δ of `RATES`; None where no β works"""
+    """The smallest β at each δ of `RATES`; None if no β holds."""
     drop: float | None = None
-    """What training achieved, f(x_0) − f(x_p), the mean over the runs"""
+    """f(x_0) − f(x_p), the amount by which training lowered the loss; mean over the runs."""
     informativeness: float | None = None
-    """neighbourhood / drop; below 1 the pair says something"""
+    """neighbourhood / drop. The pair is informative if this is below 1."""
     reason: str | None = None
-    """Why there is no pair, or what to mind"""
+    """Why there is no pair, or a caveat."""
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Groups in the order of their keys; without a hyper-parameter every run is one, and `pooled` is over all."""
+    """Groups in the order of their keys.
+
+    Without a hyper-parameter, each run is a group, and `pooled` is the group of all runs.
+    """
 
     group_by: str | None
     groups: tuple[Group, ...]
     pooled: Group | None = None
     notes: tuple[str, ...] = ()
-    """What was left out, and why"""
+    """Sentences about runs in no group and about other differences within a group."""
 
     @property
     def rows(self) -> tuple[Group, ...]:
@@ -87,16 +92,17 @@ def compare(runs: Sequence[Run], group_by: str | None = None) -> Comparison:
     """Pool the runs of every group.
 
     Args:
-        runs: measured runs; of each only the table of probes and the ``run`` part of the summary are used.
-        group_by: a hyper-parameter by its dotted name, or "optimizer"; without it each run is a group of its own.
+        runs: measured runs, each with its table of probes and the ``run`` part of its summary.
+        group_by: name of a hyper-parameter, with dots for a nested one, or "optimizer". Without
+            it, each run is a group.
 
     Raises:
-        ValueError: if no run knows that hyper-parameter; the message names those that are there.
+        ValueError: if no run has this hyper-parameter, or a run is given twice.
     """
     named = dict(zip(names_of([run.path for run in runs]), runs, strict=True))
     if len(named) < len(runs):
         raise ValueError(
-            "found the same run twice; supported is every run once, else it would count twice in means"
+            "found the same run twice; give each run once, because means would count it twice"
         )
     if group_by is None:
         groups = tuple(pool(name, {name: run}) for name, run in named.items())
@@ -122,85 +128,74 @@ def _notes(
     notes = []
     if left_out:
         notes.append(
-            f"{', '.join(left_out)}: no {group_by} is known of them, so they are in no group."
+            f"No group contains {', '.join(left_out)}, because the {group_by} is not known there."
         )
     if others:
         notes.append(
-            f"Runs of one group differ in {', '.join(sorted(others))} as well: its worst case is over these, too."
+            f"Runs of one group also differ in {', '.join(sorted(others))}: its pair holds for all."
         )
     return notes
 
 
 def pool(key: Key, runs: Mapping[str, Run]) -> Group:
-    """Return the pairs that hold over all of some runs.
+    """Return the group of some runs.
 
     Args:
-        key: what the runs have in common.
-        runs: by name, at least one.
+        key: the value that the runs share.
+        runs: at least one run, by name.
     """
     tables = {name: run.table.evaluated for name, run in runs.items()}
     probes, names = sum(map(len, tables.values())), tuple(runs)
     usable = [table for table in tables.values() if len(table)]
-    wrong = [
-        f"{name}: {said}"
-        for name, rows in tables.items()
-        if (said := reason_against_infimum(rows, "loss", "reference_loss"))
-    ]
-    empty = [f"{name}: {NO_PROBE}" for name, rows in tables.items() if not len(rows)]
-    if (
-        wrong or not usable
-    ):  # a run without probes asks nothing of a pair, one whose infimum is none cannot be asked
+    reasons = {n: reason_against_infimum(t, "loss", "reference_loss") for n, t in tables.items()}
+    wrong = [f"{name}: {reason}" for name, reason in reasons.items() if reason]
+    empty = [f"{name}: {NO_PROBE}" for name, table in tables.items() if not len(table)]
+    if wrong or not usable:  # the condition says nothing if a loss is below its infimum
         return Group(key, names, probes, reason="; ".join([*wrong, *empty]))
-    region = reduce(
-        FeasibleSet.intersect, (feasible_set(**table.columns(*_COLUMNS)) for table in usable)
-    )
-    sigma = _interpolation_error(usable)
+    sets = (feasible_set(**table.columns(*_COLUMNS)) for table in usable)
+    region, sigma = reduce(FeasibleSet.intersect, sets), _interpolation_error(usable)
     best, drop = region.best(), _mean_drop(runs)
-    neighbourhood = None if best.value is None else number(as_float(best.value * sigma))
-    silent = (
-        neighbourhood == 0 and best.pair is None
-    )  # no loss is above the reference, which says nothing
-    worth = (
-        None
-        if neighbourhood is None or drop is None or drop <= 0 or silent
-        else number(neighbourhood / drop)
-    )
-    minds = [
-        *empty,
-        *_infidelities(runs),
-        *([_no_pair(neighbourhood)] if best.pair is None else []),
-    ]
+    neighbourhood = None if best.value is None else _float(best.value * sigma)
+    no_pair = [] if best.pair else [_no_pair(neighbourhood)]
+    rate, beta = best.pair or (None, None)
     return Group(
         key=key,
         runs=names,
         probes=probes,
-        alpha=number(as_float(best.pair[0] + best.pair[1])) if best.pair else None,
-        beta=number(as_float(best.pair[1])) if best.pair else None,
-        rate=number(as_float(best.pair[0])) if best.pair else None,
+        alpha=None if best.pair is None else _float(sum(best.pair)),
+        beta=_float(beta),
+        rate=_float(rate),
         attained=best.pair is not None,
-        interpolation_error=number(as_float(sigma)),
+        interpolation_error=_float(sigma),
         neighbourhood=neighbourhood,
-        beta_min=tuple(_beta_min(region, rate) for rate in RATES),
+        beta_min=tuple(_float(region.beta_min(Fraction(rate))) for rate in RATES),
         drop=drop,
-        informativeness=worth,
-        reason="; ".join(minds) or None,
+        informativeness=_informativeness(neighbourhood, drop, best.pair is not None),
+        reason="; ".join([*empty, *_infidelities(runs), *no_pair]) or None,
     )
 
 
+def _float(value: Fraction | int | None) -> float | None:
+    return None if value is None else number(as_float(Fraction(value)))
+
+
+def _informativeness(size: float | None, drop: float | None, attained: bool) -> float | None:
+    if size is None or drop is None or drop <= 0:
+        return None
+    if size == 0 and not attained:  # no loss is above the reference, so the condition says nothing
+        return None
+    return number(size / drop)
+
+
 def _interpolation_error(tables: Sequence[ProbeTable]) -> Fraction:
-    gaps: list[Fraction] = []
-    for table in tables:
-        references, infima = (
-            exact(table.column("reference_loss")),
-            exact(table.column("loss_infimum")),
+    gaps = [
+        reference - infimum
+        for table in tables
+        for reference, infimum in zip(
+            exact(table.column("reference_loss")), exact(table.column("loss_infimum")), strict=True
         )
-        gaps += [b - low for b, low in zip(references, infima, strict=True)]
+    ]
     return sum(gaps, Fraction(0)) / len(gaps)
-
-
-def _beta_min(region: FeasibleSet, rate: float) -> float | None:
-    beta = region.beta_min(Fraction(rate))
-    return None if beta is None else number(as_float(beta))
 
 
 def _mean_drop(runs: Mapping[str, Run]) -> float | None:
@@ -212,7 +207,10 @@ def _no_pair(neighbourhood: float | None) -> str:
     if neighbourhood is None:
         return "no pair holds at all probes of these runs"
     if neighbourhood == 0:
-        return "the loss of no probe is above its value at the reference, so the condition says nothing"
+        return (
+            "the loss of no probe is above its value at the reference, "
+            "so the condition says nothing"
+        )
     return "the smallest neighbourhood is approached only as δ → ∞: no finite pair attains it"
 
 
@@ -229,11 +227,11 @@ def _infidelities(runs: Mapping[str, Run]) -> list[str]:
     ]
 
 
-# ------------------------------------------------------------------------------------------------------------ as JSON and text
+# ------------------------------------------------------------------------------- as JSON and text
 
 
 def as_dict(comparison: Comparison) -> dict[str, Any]:
-    """Return a comparison as strict JSON holds it."""
+    """Return a comparison for strict JSON."""
     rows = [{**asdict(group), "beta_min": _by_rate(group.beta_min)} for group in comparison.rows]
     last = rows.pop() if comparison.pooled is not None else None
     return {
@@ -259,22 +257,16 @@ def as_table(comparison: Comparison) -> TextTable:
             str(group.key),
             str(len(group.runs)),
             str(group.probes),
-            *map(
-                shown,
-                (
-                    group.alpha,
-                    group.beta,
-                    group.rate,
-                    group.interpolation_error,
-                    group.neighbourhood,
-                ),
-            ),
-            *map(shown, group.beta_min),
-            shown(group.drop),
+            *map(shown, (group.alpha, group.beta, group.rate)),
+            *map(shown, (group.interpolation_error, group.neighbourhood)),
+            *map(shown, (*group.beta_min, group.drop)),
             NONE if group.informativeness is None else f"{group.informativeness:.2g}",
         )
         for group in comparison.rows
     ]
     notes = [f"{group.key}: {group.reason}." for group in comparison.rows if group.reason]
-    title = "The pair with the smallest β/δ that holds over all runs of a group, and the smallest β at fixed δ"
+    title = (
+        "The pair with the smallest β/δ that holds for all runs of a group, "
+        "and the smallest β at fixed δ"
+    )
     return TextTable(title, headers, tuple(rows), (*comparison.notes, *notes))

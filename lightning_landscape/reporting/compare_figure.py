@@ -10,87 +10,62 @@ from matplotlib.figure import Figure
 
 from lightning_landscape.reporting.compare import RATES, Comparison, Group
 
-# Okabe and Ito's palette, which colour-blind readers can tell apart; markers tell curves apart in print
+# color-blind readers can distinguish the palette of Okabe and Ito; markers are for print
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
 MARKERS = ("o", "s", "^", "D")
 LINES = ("-", "--", ":", "-.")
 _TICKS = 12
-"""Up to so many keys are written at the axis"""
+"""Largest number of keys with a label at the axis."""
 
 
 def draw(comparison: Comparison) -> Figure:
-    """Draw the pooled pair, its neighbourhood beside the drop, and the smallest β at fixed δ, against the key.
+    """Draw the pair, its neighbourhood, the drop and the smallest β at fixed δ, against the key.
 
     Args:
-        comparison: groups, at least one.
+        comparison: at least one group.
 
     Returns:
-        A figure of three panels. Keys that are numbers over more than a decade are on a logarithmic axis.
+        A figure of three panels. The axis is logarithmic if the keys are positive numbers over
+        more than a decade.
     """
     groups = comparison.groups
-    figure = Figure(figsize=(11, 3.4), layout="constrained")
-    left, middle, right = figure.subplots(1, 3)
-    _curves(
-        left,
-        groups,
-        {
-            "α": [g.alpha for g in groups],
-            "β": [g.beta for g in groups],
-            "α − β": [g.rate for g in groups],
+    panels: dict[str, dict[str, list[float | None]]] = {
+        "pair with the smallest β/δ": {
+            "α": [group.alpha for group in groups],
+            "β": [group.beta for group in groups],
+            "α − β": [group.rate for group in groups],
         },
-    )
-    _curves(
-        middle,
-        groups,
-        {
-            "neighbourhood (β/δ) σ²": [g.neighbourhood for g in groups],
-            "mean drop": [g.drop for g in groups],
+        "loss": {
+            "neighbourhood (β/δ) σ²": [group.neighbourhood for group in groups],
+            "mean drop": [group.drop for group in groups],
         },
-    )
-    _curves(
-        right,
-        groups,
-        {
-            f"β_min({rate:g})": [g.beta_min[place] for g in groups]
+        "smallest β at fixed δ": {
+            f"β_min({rate:g})": [group.beta_min[place] for group in groups]
             for place, rate in enumerate(RATES)
         },
-    )
-    for axes, what in (
-        (left, "pair with the smallest β/δ"),
-        (middle, "loss"),
-        (right, "smallest β at fixed δ"),
-    ):
-        axes.set(xlabel=comparison.group_by or "run", ylabel=what)
+    }
+    figure = Figure(figsize=(11, 3.4), layout="constrained")
+    for axes, (title, curves) in zip(figure.subplots(1, 3), panels.items(), strict=True):
+        _curves(axes, groups, curves)
+        axes.set(xlabel=comparison.group_by or "run", ylabel=title)
     return figure
 
 
 def _curves(axes: Axes, groups: Sequence[Group], curves: dict[str, list[float | None]]) -> None:
     keys = [group.key for group in groups]
     numeric = _are_numbers(keys)
-    places = (
-        [float(key) for key in keys] if numeric else [float(place) for place in range(len(keys))]
-    )
-    for (name, values), colour, marker, line in zip(
-        curves.items(), COLOURS, MARKERS, LINES, strict=False
-    ):
+    places = [float(key) for key in keys] if numeric else list(map(float, range(len(keys))))
+    styles = zip(COLOURS, MARKERS, LINES, strict=True)
+    for (name, values), (color, marker, line) in zip(curves.items(), styles, strict=False):
         heights = [float("nan") if value is None else value for value in values]
-        style = line if numeric else "none"
-        axes.plot(
-            places,
-            heights,
-            color=colour,
-            marker=marker,
-            linestyle=style,
-            fillstyle="none",
-            label=name,
-        )
+        (curve,) = axes.plot(places, heights, color=color, marker=marker, label=name)
+        curve.set(linestyle=line if numeric else "none", fillstyle="none")
     if numeric and min(places) > 0 and max(places) > 10 * min(places):
         axes.set_xscale("log")
         axes.set_xticks([], minor=True)
     if not numeric:
-        axes.set_xticks(
-            places, [str(key) for key in keys], rotation=30, ha="right", rotation_mode="anchor"
-        )
+        names = [str(key) for key in keys]
+        axes.set_xticks(places, names, rotation=30, ha="right", rotation_mode="anchor")
     elif len(keys) <= _TICKS:
         axes.set_xticks(places, [f"{key:g}" for key in places])
     axes.legend(fontsize="small")

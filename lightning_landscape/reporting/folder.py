@@ -12,9 +12,9 @@ from typing import Any
 
 from lightning.pytorch import Trainer
 
+from lightning_landscape.csv_tables import to_csv
 from lightning_landscape.files import PROBES_CSV, PROBES_JSONL, SUMMARY
 from lightning_landscape.probes import Probe, ProbeTable, to_json_line, write_atomically
-from lightning_landscape.records import rows_to_csv
 
 CSV_SECONDS = 30.0
 """While training, ``probes.csv`` is rewritten no more often than this"""
@@ -98,7 +98,7 @@ class RunFolder:
         self._written_beside = time.monotonic()
         for name, (kind, rows) in tables.items():
             if rows:
-                self._write(f"{name}.csv", rows_to_csv(kind, rows))
+                self._write(f"{name}.csv", to_csv(kind, rows))
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Write ``summary.json`` atomically, as strict JSON."""

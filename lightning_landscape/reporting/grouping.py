@@ -1,4 +1,4 @@
-"""How several runs are told apart: short names from their folders, and the values of their hyper-parameters."""
+"""Short names of runs, from their folders, and groups of runs, by a hyper-parameter."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from lightning_landscape.loading import Run
 Key: TypeAlias = float | int | str
 
 OPTIMIZER = "optimizer"
-"""Stands for the class of the optimiser that ran; a hyper-parameter of that name is ``hparams.optimizer``"""
+"""The class of the optimizer. A hyper-parameter of the same name is ``hparams.optimizer``."""
 
 
 def names_of(folders: Sequence[Path]) -> list[str]:
-    """Return short names that tell folders apart.
+    """Return short and distinct names of folders.
 
     Example:
         >>> names_of([Path("logs/mlp/version_0/landscape"), Path("logs/mlp/version_1/landscape")])
@@ -33,11 +33,14 @@ def names_of(folders: Sequence[Path]) -> list[str]:
 
 
 def key_of(run: Run, name: str) -> Key | None:
-    """Return the value of a hyper-parameter of a run, a number where it is one; None where it is not known.
+    """Return the value of a hyper-parameter of a run; None if it is not known.
 
     Args:
-        run: a run with a summary.
-        name: its name, dotted for a nested one, or "optimizer".
+        run: the run.
+        name: name of the hyper-parameter, with dots for a nested one, or "optimizer".
+
+    Returns:
+        A number if the value, or its text, is a finite number. Otherwise its text.
     """
     described: dict[str, Any] = (run.summary or {}).get("run", {})
     if name == OPTIMIZER:
@@ -48,28 +51,26 @@ def key_of(run: Run, name: str) -> Key | None:
 
 
 def order(key: Key) -> tuple[int, float, str]:
-    """Return what sorts keys: numbers first, ascending, then text."""
+    """Return a sort key: numbers come first, then text."""
     return (0, key, "") if isinstance(key, (int, float)) else (1, 0, key)
 
 
 def unknown(group_by: str, runs: Sequence[Run]) -> str:
-    """Say that no run has a hyper-parameter, and which there are."""
+    """Return an error message: no run has this hyper-parameter; these are the known ones."""
     known = sorted({name for run in runs for name in _hparams(run)})
     return (
-        f"found no hyper-parameter {group_by!r} in any run; supported are {', '.join([*known, OPTIMIZER])}, and dotted names "
-        "of nested ones; a module keeps its own with save_hyperparameters()"
+        f"found no hyper-parameter {group_by!r} in any run; supported are "
+        f"{', '.join([*known, OPTIMIZER])}, and names with dots for nested hyper-parameters; "
+        "call save_hyperparameters() in the module to record its hyper-parameters"
     )
 
 
 def differences(runs: Iterable[Run]) -> set[str]:
-    """Return the hyper-parameters, but a seed, in which some runs differ."""
+    """Return the hyper-parameters in which some runs differ, except seeds."""
     described = [_hparams(run) for run in runs]
     names = {name for values in described for name in values if "seed" not in name.lower()}
-    return {
-        name
-        for name in names
-        if any(values.get(name) != described[0].get(name) for values in described)
-    }
+    first = next(iter(described), {})
+    return {name for name in names if any(v.get(name) != first.get(name) for v in described)}
 
 
 def _hparams(run: Run) -> Mapping[str, Any]:
@@ -77,7 +78,7 @@ def _hparams(run: Run) -> Mapping[str, Any]:
 
 
 def _lookup(values: Any, name: str) -> Any:
-    """Return what is under a dotted name; a key may have dots itself."""
+    """Return the value under a name with dots. A key may also contain dots."""
     if not isinstance(values, Mapping):
         return None
     if name in values:
@@ -92,7 +93,7 @@ def _number_or_text(value: Any) -> Key:
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
         return str(value)
     try:
-        number = float(value)  # also of text: YAML reads 1e-3 as such
+        number = float(value)  # YAML reads 1e-3 as text
     except (ValueError, OverflowError):
         return str(value)
     if not math.isfinite(number):

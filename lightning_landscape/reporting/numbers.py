@@ -1,4 +1,4 @@
-"""Numbers as strict JSON and sentences hold them."""
+"""Numbers for strict JSON and for sentences."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def number(value: Tensor | float | None) -> float | None:
-    """Return a value as JSON holds it: a finite number, or None."""
+    """Return a finite number for JSON; None for infinity, nan and None."""
     return float(value) if value is not None and math.isfinite(value) else None
 
 

@@ -1,4 +1,4 @@
-"""A comparison of real runs against the same numbers from their CSV files, by brute force and with nothing of the package."""
+"""A comparison of real runs against brute force on their CSV files, without the package."""
 
 import csv
 import itertools
@@ -14,7 +14,7 @@ from lightning_landscape.reporting.compare import as_dict, as_table, compare
 from lightning_landscape.reporting.grouping import key_of, names_of
 from tests.test_probes import row
 
-# ------------------------------------------------------------------------------------------------- brute force, from files
+# -------------------------------------------------------------------------- brute force, from files
 
 
 def rows_of(files):
@@ -133,11 +133,11 @@ def test_the_order_of_runs_does_not_matter(runs):
 
 def test_what_else_differs_within_a_group_is_said(runs):
     (note,) = compare(runs, "optimizer").notes
-    assert "differ in training, width as well" in note
+    assert "also differ in training, width" in note
     assert compare(runs, "width").notes == ()  # seeds are what is pooled over
 
 
-# --------------------------------------------------------------------------------------------------------- keys and names
+# ----------------------------------------------------------------------------------- keys and names
 
 
 def test_keys(runs):
@@ -190,7 +190,7 @@ def test_a_run_twice_is_refused(runs):
         compare([runs[0], runs[0]])
 
 
-# ------------------------------------------------------------------------------------------- runs that have little to show
+# -------------------------------------------------------------------- runs that have little to show
 
 
 def made(path, *rows, **hparams):
@@ -205,7 +205,7 @@ def test_a_run_without_hyper_parameters_is_left_out_by_name(runs, tmp_path):
     killed = Run(tmp_path, ProbeTable([row(0)]), None)
     comparison = compare([*runs, killed], "width")
     assert [len(group.runs) for group in comparison.groups] == [2, 2]
-    assert "no width is known of them" in comparison.notes[0]
+    assert "because the width is not known" in comparison.notes[0]
 
 
 def test_unevaluated_runs_ask_nothing_and_are_named(tmp_path):

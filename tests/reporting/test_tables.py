@@ -1,5 +1,6 @@
-"""Tables of a summary: what they show, of runs that have little to show, and as Markdown and LaTeX."""
+"""Tables of a summary: their content, gaps in it, and the tables as Markdown and LaTeX."""
 
+import html
 import re
 
 import pytest
@@ -7,10 +8,15 @@ import pytest
 from lightning_landscape import load
 from lightning_landscape.loading import find_runs
 from lightning_landscape.reporting import tables
-from lightning_landscape.reporting.latex import as_latex, escaped
-from lightning_landscape.reporting.tables import TextTable, as_markdown
+from lightning_landscape.reporting.tables import TextTable
+from lightning_landscape.reporting.text import as_markdown, render
 from tests.reporting.test_summary import informative, summary_of, vacuous
 from tests.test_probes import row
+
+pytest.importorskip("pylatexenc")
+from pylatexenc.latex2text import LatexNodes2Text
+
+from lightning_landscape.reporting.latex import as_latex, escaped
 
 
 def cells(table):
@@ -28,7 +34,7 @@ def test_findings():
     assert found["drop achieved by training"] == ["f(x_0) − f(x_p)", "2 ± 0"]
     assert found["informativeness"] == ["neighbourhood / drop", "0, informative"]
     assert found["probes that violate the pair"] == ["", "0 of 4"]
-    assert found["best pair at 99% of the probes"][1] == "α = 0.5, β = 0, neighbourhood 0"
+    assert found["best pair at 99 % of the probes"][1] == "α = 0.5, β = 0, neighbourhood 0"
 
 
 def test_what_is_vacuous_or_only_approached_is_said():
@@ -120,7 +126,10 @@ def check_markdown(text):
 
 
 def check_latex(text):
-    """Environments, groups and formulas are closed, all cells are there, and nothing is left that LaTeX does not know."""
+    """Check that environments, groups and formulas are closed, and that no cell is missing.
+
+    LaTeX also knows every character.
+    """
     stack = []
     for kind, name in re.findall(r"\\(begin|end){(\w+)}", text):
         if kind == "begin":
@@ -135,10 +144,8 @@ def check_latex(text):
         assert depth >= 0
     assert depth == 0
     for line in bare.splitlines():
-        assert line.count("$") % 2 == 0
-        prose = re.sub(r"\$[^$]*\$", "", line)
-        assert not set(prose) & set("_^#%~<>|")
-        assert "$$" not in line
+        prose = re.sub(r"\\ensuremath{(?:[^{}]|{[^{}]*})*}", "", line)
+        assert not set(prose) & set("_^#%~<>|$")
     assert text.isascii()
     for layout, body in re.findall(
         r"\\begin{tabular}{([^\n]*)}\n(.*?)\\end{tabular}", text, flags=re.DOTALL
@@ -166,35 +173,61 @@ def test_what_users_write_is_no_markup():
     check_latex(as_latex([table]))
     assert r"\|" in as_markdown([table])
     assert r"line break" in as_markdown([table])
-    assert r"50\% of a\_b \& c\#1 \{x\} \textasciicircum{}2" in as_latex([table])
+    assert r"50\% of a\_b \& c\#1 \{x\} {\textasciicircum}2" in as_latex([table])
+
+
+def test_markdown_prints_the_text():
+    markdown = pytest.importorskip("markdown").markdown  # as TensorBoard's text tab does
+    table = TextTable("t", ("name", "value"), ((NASTY, "1"),), (NASTY,))
+    page = markdown(render("markdown", [NASTY], [table]), extensions=["tables"])
+    assert html.unescape(page).count(NASTY) == 3
+    assert not re.search("<(tag|code|strong|em|a)>", page)
+
+
+def test_no_first_cell_is_an_argument_of_the_line_break_before_it():
+    table = TextTable("t", ("name", "value"), (("*a*", "1"), ("[2em]", "2"), ("*", "3")))
+    assert not re.search(r"\\\\\s*[*\[]", as_latex([table]))
 
 
 @pytest.mark.parametrize(
-    ("text", "latex"),
+    ("text", "printed"),
     [
-        ("α − β", r"$\alpha - \beta$"),
-        ("σ²", r"$\sigma^{2}$"),
-        ("β_min(0.1)", r"$\beta_{\min}$(0.1)"),
-        ("f(x_0) − f(x_p)", r"f($x_{0}$) $-$ f($x_{p}$)"),
-        ("weight_decay", r"weight\_decay"),
-        ("10⁻³ ± 1", r"10$^{-3} \pm$ 1"),
-        ("$ α", r"\$ $\alpha$"),
-        ("\\", r"\textbackslash{}"),
-        ("[1, 2]*", r"{[}1, 2]{*}"),
+        ("α − β", "α - β"),
+        ("σ²", "σ²"),
+        ("β_min(0.1)", "β_min(0.1)"),
+        ("f(x_0) − f(x_p)", "f(x_0) - f(x_p)"),
+        ("weight_decay", "weight_decay"),
+        ("10⁻³ ± 1", "10^-³ ± 1"),
+        (
+            "∇ ‖g‖ ⟨a,b⟩ ∞ ∈ ∓ → × ≤ ≥ ≠ ≈ Δ Σ λ γ η ε θ μ …",
+            "∇ ‖g‖ ⟨a,b⟩ ∞ ∈ ∓ → × ≤ ≥ ≠ ≈ Δ Σ λ γ η ε θ μ …",
+        ),
+        ("$ α", "$ α"),
+        ("\\", "\\"),
+        ("[1, 2]*", "[1, 2]*"),
+        (r"50% of a_b & c#1 {x} ~ \dots $5 <tag>", r"50% of a_b & c#1 {x} ~ \dots $5 <tag>"),
     ],
 )
-def test_escapes(text, latex):
-    assert escaped(text) == latex
+def test_latex_prints_the_text(text, printed):
+    found = escaped(text)
+    assert found.isascii()
+    assert LatexNodes2Text().latex_to_text(found) == printed
+
+
+def test_formulas_are_set_as_formulas():
+    assert escaped("x_p") == r"\ensuremath{x_p}"
+    assert escaped("max_p") == r"max\_p"
+    assert escaped("β_min") == r"\ensuremath{\beta_{\min}}"
 
 
 def test_numbers_are_aligned_at_their_right():
     table = TextTable(
         "t", ("name", "value", "what"), (("a", "1", "x"), ("b", "none", "2"), ("c", "-2e-05", ""))
     )
-    assert table.numeric == (False, True, False)
-    assert "|---|---:|---|" in as_markdown([table])
+    assert table.sides == ["left", "right", "left"]
+    assert re.search(r"\|:-+\|-+:\|:-+\|", as_markdown([table]))
     assert r"\begin{tabular}{lrl}" in as_latex([table])
-    assert TextTable("t", ("a",), ()).numeric == ()
+    assert TextTable("t", ("a",), ()).sides == ["left"]
 
 
 def test_long_text_is_a_paragraph():
