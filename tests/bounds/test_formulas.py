@@ -214,9 +214,8 @@ def test_adagrad_norm_max(K, pair, k, b, γ, G, share):
     )  # the same value, which cancels where D is small
     sharp = float(B.adagrad_norm_max_sharp(**arguments))
     assert sharp == pytest.approx(plain - σ, rel=1e-6, abs=1e-6 * plain)
-    assert float(
-        B.adagrad_norm_max_sharp_shape(**without_pair(arguments)).at(*exactly(α, β))
-    ) == pytest.approx(sharp, rel=1e-6, abs=1e-9 * plain)
+    shape = B.AdaGradNormMaxSharp(**without_pair(arguments)).shape()
+    assert float(shape.at(*exactly(α, β))) == pytest.approx(sharp, rel=1e-6, abs=1e-9 * plain)
     with pytest.raises(ValueError, match="b_init ≥ 2 smoothness"):
         B.adagrad_norm_max(**arguments, smoothness=1.01 * b * δ / (2 * γ))
     with pytest.raises(ValueError, match="`grad_min`"):
