@@ -59,7 +59,7 @@ class _Adaptive(Stochastic):
         step = evidence.departure(self.defined_steps(evidence))
         if step is not None:
             raise DoesNotApply(
-                f"the step at {step} was not that of {self.optimizer}'s definition with "
+                f"step {step} was not that of {self.optimizer}'s definition with "
                 f"lr={evidence.learning_rate:g}: a scheduler changed lr, or the optimizer saw "
                 "another gradient or loss"
             )

@@ -108,9 +108,9 @@ def check_moves_along_gradient(evidence: Evidence) -> None:
     share = evidence.residual_share
     if not share <= RESIDUAL_SHARE:
         raise DoesNotApply(
-            f"steps of {evidence.optimizer} were not along the mini-batch gradient: the residual R "
-            f"is {percent(share)} of the movement along it, above the limit of "
-            f"{percent(RESIDUAL_SHARE)}; momentum, weight decay and adaptive methods cause a "
+            f"steps of {evidence.optimizer} were not along the mini-batch gradient: the residual "
+            f"R, off the gradient, is {percent(share)} of the movement along it, above the limit "
+            f"of {percent(RESIDUAL_SHARE)}; momentum, weight decay and adaptive methods cause a "
             "residual, and so do steps below the precision of the parameters"
         )
 

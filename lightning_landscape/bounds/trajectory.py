@@ -54,14 +54,15 @@ class TrajectoryBound(Theorem):
         if negative:
             raise DoesNotApply(
                 f"{negative} of {steps} went along +gradient ({evidence.optimizer}): the residual "
-                f"R is {percent(evidence.residual_share)} of the movement along the gradient"
+                f"R, off the gradient, is {percent(evidence.residual_share)} of the movement along "
+                "it"
             )
         share = self._residual_share(evidence)
         if share > RESIDUAL_SHARE:
             raise DoesNotApply(
                 f"steps of {evidence.optimizer} were not along the mini-batch gradient: the "
-                f"residual R is {percent(share)} of the rest of the certificate, above the limit "
-                f"of {percent(RESIDUAL_SHARE)}"
+                f"residual R, off the gradient, is {percent(share)} of the rest of the "
+                f"certificate, above the limit of {percent(RESIDUAL_SHARE)}"
             )
 
     def _residual_share(self, evidence: Evidence) -> float:

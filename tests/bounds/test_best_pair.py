@@ -1,4 +1,4 @@
-"""The best pair against a dense numerical minimisation over δ, for every theorem and random tables."""
+"""The best pair against a dense numerical minimization over δ, on random tables."""
 
 from fractions import Fraction
 
@@ -79,13 +79,12 @@ def on_the_boundary(rows, shape, deltas):
 
 
 def densely(rows, shape):
-    """Minimise over δ on a dense grid, and refine around its best point."""
+    """Minimize over δ on a dense grid, and refine around its best point."""
     low = float(shape.least_rate)
     grid = np.concatenate([low + np.geomspace(1e-9, 1e12, 20_000), [low] if low else []])
     ends = [float(p / a) for a, b, p in rows if b == 0 and a > 0 and p > 0]
-    grid = np.sort(
-        np.concatenate([grid, ends, np.multiply(ends, 1 - 1e-12)])
-    )  # an end may be rounded to beyond itself
+    # rounding may put an end outside the feasible set: take a point just inside as well
+    grid = np.sort(np.concatenate([grid, ends, np.multiply(ends, 1 - 1e-12)]))
     values = on_the_boundary(rows, shape, grid)
     if not np.isfinite(values).any():
         return np.inf
@@ -136,9 +135,9 @@ def test_ties_take_the_largest_rate_of_a_bounded_one_else_its_left_end():
     )
     # β_min = max(0, δ − 1): β = 0 ties on (0, 1]
     assert region((1, 1, 1)).minimise(flat).pair == (1, 0)
-    # β_min = max(2 − δ, δ): from (1, 1) on β/δ = 1 ties without end
+    # β_min = max(2 − δ, δ): β/δ = 1 ties on [1, ∞)
     assert region((-1, 1, -2), (1, 1, 0)).minimise(flat).pair == (1, 1)
-    # the tie ends where probes with b = l end it
+    # a probe with b = l ends the tie
     assert region((-1, 1, -2), (1, 1, 0), (1, 0, 3)).minimise(flat).pair == (3, 3)
 
 
@@ -149,7 +148,7 @@ def sgd(bound, *, step_size, sq_distance=1.0):
 
 
 def test_a_closed_limit_is_taken_and_an_open_one_is_not():
-    rows = region((1, 1, -1))  # β_min = δ + 1: every bound with distance falls in δ
+    rows = region((1, 1, -1))  # β_min = δ + 1: every bound with an initial distance falls in δ
     closed = sgd(B.SGD, step_size=1.0)
     assert rows.minimise(closed).pair is None
     assert rows.minimise(closed).value == 2  # spread · slope
@@ -170,7 +169,7 @@ def test_an_open_end_is_named_with_what_the_bound_tends_to_there():
     rows = region((1, 1, 1))
     line = rows.lines[-1]
     bound = LinearFractional(spread=Fraction(1), least_rate=Fraction(2))
-    assert line.intercept < 0  # β/δ rises along it: the smallest δ is best, and is excluded
+    assert line.intercept < 0  # β/δ rises along it: the best δ is the smallest, and is excluded
     assert rows.minimise(bound) == (
         None,
         line.at(Fraction(2)) / 2,

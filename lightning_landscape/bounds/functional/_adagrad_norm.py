@@ -33,13 +33,11 @@ class AdaGradNormMax(Bound):
 
     Args:
         steps: K; ``math.inf`` for the limit K → ∞, which is infinite if D = 0 and σ² > 0.
-        step_size: γ > 0.
         b_init: b_{−1} > 0.
-        sq_distance: as in `SGD`.
-        interpolation_error: as in `SGD`.
         grad_bound: G ≥ D, the largest ‖∇f_i(x_k)‖ of the run.
         grad_min: D ≥ 0, the smallest ‖∇f_i(x_0)‖ over all i; 0 is always right.
-        smoothness: L as in `SGD`, for the step-size condition. By default L = 0, which meets it.
+        smoothness: L, for the step-size condition; by default L = 0, which meets it. The other
+            arguments are as in `SGD`.
 
     Source:
         Islamov et al. 2024, Theorem 7, with the constants of its proof.

@@ -87,14 +87,14 @@ class Bound(ABC):
             rate = shape.least_rate  # α = δ + β was rounded
         if not shape.allows(rate):
             raise ValueError(
-                f"α − β is {float(rate):.6g}, and the theorem needs {self.condition}, here "
-                f"{least_rate(shape, 6)}; take a smaller step size, or a pair with a larger α − β"
+                f"α − β is {float(rate):.6g}, but the theorem needs {self.condition}, here "
+                f"{least_rate(shape, 6)}: take a smaller step size, or a pair with a larger α − β"
             )
         return torch.tensor(as_float(shape.at(rate, b)), dtype=torch.float64)
 
     @classmethod
     def value(cls, *, alpha: Number, beta: Number, **constants: Any) -> Tensor:
-        """Return the bound with some constants at a pair; see `at`."""
+        """Return the bound at a pair; a function with the same arguments passes ``locals()``."""
         return cls(**constants).at(alpha, beta)
 
     def exact(self) -> tuple[Fraction, ...]:

@@ -21,12 +21,10 @@ class GradientDescent(BoundOfOneStepSize):
     never rises.
 
     Args:
-        steps: K, as in `SGD`.
-        step_size: γ > 0.
         smoothness: L, with ``‖∇f(x_k)‖² ≤ 2L(f(x_k) − f(x_p))`` at every step. This inequality is
             stronger than ``‖∇f‖² ≤ 2L(f − f^*)``; for the L of the latter use `SGDSharp`.
-        sq_distance: D_0² = ‖x_0 − x_p‖².
-        interpolation_error: σ² = f(x_p) − l, with the l of the α-β-condition.
+        interpolation_error: σ² = f(x_p) − l, with the l of the α-β-condition. The other arguments
+            are as in `SGD`.
 
     Source:
         ``docs/theory.md``, section 5.

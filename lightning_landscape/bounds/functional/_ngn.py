@@ -28,12 +28,7 @@ class NGN(BoundOfOneStepSize):
               + \frac{\beta\sigma^2}{c_2}, \qquad c_2 = 2\gamma L(\delta-1) + \delta
 
     Args:
-        steps: K, as in `SGD`.
-        step_size: γ > 0.
-        smoothness: as in `SGD`.
-        sq_distance: as in `SGD`.
-        interpolation_error: as in `SGD`.
-        positivity_error: σ_pos² = E f_i^*, with f_i^* ≥ 0.
+        positivity_error: σ_pos² = E f_i^*, with f_i^* ≥ 0; the other arguments are as in `SGD`.
 
     Source:
         Islamov et al. 2024, Theorem 3; Orvieto and Xiao 2024. The factor of the third term is

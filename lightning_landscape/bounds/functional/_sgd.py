@@ -106,12 +106,10 @@ class SGDSchedule(Bound):
               {\sum_k \gamma_k(\delta - L\gamma_k)}
 
     Args:
-        step_sizes: γ_k ≥ 0, shape ``(K,)``. A clipped step depends on its mini-batch: it is no
-            such γ_k.
-        smoothness: as in `SGD`.
-        sq_distance: as in `SGD`.
-        interpolation_error: as in `SGD`.
-        counts: number of steps of each size, shape ``(K,)``; 1 each by default.
+        step_sizes: γ_k ≥ 0, shape ``(K,)``. A clipped step is no such γ_k, because it depends on
+            its mini-batch.
+        counts: number of steps of each size, shape ``(K,)``; 1 each by default. The other
+            arguments are as in `SGD`.
 
     Source:
         ``docs/theory.md``, section 5.

@@ -32,12 +32,9 @@ class SPSMax(Bound):
     With α = 1, β = 0 it is the bound of Loizou et al. for convex functions.
 
     Args:
-        steps: K, as in `SGD`.
         c: c > 1/(2δ).
         step_size_bound: γ_b > 0, the largest step.
-        smoothness: as in `SGD`.
-        sq_distance: as in `SGD`.
-        interpolation_error: as in `SGD`, with the f_i^* that the optimizer uses.
+        interpolation_error: σ² with the f_i^* of the optimizer; the other arguments as in `SGD`.
 
     Source:
         Islamov et al. 2024, Theorem 2; Loizou, Vaswani, Laradji, Lacoste-Julien 2021.
@@ -100,9 +97,8 @@ class DecSPS(Bound):
         c_last: c_{K−1} ≥ c_0.
         inverse_c_sum: Σ_k 1/c_k over all K updates.
         step_size_bound: γ_b > 0, in the place of γ_{−1}; c_{−1} = c_0.
-        smoothness: as in `SGD`.
         max_sq_distance: D² = E max_k ‖x_k − x_p‖² over every step.
-        interpolation_error: as in `SGD`, with the f_i^* that the optimizer uses.
+        interpolation_error: σ² with the f_i^* of the optimizer; smoothness as in `SGD`.
 
     Source:
         Islamov et al. 2024, Theorem 5; Orvieto, Lacoste-Julien, Loizou 2022.
