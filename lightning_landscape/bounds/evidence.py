@@ -99,7 +99,7 @@ class Evidence:
         stated = self.run.get("loss", {}).get("infimum")
         if len(self.table) or stated is None:
             return self.column("loss_infimum")
-        return torch.tensor([stated]).double()
+        return torch.tensor([stated], dtype=torch.float64)
 
     @property
     def smoothness(self) -> float:
