@@ -100,7 +100,7 @@ class _Polyak(_Adaptive):
         if bool((theirs != ours).any()):
             raise DoesNotApply(
                 f"the optimizer has loss_infimum={ours:g}, the monitor {float(theirs[0]):g}; the "
-                "proof needs one: pass the same to both"
+                "proof needs one infimum: pass the same to both"
             )
 
     def polyak_step(self, evidence: Evidence) -> Tensor:
@@ -153,7 +153,10 @@ class DecSPSBound(_Polyak):
 
     @override
     def defined_steps(self, evidence: Evidence) -> Tensor:
-        """Return min{(a − l)/G², c_{k−1}γ_{k−1}}/c_k; between probes it bounds the step size."""
+        """Return min{(a − l)/G², c_{k−1}γ_{k−1}}/c_k.
+
+        Unless every step is a probe, this is only an upper bound: smaller steps agree with it.
+        """
         found, c_0 = evidence.column("step_size"), evidence.number("c_init")
         c = c_0 * root_of_step(evidence)
         scaled = torch.where(evidence.moving, found * c, torch.inf)
@@ -278,7 +281,11 @@ class AdaGradNormMaxBound(_Adaptive):
 
     @override
     def defined_steps(self, evidence: Evidence) -> Tensor:
-        """Return γ/b_k; between probes the largest that the probed gradients allow."""
+        """Return γ/b_k.
+
+        Unless every step is a probe, the probed gradients give only an upper bound: smaller steps
+        agree with it.
+        """
         found, steps = evidence.column("step_size"), evidence.column("step")
         c_sq = evidence.column("grad_sq_norm").cummax(0).values  # at least this to the next probe
         before = torch.cat([c_sq.new_zeros(1), (c_sq[:-1] * steps.diff()).cumsum(0)])

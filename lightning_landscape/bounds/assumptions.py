@@ -126,7 +126,7 @@ def check_measured_throughout(evidence: Evidence) -> None:
         raise DoesNotApply(
             "the gradient that the optimizer got differs from that of the measured loss by "
             f"{off:.2g} of its length: a callback or a hook changed the gradient (noise, clipping, "
-            "centring), or loss= is not the loss that was trained"
+            "centering), or loss= is not the loss that was trained"
         )
     idle, moved = evidence.run.get("idle_steps"), evidence.run.get("moved_between")
     if idle:

@@ -105,9 +105,9 @@ class Evidence:
     def smoothness(self) -> float:
         """L: the largest ‖g‖²/(2(a − l)) over the probes, a lower estimate.
 
-        If rounding may have made a − l zero, the largest a − l that rounds to zero counts. L is
-        infinite if a loss is below the infimum, or if its gradient is too large for a loss that
-        rounds to the infimum.
+        A loss that rounds to the infimum does not count, because its a − l is unknown. L is
+        infinite if such a loss contradicts the other probes even with the largest a − l that
+        rounds to zero, or if a loss is below the infimum.
         """
         columns = self.table.columns("grad_sq_norm", "loss", "loss_infimum")
         own = F.smoothness_ratio(**columns)

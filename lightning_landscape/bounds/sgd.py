@@ -207,7 +207,7 @@ class GradientDescentBound(Theorem):
         foresee_direction(evidence)
         check_declared(evidence)
         if not one_batch_a_step(evidence):
-            raise DoesNotApply("a step takes only some of the epoch's batches")
+            raise DoesNotApply("a step takes a part of an epoch's batches")
         foresee_sgd(evidence)
         foresee_schedule(evidence, constant=True)
 

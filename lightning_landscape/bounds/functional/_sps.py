@@ -133,10 +133,8 @@ class DecSPS(Bound):
         over_K = inverse_steps(self.steps)
         if math.isinf(self.steps):
             return ZERO, ZERO
-        c_last, total = (
-            positive("c_last", self.c_last),
-            positive("inverse_c_sum", self.inverse_c_sum),
-        )
+        c_last = positive("c_last", self.c_last)
+        total = positive("inverse_c_sum", self.inverse_c_sum)
         if c_last < c_0:
             raise ValueError(
                 f"`c_last` is {float(c_last)}, below `c_init` {float(c_0)}; supported are c_k that "
