@@ -42,16 +42,6 @@ class Bound(ABC):
 
     A subclass is a frozen dataclass. A field of type `Positive` or `NonNegative` is checked when
     it is read, by `exact`.
-
-    Example:
-        >>> from fractions import Fraction
-        >>> from lightning_landscape.bounds.functional import SGD
-        >>> constants = {"smoothness": 1.0, "sq_distance": 1.0, "interpolation_error": 0.5}
-        >>> bound = SGD(steps=100, step_size=0.1, **constants)
-        >>> bound.at(alpha=1.5, beta=0.5)
-        tensor(0.7000, dtype=torch.float64)
-        >>> float(bound.shape().at(rate=Fraction(1), beta=Fraction(1, 2)))
-        0.7
     """
 
     __slots__ = ()
@@ -112,16 +102,7 @@ def _checks(bound: type[Bound]) -> Mapping[str, Any]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BoundOfOneStepSize(Bound):
-    """A bound on ``min_{k<K} E[f(x_k) − f*]`` for a method that one step size γ describes.
-
-    Args:
-        steps: K, number of updates; ``math.inf`` for the neighbourhood that remains as K → ∞.
-        step_size: γ > 0; where the step falls, the γ of the first step.
-        smoothness: L ≥ 0, with ``‖∇f_i‖² ≤ 2L(f_i − f_i^*)``.
-        sq_distance: D_0², squared distance of x_0 to the minimizers. Any fixed x_p can stand for
-            the minimizers: then f(x_p) stands for f*.
-        interpolation_error: σ² = E[f_i(x_p) − f_i^*].
-    """
+    """A bound on ``min_{k<K} E[f(x_k) − f*]`` with one step size γ; arguments as in `SGD`."""
 
     steps: float
     step_size: Positive

@@ -27,8 +27,24 @@ class SGD(BoundOfOneStepSize):
     .. math:: \frac{D_0^2}{K\gamma\delta} + \frac{2L\gamma\sigma^2}{\delta}
               + \frac{2\beta\sigma^2}{\delta}
 
+    Args:
+        steps: K, number of updates; ``math.inf`` for the neighbourhood that remains as K → ∞.
+        step_size: γ > 0.
+        smoothness: L ≥ 0, with ``‖∇f_i‖² ≤ 2L(f_i − f_i^*)``.
+        sq_distance: D_0², squared distance of x_0 to the minimizers. Any fixed x_p can stand for
+            the minimizers: then f(x_p) stands for f*.
+        interpolation_error: σ² = E[f_i(x_p) − f_i^*].
+
     Source:
         Islamov et al. 2024, Theorem 1.
+
+    Example:
+        >>> constants = {"smoothness": 1.0, "sq_distance": 1.0, "interpolation_error": 0.5}
+        >>> bound = SGD(steps=100, step_size=0.1, **constants)
+        >>> bound.at(alpha=1.5, beta=0.5)
+        tensor(0.7000, dtype=torch.float64)
+        >>> float(bound.shape().at(rate=Fraction(1), beta=Fraction(1, 2)))
+        0.7
     """
 
     condition = "step_size ≤ (α − β)/(2 smoothness)"
@@ -47,7 +63,7 @@ class SGD(BoundOfOneStepSize):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SGDSharp(BoundOfOneStepSize):
-    r"""Sharper bound of SGD with any constant step ``γ < δ/L``.
+    r"""Sharper bound of SGD with any constant step ``γ < δ/L``; arguments as in `SGD`.
 
     .. math:: \frac{D_0^2/(2\gamma K) + (\beta + L\gamma)\sigma^2}{\delta - L\gamma}
 
@@ -73,7 +89,7 @@ class SGDSharp(BoundOfOneStepSize):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SGDDecreasing(BoundOfOneStepSize):
-    r"""Bound of SGD with ``γ_k = γ/√(k+1)``, for ``γ ≤ δ/(2L)``.
+    r"""Bound of SGD with ``γ_k = γ/√(k+1)``, for ``γ ≤ δ/(2L)``; arguments as in `SGD`.
 
     .. math:: \frac{5D_0^2}{4\delta\gamma\sqrt K}
               + \frac{5\gamma L\sigma^2}{\delta}\frac{\log(K+1)}{\sqrt K}
