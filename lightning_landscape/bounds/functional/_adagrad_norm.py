@@ -152,4 +152,5 @@ def adagrad_norm_max_sharp(
         >>> adagrad_norm_max_sharp(steps=99, step_size=1.0, alpha=1.0, beta=0.0, **constants)
         tensor(1.4192, dtype=torch.float64)
     """
+    # rounded twice: AdaGradNormMaxSharp.at rounds once, and may differ in the last digit
     return AdaGradNormMax.value(**locals()) - float(interpolation_error)
