@@ -1,7 +1,7 @@
-"""What convergence theory is worth along a run: the theorems' bounds, their assumptions checked.
+"""Convergence theorems along a run: their bounds, with the assumptions checked.
 
-`functional` has the formulas. A class here answers a run (`Evidence`) with a `Certificate`: a value with the pair that
-minimises it, or the reason why the theorem does not apply.
+`functional` has the formulas. A `Theorem` takes a run (`Evidence`) and returns a `Certificate`:
+the bound at the pair that minimizes it, or the reason why the theorem does not apply.
 """
 
 from __future__ import annotations
@@ -50,19 +50,18 @@ THEOREMS: tuple[Theorem, ...] = (
 
 
 def certify(evidence: Evidence) -> list[Certificate]:
-    """Return what each of `THEOREMS` says of a run."""
+    """Return the certificate of each of `THEOREMS` for a run."""
     return [theorem.certify(evidence) for theorem in THEOREMS]
 
 
 def in_force(certificates: Sequence[Certificate]) -> Certificate | None:
-    """Return the smallest bound on the best iterate; where none applies the trajectory's certificate, or None."""
+    """Return the smallest bound on the best iterate.
+
+    If there is none, return the certificate of the trajectory, or None if that does not apply.
+    """
     applying = [certificate for certificate in certificates if certificate.value is not None]
-    on_best_iterate = [
-        certificate for certificate in applying if certificate.theorem != TrajectoryBound.name
-    ]
-    return min(
-        on_best_iterate or applying, key=lambda certificate: certificate.value or 0.0, default=None
-    )
+    on_best_iterate = [found for found in applying if found.theorem != TrajectoryBound.name]
+    return min(on_best_iterate or applying, key=lambda found: found.value or 0.0, default=None)
 
 
 __all__ = [

@@ -1,13 +1,15 @@
-"""The theorems about this package's optimisers, whose step sizes follow from the mini-batch."""
+"""The theorems about this package's optimizers, whose step sizes follow from the mini-batch."""
 
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from lightning_landscape.bounds import functional as B
 from lightning_landscape.bounds.assumptions import Stochastic, foresee_schedule, root_of_step
@@ -15,110 +17,118 @@ from lightning_landscape.bounds.evidence import Evidence
 from lightning_landscape.bounds.theorem import DoesNotApply, OtherOptimizer
 from lightning_landscape.functional._fractional import LinearFractional
 
-Constants = Mapping[str, float]
-
 
 class _Adaptive(Stochastic):
-    """A theorem about one of this package's optimisers, whose constants are read off it and whose steps are checked."""
+    """A theorem about one optimizer of this package: it reads the constants off the optimizer."""
 
     optimizer: ClassVar[str]
     needs_loss: ClassVar[bool] = True
     constant_rate: ClassVar[bool] = True
-    """Whether the theorem is about a learning rate that no scheduler changes"""
+    """Whether the theorem needs a learning rate that no scheduler changes"""
+    from_start: ClassVar[bool] = False
+    """Whether x_0 must be where the optimizer started, because its constants belong to step 0"""
     noise_remedy = "which a smaller lr shrinks"
 
+    @override
     def foresee(self, evidence: Evidence) -> None:
-        """Foresee another optimiser, or a use of it, its lr or its infimum that the theorem is not about."""
         self._check_method(evidence)
         super().foresee(evidence)
         if self.constant_rate:
             foresee_schedule(evidence, constant=True)
+        self.check_optimizers_infimum(evidence)
 
+    @override
     def check(self, evidence: Evidence) -> None:
-        """Check the optimiser and how it was used, before what was measured."""
         self._check_method(evidence)
         seen, start = evidence.learning_rates, evidence.learning_rate
         if self.constant_rate and seen is not None and seen != (start, start):
             raise DoesNotApply(
-                f"lr started at {start:g} and was {seen[0]:g} to {seen[1]:g} at the probes; the theorem has one"
+                f"lr started at {start:g} and was {seen[0]:g} to {seen[1]:g} at the probes; "
+                "the theorem has one constant lr"
             )
         super().check(evidence)
 
+    @override
+    def check_steps(self, evidence: Evidence) -> None:
+        self.check_optimizers_infimum(evidence)
+        if self.from_start and evidence.first_step != 0:
+            raise DoesNotApply(
+                f"the first probe is at step {evidence.first_step}, but the constants of the "
+                "optimizer belong to step 0"
+            )
+        step = evidence.departure(self.defined_steps(evidence))
+        if step is not None:
+            raise DoesNotApply(
+                f"step {step} was not that of {self.optimizer}'s definition with "
+                f"lr={evidence.learning_rate:g}: a scheduler changed lr, or the optimizer saw "
+                "another gradient or loss"
+            )
+
+    @abstractmethod
+    def defined_steps(self, evidence: Evidence) -> Tensor:
+        """Return the step sizes at the probes by the definition of the optimizer."""
+
+    def check_optimizers_infimum(self, evidence: Evidence) -> None:
+        """Raise `DoesNotApply` if the optimizer's l does not match the probes'."""
+
     def _check_method(self, evidence: Evidence) -> None:
-        if evidence.optimizer != self.optimizer or not evidence.is_from(
-            "lightning_landscape.optim"
-        ):
+        ours = evidence.is_from("lightning_landscape.optim")
+        if evidence.optimizer != self.optimizer or not ours:
             raise OtherOptimizer(
-                f"the optimizer is {evidence.optimizer}; the theorem is about {self.optimizer} of this package"
+                f"the optimizer is {evidence.optimizer}; the theorem is about {self.optimizer} of "
+                "this package"
             )
         if evidence.run.get("gradient_clipping") is not None:
             raise DoesNotApply(
-                "gradients are clipped; the theorem is about the gradient's own norm"
+                "gradients are clipped; the theorem is about the norm of the unclipped gradient"
             )
         if self.needs_loss and evidence.run["accumulate_grad_batches"] != 1:
             raise DoesNotApply(
-                "gradients are accumulated; the step size is made of the last micro-batch's loss alone"
+                "gradients are accumulated, but the step size follows from the loss of the last "
+                "micro-batch only"
             )
         if self.needs_loss and evidence.run["precision"] == "16-mixed":
             raise DoesNotApply("a GradScaler calls the optimizer without its loss")
 
-    def check_loss_infimum(self, evidence: Evidence) -> None:
-        """Check that the optimiser and the probes use the same l."""
+
+class _Polyak(_Adaptive):
+    """A theorem about a Polyak step, which uses the loss above its infimum."""
+
+    @override
+    def check_optimizers_infimum(self, evidence: Evidence) -> None:
         ours, theirs = evidence.number("loss_infimum"), evidence.loss_infima
         if bool((theirs != ours).any()):
             raise DoesNotApply(
-                f"the optimizer has loss_infimum={ours:g}, the monitor {float(theirs[0]):g}; the proof needs one: pass the "
-                "same to both"
+                f"the optimizer has loss_infimum={ours:g}, the monitor {float(theirs[0]):g}; the "
+                "proof needs one infimum: pass the same to both"
             )
 
-    def check_follows(self, evidence: Evidence, expected: Tensor) -> None:
-        """Check that the measured step sizes are those of the optimiser's definition."""
-        step = evidence.departure(expected)
-        if step is not None:
-            raise DoesNotApply(
-                f"the step at {step} was not that of {self.optimizer}'s definition with lr={evidence.learning_rate:g}: a "
-                "scheduler, or a gradient or loss that the optimizer saw differently"
-            )
-
-    def check_from_start(self, evidence: Evidence) -> None:
-        """Check that x_0 is where the optimiser started: its constants belong to its own first step."""
-        if evidence.first_step != 0:
-            raise DoesNotApply(
-                f"the first probe is at step {evidence.first_step}, the optimizer's constants belong to step 0"
-            )
+    def polyak_step(self, evidence: Evidence) -> Tensor:
+        """Return (a − l)/G² at each probe."""
+        gap = evidence.column("loss") - evidence.column("loss_infimum")
+        return gap / evidence.column("grad_sq_norm")
 
 
-class SPSMaxBound(_Adaptive):
+class SPSMaxBound(_Polyak):
     """SPS_max (Islamov et al. 2024, Theorem 2)."""
-
-    noise_remedy = "which a smaller lr shrinks, down to 1/(2cL)"
 
     name = "sps_max"
     title = "SPS_max"
+    bound = B.SPSMax
     optimizer = "SPSMax"
-    condition = "c > 1/(2(α − β))"
     remedy = "a larger c"
+    noise_remedy = "which a smaller lr shrinks, down to 1/(2cL)"
 
-    def foresee(self, evidence: Evidence) -> None:
-        """Foresee another infimum than the monitor's."""
-        super().foresee(evidence)
-        self.check_loss_infimum(evidence)
+    @override
+    def defined_steps(self, evidence: Evidence) -> Tensor:
+        """Return min{(a − l)/(c G²), γ_b}."""
+        polyak = self.polyak_step(evidence) / evidence.number("c")
+        return polyak.clamp(max=evidence.learning_rate)
 
-    def check_steps(self, evidence: Evidence) -> None:
-        """Check γ_k = min{(a − l)/(c G²), γ_b}."""
-        self.check_loss_infimum(evidence)
-        gap = evidence.column("loss") - evidence.column("loss_infimum")
-        polyak = gap / (evidence.number("c") * evidence.column("grad_sq_norm"))
-        self.check_follows(evidence, polyak.clamp(max=evidence.learning_rate))
-
+    @override
     def constants(self, evidence: Evidence) -> dict[str, float]:
-        """Return c, γ_b, L, D_0² and σ²."""
         own = {"c": evidence.number("c"), "step_size_bound": evidence.learning_rate}
         return {**own, **super().constants(evidence)}
-
-    def shape(self, evidence: Evidence, constants: Constants, steps: float) -> LinearFractional:
-        """Return `lightning_landscape.bounds.functional.sps_max` as a function of the pair."""
-        return B.sps_max_shape(steps=steps, **constants)
 
 
 class SPSMaxSharpBound(SPSMaxBound):
@@ -126,64 +136,56 @@ class SPSMaxSharpBound(SPSMaxBound):
 
     name = "sps_max_sharp"
     title = "SPS_max, sharper"
-
-    def shape(self, evidence: Evidence, constants: Constants, steps: float) -> LinearFractional:
-        """Return `lightning_landscape.bounds.functional.sps_max_sharp` as a function of the pair."""
-        return B.sps_max_sharp_shape(steps=steps, **constants)
+    bound = B.SPSMaxSharp
 
 
-class DecSPSBound(_Adaptive):
+class DecSPSBound(_Polyak):
     """DecSPS with c_k = c_0 √(k+1) (Islamov et al. 2024, Theorem 5)."""
 
     name = "dec_sps"
     title = "DecSPS"
+    bound = B.DecSPS
     optimizer = "DecSPS"
     constant_rate = False  # only the first step has lr
-    noise_remedy = "which more steps or a larger c_init shrink"
-    condition = "c_init ≥ 1/(α − β)"
+    from_start = True
     remedy = "a larger c_init"
+    noise_remedy = "which more steps or a larger c_init shrink"
 
-    def foresee(self, evidence: Evidence) -> None:
-        """Foresee another infimum than the monitor's."""
-        super().foresee(evidence)
-        self.check_loss_infimum(evidence)
+    @override
+    def defined_steps(self, evidence: Evidence) -> Tensor:
+        """Return min{(a − l)/G², c_{k−1}γ_{k−1}}/c_k.
 
-    def check_steps(self, evidence: Evidence) -> None:
-        """Check that c_k γ_k is at most (a − l)/G² and does not increase; with every step probed, that it is as large."""
-        self.check_loss_infimum(evidence)
-        self.check_from_start(evidence)
-        found, c = evidence.column("step_size"), evidence.number("c_init") * root_of_step(evidence)
+        Unless every step is a probe, this is only an upper bound: smaller steps agree with it.
+        """
+        found, c_0 = evidence.column("step_size"), evidence.number("c_init")
+        c = c_0 * root_of_step(evidence)
         scaled = torch.where(evidence.moving, found * c, torch.inf)
-        start = scaled.new_tensor([evidence.number("c_init") * evidence.learning_rate])
+        start = scaled.new_tensor([c_0 * evidence.learning_rate])
         previous = torch.cat([start, scaled[:-1]]).cummin(0).values
-        gap = evidence.column("loss") - evidence.column("loss_infimum")
-        largest = torch.minimum(gap / evidence.column("grad_sq_norm"), previous) / c
-        self.check_follows(
-            evidence, largest if evidence.every_step else torch.minimum(found, largest)
-        )
+        largest = torch.minimum(self.polyak_step(evidence), previous) / c
+        return largest if evidence.every_step else torch.minimum(found, largest)
 
+    @override
     def constants(self, evidence: Evidence) -> dict[str, float]:
-        """Return c_0, γ_b, L, the largest D_k² and σ²."""
         return {
             "c_init": evidence.number("c_init"),
             "step_size_bound": evidence.learning_rate,
-            "smoothness": max(evidence.smoothness, self._shortest(evidence)),
+            "smoothness": max(evidence.smoothness, self._smoothness_of_steps(evidence)),
             "max_sq_distance": evidence.max_sq_distance,
             "interpolation_error": evidence.interpolation_error,
         }
 
-    def shape(self, evidence: Evidence, constants: Constants, steps: float) -> LinearFractional:
-        """Return `lightning_landscape.bounds.functional.dec_sps` as a function of the pair."""
-        return B.dec_sps_shape(
-            steps=steps, **constants, **_root_schedule(constants["c_init"], steps)
-        )
+    @override
+    def shape(
+        self, evidence: Evidence, constants: Mapping[str, float], steps: float
+    ) -> LinearFractional:
+        schedule = _root_schedule(constants["c_init"], steps)
+        return super().shape(evidence, {**constants, **schedule}, steps)
 
-    def _shortest(self, evidence: Evidence) -> float:
-        """Return the largest 1/(2 c_k γ_k): what the proof takes from L is that no c_k γ_k is below 1/(2L)."""
-        scaled = (
-            evidence.column("step_size") * evidence.number("c_init") * root_of_step(evidence)
-        )[evidence.moving]
-        scaled = scaled[scaled > 0]
+    def _smoothness_of_steps(self, evidence: Evidence) -> float:
+        """Return the largest 1/(2c_kγ_k): the proof uses L only for c_kγ_k ≥ 1/(2L)."""
+        scaled = evidence.column("step_size") * evidence.number("c_init") * root_of_step(evidence)
+        scaled = scaled[evidence.moving & (scaled > 0)]
         return float((1 / (2 * scaled)).max()) if len(scaled) else 0.0
 
 
@@ -192,13 +194,7 @@ class DecSPSSharpBound(DecSPSBound):
 
     name = "dec_sps_sharp"
     title = "DecSPS, sharper"
-    condition = "c_init ≥ 1/(2(α − β))"
-
-    def shape(self, evidence: Evidence, constants: Constants, steps: float) -> LinearFractional:
-        """Return `lightning_landscape.bounds.functional.dec_sps_sharp` as a function of the pair."""
-        return B.dec_sps_sharp_shape(
-            steps=steps, **constants, **_root_schedule(constants["c_init"], steps)
-        )
+    bound = B.DecSPSSharp
 
 
 class NGNBound(_Adaptive):
@@ -206,37 +202,31 @@ class NGNBound(_Adaptive):
 
     name = "ngn"
     title = "NGN"
+    bound = B.NGN
     optimizer = "NGN"
-    condition = "α ≥ β + 1"
 
-    def check_steps(self, evidence: Evidence) -> None:
-        """Check γ_k = γ/(1 + γ G²/(2a))."""
-        low = self._check_low(evidence)
-        gamma = evidence.learning_rate / self.growth(evidence)
-        above = evidence.column("loss") - low
-        self.check_follows(
-            evidence, gamma / (1 + gamma * evidence.column("grad_sq_norm") / (2 * above))
-        )
-
-    def foresee(self, evidence: Evidence) -> None:
-        """Foresee an infimum below that of the optimiser."""
-        super().foresee(evidence)
-        self._check_low(evidence)
-
-    def _check_low(self, evidence: Evidence) -> float:
+    @override
+    def check_optimizers_infimum(self, evidence: Evidence) -> None:
         low = evidence.number("loss_infimum")
         if bool((evidence.loss_infima < low).any()):
             raise DoesNotApply(
-                f"the optimizer takes losses above loss_infimum={low:g}, the monitor's is smaller; the proof needs f_i^* ≥ that"
+                f"the monitor's loss_infimum is below the optimizer's loss_infimum={low:g}; the "
+                "proof needs one at least as large"
             )
-        return low
 
-    def growth(self, evidence: Evidence) -> Tensor:
-        """Return by what γ was divided at each probe."""
-        return torch.ones(len(evidence.table), dtype=torch.float64)
+    @override
+    def defined_steps(self, evidence: Evidence) -> Tensor:
+        """Return γ/(1 + γ G²/(2a)), with a above the optimizer's infimum."""
+        γ = self.step_sizes(evidence)
+        above = evidence.column("loss") - evidence.number("loss_infimum")
+        return γ / (1 + γ * evidence.column("grad_sq_norm") / (2 * above))
 
+    def step_sizes(self, evidence: Evidence) -> Tensor:
+        """Return γ at each probe."""
+        return torch.full((len(evidence.table),), evidence.learning_rate, dtype=torch.float64)
+
+    @override
     def constants(self, evidence: Evidence) -> dict[str, float]:
-        """Return γ, L, D_0², σ² and σ_pos²."""
         positivity = float(evidence.column("loss_infimum").mean()) - evidence.number("loss_infimum")
         return {
             "step_size": evidence.learning_rate,
@@ -244,22 +234,14 @@ class NGNBound(_Adaptive):
             "positivity_error": positivity,
         }
 
-    def shape(self, evidence: Evidence, constants: Constants, steps: float) -> LinearFractional:
-        """Return `lightning_landscape.bounds.functional.ngn` as a function of the pair."""
-        return B.ngn_shape(steps=steps, **constants)
-
 
 class NGNSharpBound(NGNBound):
     """NGN, without the last estimates of Theorem 3."""
 
     name = "ngn_sharp"
     title = "NGN, sharper"
-    condition = "α − β > 2γL/(1 + 2γL)"
+    bound = B.NGNSharp
     remedy = "a smaller step size"
-
-    def shape(self, evidence: Evidence, constants: Constants, steps: float) -> LinearFractional:
-        """Return `lightning_landscape.bounds.functional.ngn_sharp` as a function of the pair."""
-        return B.ngn_sharp_shape(steps=steps, **constants)
 
 
 class NGNDecreasingBound(NGNBound):
@@ -267,24 +249,22 @@ class NGNDecreasingBound(NGNBound):
 
     name = "ngn_decreasing"
     title = "NGN with γ falling as 1/√(k + 1)"
+    bound = B.NGNDecreasing
     constant_rate = False
+    from_start = True
     noise_remedy = "which more steps shrink"
 
+    @override
     def foresee(self, evidence: Evidence) -> None:
-        """Foresee a γ that does not fall."""
         super().foresee(evidence)
         foresee_schedule(evidence, constant=False)
 
-    def growth(self, evidence: Evidence) -> Tensor:
-        """Return √(k + 1) at each probe."""
-        self.check_from_start(evidence)
+    @override
+    def step_sizes(self, evidence: Evidence) -> Tensor:
+        """Return γ/√(k + 1) at each probe."""
         if evidence.steps > 1 and len(evidence.table) < 2:
             raise DoesNotApply("one probe does not show how γ fell")
-        return root_of_step(evidence)
-
-    def shape(self, evidence: Evidence, constants: Constants, steps: float) -> LinearFractional:
-        """Return `lightning_landscape.bounds.functional.ngn_decreasing` as a function of the pair."""
-        return B.ngn_decreasing_shape(steps=steps, **constants)
+        return evidence.learning_rate / root_of_step(evidence)
 
 
 class AdaGradNormMaxBound(_Adaptive):
@@ -292,51 +272,43 @@ class AdaGradNormMaxBound(_Adaptive):
 
     name = "adagrad_norm_max"
     title = "AdaGrad-norm-max"
+    bound = B.AdaGradNormMax
     optimizer = "AdaGradNormMax"
-    noise_remedy = "which a larger b_init or larger batches shrink"
     needs_loss = False
-    condition = "b_init ≥ 2L step_size/(α − β)"
+    from_start = True
     remedy = "a larger b_init or a smaller step size"
+    noise_remedy = "which a larger b_init or larger batches shrink"
 
-    def check_steps(self, evidence: Evidence) -> None:
-        """Check that b_k = γ/γ_k is at least what the probed gradients demand; with every step probed, that it is that."""
-        self.check_from_start(evidence)
+    @override
+    def defined_steps(self, evidence: Evidence) -> Tensor:
+        """Return γ/b_k.
+
+        Unless every step is a probe, the probed gradients give only an upper bound: smaller steps
+        agree with it.
+        """
         found, steps = evidence.column("step_size"), evidence.column("step")
-        largest = (
-            evidence.column("grad_sq_norm").cummax(0).values
-        )  # c_k² up to the next probe is at least this
-        before = torch.cat([largest.new_zeros(1), (largest[:-1] * steps.diff()).cumsum(0)])
-        longest = (
-            evidence.learning_rate / (evidence.number("b_init") ** 2 + before + largest).sqrt()
-        )
-        self.check_follows(
-            evidence, longest if evidence.every_step else torch.minimum(found, longest)
-        )
+        c_sq = evidence.column("grad_sq_norm").cummax(0).values  # at least this to the next probe
+        before = torch.cat([c_sq.new_zeros(1), (c_sq[:-1] * steps.diff()).cumsum(0)])
+        b = (evidence.number("b_init") ** 2 + before + c_sq).sqrt()
+        largest = evidence.learning_rate / b
+        return largest if evidence.every_step else torch.minimum(found, largest)
 
+    @override
     def constants(self, evidence: Evidence) -> dict[str, float]:
-        """Return γ, b_{−1}, L, D_0², σ², G and D = 0, which is always right."""
-        own = {"step_size": evidence.learning_rate, "b_init": evidence.number("b_init")}
         return {
-            **own,
+            "step_size": evidence.learning_rate,
+            "b_init": evidence.number("b_init"),
             **super().constants(evidence),
-            "grad_bound": self._largest(evidence),
-            "grad_min": 0.0,
+            "grad_bound": max(evidence.grad_bound, self._grad_bound_of_steps(evidence)),
+            "grad_min": 0.0,  # always right
         }
 
-    def _largest(self, evidence: Evidence) -> float:
-        """Return the largest ‖g_k‖, or what the growth of b_k shows of gradients between probes: b_k² ≤ b_{−1}² + G²(k+1)."""
+    def _grad_bound_of_steps(self, evidence: Evidence) -> float:
+        """Return the smallest G that allows the growth b_k² ≤ b_{−1}² + G²(k+1) of b_k = γ/γ_k."""
         sizes, steps = evidence.column("step_size"), evidence.column("step") + 1
-        between = (
-            (evidence.learning_rate / sizes).square() - evidence.number("b_init") ** 2
-        ) / steps
-        between = between[evidence.moving & (sizes > 0)]
-        return max(
-            evidence.grad_bound, math.sqrt(max(float(between.max()), 0.0)) if len(between) else 0.0
-        )
-
-    def shape(self, evidence: Evidence, constants: Constants, steps: float) -> LinearFractional:
-        """Return `lightning_landscape.bounds.functional.adagrad_norm_max` as a function of the pair."""
-        return B.adagrad_norm_max_shape(steps=steps, **constants)
+        growth = (evidence.learning_rate / sizes).square() - evidence.number("b_init") ** 2
+        sq_bounds = (growth / steps)[evidence.moving & (sizes > 0)]
+        return math.sqrt(max(float(sq_bounds.max()), 0.0)) if len(sq_bounds) else 0.0
 
 
 def _root_schedule(c_init: float, steps: float) -> dict[str, float]:
@@ -350,7 +322,10 @@ def _root_schedule(c_init: float, steps: float) -> dict[str, float]:
 
 
 def sum_of_inverse_roots(steps: int) -> float:
-    """Return ``Σ_{k=1}^K 1/√k``; from 64 steps on by Euler and Maclaurin's formula, whose rest is below float64's rounding.
+    """Return ``Σ_{k=1}^K 1/√k``.
+
+    From 64 steps on it uses the formula of Euler and Maclaurin, whose remainder is below the
+    rounding of float64.
 
     Example:
         >>> sum_of_inverse_roots(2)

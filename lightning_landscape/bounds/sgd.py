@@ -1,11 +1,13 @@
-"""The theorems about SGD with step sizes of its own, and about gradient descent."""
+"""The theorems about SGD with step sizes of its own, and about full-batch gradient descent."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import ClassVar
 
 import torch
+from typing_extensions import override
 
 from lightning_landscape.bounds import functional as B
 from lightning_landscape.bounds.assumptions import (
@@ -23,14 +25,12 @@ from lightning_landscape.bounds.evidence import Evidence
 from lightning_landscape.bounds.theorem import DoesNotApply, OtherOptimizer, Status, Theorem
 from lightning_landscape.functional._fractional import LinearFractional
 
-Constants = Mapping[str, float]
-
 
 def constant_step(evidence: Evidence) -> float:
-    """Return the step size if it was the same at every probe.
+    """Return the step size.
 
     Raises:
-        DoesNotApply: if it was not.
+        DoesNotApply: if it was not the same at every probe.
     """
     found = evidence.column("step_size")[evidence.moving]
     if not len(found):
@@ -38,25 +38,46 @@ def constant_step(evidence: Evidence) -> float:
     step_size = float(found.median())
     if step_size <= 0:
         raise DoesNotApply(
-            f"the step size was {step_size:.4g}; steps along −gradient have a positive one"
+            f"the step size was {step_size:.4g}; a step along −gradient has a positive one"
         )
     step = evidence.departure(torch.full((len(evidence.table),), step_size, dtype=torch.float64))
     if step is not None:
         raise DoesNotApply(
-            f"the step size was not constant: {float(found.min()):.4g} to {float(found.max()):.4g}, {step_size:.4g} in the "
-            f"middle, another one at step {step}{said_clipping(evidence)}"
+            f"the step size was not constant: {float(found.min()):.4g} to "
+            f"{float(found.max()):.4g}, with median {step_size:.4g}, from which step {step} "
+            f"differs{said_clipping(evidence)}"
         )
     return step_size
 
 
+def falling_step(evidence: Evidence) -> float:
+    """Return the first step size γ of γ/√(k + 1).
+
+    Raises:
+        DoesNotApply: if the step sizes do not follow this rule.
+    """
+    growth = root_of_step(evidence)
+    found = (evidence.column("step_size") * growth)[evidence.moving]
+    if len(found) < 2:
+        raise DoesNotApply("fewer than two probes have a step size: they cannot show how it falls")
+    first = float(found.median())
+    step = evidence.departure(first / growth)
+    if first <= 0 or step is not None:
+        where = "" if step is None else f": step {step} differs"
+        raise DoesNotApply(
+            f"the step size did not fall as 1/√(k + 1){where}{said_clipping(evidence)}"
+        )
+    return first
+
+
 def foresee_sgd(evidence: Evidence) -> None:
-    """Raise `DoesNotApply` where step sizes will follow from the mini-batch, or parameter groups have their own."""
+    """Raise `DoesNotApply` if step sizes will follow from mini-batches, or differ by group."""
     if evidence.is_from("lightning_landscape.optim"):
         raise OtherOptimizer(f"step sizes of {evidence.optimizer} follow from the mini-batch")
     if evidence.run.get("gradient_clipping") is not None:
         raise DoesNotApply("gradients that are clipped make the step size depend on the mini-batch")
     if evidence.several_rates:
-        raise DoesNotApply("parameter groups have several lr")
+        raise DoesNotApply("parameter groups have different lr")
 
 
 class SGDBound(Stochastic):
@@ -64,27 +85,24 @@ class SGDBound(Stochastic):
 
     name = "sgd"
     title = "SGD with a constant step"
-    condition = "step_size ≤ (α − β)/(2L)"
+    bound: ClassVar[type[B.Bound]] = B.SGD
     remedy = "a smaller step size"
     noise_remedy = "which a smaller or a decreasing step size shrinks"
+    step_size = staticmethod(constant_step)
 
+    @override
     def foresee(self, evidence: Evidence) -> None:
-        """Foresee a step size that is not constant."""
         super().foresee(evidence)
         foresee_sgd(evidence)
-        foresee_schedule(evidence, constant=True)
+        foresee_schedule(evidence, constant=self.step_size is constant_step)
 
+    @override
     def check_steps(self, evidence: Evidence) -> None:
-        """Check that the step size was constant."""
-        constant_step(evidence)
+        self.step_size(evidence)
 
+    @override
     def constants(self, evidence: Evidence) -> dict[str, float]:
-        """Return γ, L, D_0² and σ²."""
-        return {"step_size": constant_step(evidence), **super().constants(evidence)}
-
-    def shape(self, evidence: Evidence, constants: Constants, steps: float) -> LinearFractional:
-        """Return `lightning_landscape.bounds.functional.sgd` as a function of the pair."""
-        return B.sgd_shape(steps=steps, **constants)
+        return {"step_size": self.step_size(evidence), **super().constants(evidence)}
 
 
 class SGDSharpBound(SGDBound):
@@ -92,55 +110,17 @@ class SGDSharpBound(SGDBound):
 
     name = "sgd_sharp"
     title = "SGD with a constant step, sharper"
-    condition = "step_size < (α − β)/L"
-    remedy = "a smaller step size"
-
-    def shape(self, evidence: Evidence, constants: Constants, steps: float) -> LinearFractional:
-        """Return `lightning_landscape.bounds.functional.sgd_sharp` as a function of the pair."""
-        return B.sgd_sharp_shape(steps=steps, **constants)
+    bound = B.SGDSharp
 
 
-class SGDDecreasingBound(Stochastic):
-    """SGD with γ_0/√(k+1) (Islamov et al. 2024, Theorem 4)."""
+class SGDDecreasingBound(SGDBound):
+    """SGD with γ/√(k+1) (Islamov et al. 2024, Theorem 4)."""
 
     name = "sgd_decreasing"
     title = "SGD with a step that falls as 1/√(k + 1)"
-    condition = "the first step_size ≤ (α − β)/(2L)"
-    remedy = "a smaller step size"
+    bound = B.SGDDecreasing
     noise_remedy = "which more steps or a smaller first step size shrink"
-
-    def foresee(self, evidence: Evidence) -> None:
-        """Foresee a step size that does not fall as 1/√(k + 1)."""
-        super().foresee(evidence)
-        foresee_sgd(evidence)
-        foresee_schedule(evidence, constant=False)
-
-    def check_steps(self, evidence: Evidence) -> None:
-        """Check that the step size fell as 1/√(k + 1)."""
-        self._first(evidence)
-
-    def constants(self, evidence: Evidence) -> dict[str, float]:
-        """Return γ_0, L, D_0² and σ²."""
-        return {"step_size": self._first(evidence), **super().constants(evidence)}
-
-    def shape(self, evidence: Evidence, constants: Constants, steps: float) -> LinearFractional:
-        """Return `lightning_landscape.bounds.functional.sgd_decreasing` as a function of the pair."""
-        return B.sgd_decreasing_shape(steps=steps, **constants)
-
-    def _first(self, evidence: Evidence) -> float:
-        growth = root_of_step(evidence)
-        found = (evidence.column("step_size") * growth)[evidence.moving]
-        if len(found) < 2:
-            raise DoesNotApply(
-                "fewer than two probes have a step size: a decreasing one cannot be told from them"
-            )
-        first = float(found.median())
-        step = evidence.departure(first / growth)
-        if first <= 0 or step is not None:
-            raise DoesNotApply(
-                f"the step size did not fall as 1/√(k + 1): another one at step {step}{said_clipping(evidence)}"
-            )
-        return first
+    step_size = staticmethod(falling_step)
 
 
 class SGDScheduleBound(Stochastic):
@@ -148,66 +128,69 @@ class SGDScheduleBound(Stochastic):
 
     name = "sgd_schedule"
     title = "SGD with a schedule"
-    condition = "the largest step_size ≤ (α − β)/L"
+    bound = B.SGDSchedule
     remedy = "smaller step sizes"
     noise_remedy = "which smaller step sizes shrink"
 
+    @override
     def foresee(self, evidence: Evidence) -> None:
-        """Foresee step sizes that follow from what is measured."""
         super().foresee(evidence)
         foresee_sgd(evidence)
         self._check_fixed_before(evidence)
 
     def _check_fixed_before(self, evidence: Evidence) -> None:
-        watching = [
-            s["class"] for s in evidence.run.get("lr_schedulers") or [] if s["reduce_on_plateau"]
-        ]
-        if watching:
-            raise DoesNotApply(
-                f"{watching[0]} sets lr by what was measured on the way; the proof needs a schedule that was fixed before"
-            )
-
-    def check_steps(self, evidence: Evidence) -> None:
-        """Check that step sizes come from a schedule: of torch's SGD, unclipped, or constant as measured."""
-        try:
-            constant_step(evidence)
-        except DoesNotApply:
-            if (
-                evidence.optimizer != "SGD"
-                or not evidence.is_from("torch.optim")
-                or evidence.run.get("gradient_clipping") is not None
-            ):
+        for scheduler in evidence.run.get("lr_schedulers") or []:
+            if scheduler["reduce_on_plateau"]:
                 raise DoesNotApply(
-                    f"step sizes may depend on the mini-batch ({evidence.optimizer}{said_clipping(evidence)}); the proof needs "
-                    "a schedule that was fixed before"
+                    f"{scheduler['class']} sets lr by what was measured during the run; the proof "
+                    "needs a schedule that is fixed before the run"
+                )
+
+    @override
+    def check_steps(self, evidence: Evidence) -> None:
+        try:
+            constant_step(evidence)  # a schedule, with any optimizer
+        except DoesNotApply:
+            torchs_own = evidence.optimizer == "SGD" and evidence.is_from("torch.optim")
+            if not torchs_own or evidence.run.get("gradient_clipping") is not None:
+                raise DoesNotApply(
+                    "step sizes may depend on the mini-batch "
+                    f"({evidence.optimizer}{said_clipping(evidence)}); the proof needs a schedule "
+                    "that is fixed before the run"
                 ) from None
         self._check_fixed_before(evidence)
         off = evidence.run.get("off_schedule")
         if off:
             raise DoesNotApply(
-                f"the step was not one lr times the gradient at {off} probes: gradients were clipped or changed, so that step "
-                "sizes depend on the mini-batch, or parameter groups have several lr"
+                f"the step was not one lr times the gradient at {off} probes: gradients were "
+                "clipped or changed, so that step sizes depend on the mini-batch, or parameter "
+                "groups have different lr"
             )
         if bool((evidence.column("step_size") < 0).any()):
             raise DoesNotApply("a step went along +gradient")
 
+    @override
     def caveats(self, evidence: Evidence) -> list[str]:
-        """Add that nobody but the user knows where a schedule without a scheduler comes from."""
-        seen = evidence.learning_rates
-        by_hand = seen is not None and seen[0] != seen[1] and not evidence.run.get("lr_schedulers")
-        return (
-            super().caveats(evidence)
-            + ["lr was set by hand, if by the losses it is no schedule"] * by_hand
-        )
+        caveats, seen = super().caveats(evidence), evidence.learning_rates
+        if seen is not None and seen[0] != seen[1] and not evidence.run.get("lr_schedulers"):
+            caveats.append(
+                "lr was set by hand, and an lr that follows from the losses is no schedule"
+            )
+        return caveats
 
-    def shape(self, evidence: Evidence, constants: Constants, steps: float) -> LinearFractional:
-        """Return `lightning_landscape.bounds.functional.sgd_schedule` as a function of the pair."""
+    @override
+    def shape(
+        self, evidence: Evidence, constants: Mapping[str, float], steps: float
+    ) -> LinearFractional:
         if math.isinf(steps):
-            raise DoesNotApply("a schedule says nothing of steps beyond its end")
-        spans = evidence.spans_until(int(steps))  # each probe's step size up to the next probe
-        return B.sgd_schedule_shape(
-            step_sizes=evidence.column("step_size"), counts=spans, **constants
-        )
+            raise DoesNotApply("a schedule has no step sizes beyond its end")
+        return B.SGDSchedule(
+            step_sizes=evidence.column("step_size"),
+            counts=evidence.spans_until(
+                int(steps)
+            ),  # a size stands for the steps to the next probe
+            **constants,
+        ).shape()
 
 
 class GradientDescentBound(Theorem):
@@ -215,12 +198,12 @@ class GradientDescentBound(Theorem):
 
     name = "gradient_descent"
     title = "gradient descent on the full batch"
-    condition = "step_size < (α − β)/L"
+    bound = B.GradientDescent
     remedy = "a smaller step size"
     noise_remedy = "which a smaller step size shrinks"
 
+    @override
     def foresee(self, evidence: Evidence) -> None:
-        """Foresee mini-batches, or a step that is not along the gradient or not constant."""
         foresee_direction(evidence)
         check_declared(evidence)
         if not one_batch_a_step(evidence):
@@ -228,33 +211,30 @@ class GradientDescentBound(Theorem):
         foresee_sgd(evidence)
         foresee_schedule(evidence, constant=True)
 
+    @override
     def check(self, evidence: Evidence) -> None:
-        """Check that every probe is of the full batch, and that the step size was constant."""
         if not evidence.full_batch:
             raise DoesNotApply(
-                "the probes are not seen to be of one function: reference_loss or initial_loss differs, or is unknown"
+                "the probes do not show one function: reference_loss or initial_loss differs "
+                "between probes, or is unknown"
             )
         check_fixed_losses(evidence)
         check_moves_along_gradient(evidence)
         constant_step(evidence)
 
+    @override
     def constants(self, evidence: Evidence) -> dict[str, float]:
-        """Return γ, L with respect to f(x_p), D_0² and σ²."""
         return {
             "step_size": constant_step(evidence),
             "smoothness": evidence.full_batch_smoothness,
-            # what of the steps was not along the gradient adds to the squared distance at most twice R
+            # the parts e_k of the steps add at most 2R to the squared distance
             "sq_distance": evidence.sq_distance + 2 * evidence.residual_bound,
             "interpolation_error": evidence.interpolation_error,
         }
 
-    def shape(self, evidence: Evidence, constants: Constants, steps: float) -> LinearFractional:
-        """Return `lightning_landscape.bounds.functional.gradient_descent` as a function of the pair."""
-        return B.gradient_descent_shape(steps=steps, **constants)
-
+    @override
     def status(self, evidence: Evidence) -> tuple[Status, str]:
-        """Return "proved" where every step was a probe: the proof is path by path."""
-        if evidence.every_step:
+        if evidence.every_step:  # the proof is path by path
             return (
                 "proved",
                 "proved for this run, to rounding: every step was a probe, of the same function",

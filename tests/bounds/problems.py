@@ -1,4 +1,4 @@
-"""Finite sums with known α, β, L, l_i and minimisers, on which every theorem can be simulated."""
+"""Finite sums with known α, β, L, l_i and minimizers, to simulate every theorem on."""
 
 from dataclasses import dataclass, field
 
@@ -12,18 +12,18 @@ D = torch.float64
 
 @dataclass
 class Problem:
-    """f = mean of f_i on R^d; points come as rows."""
+    """f = mean of f_i on R^d; points are rows."""
 
     losses: object
-    """(points, i) → f_i(x), one of each row"""
+    """(points, i) → f_i(x), one value a row"""
     gradients: object
     count: int
     smoothness: float
     infima: torch.Tensor
     nearest: object
-    """points → the nearest minimiser of each"""
+    """points → the nearest minimizer of each"""
     pairs: list
-    """(α, β) with which the α-β-condition holds at every point"""
+    """(α, β) for which the α-β-condition holds at every point"""
     start: torch.Tensor
     scale: float = 1.0
     sigma_sq: float = field(init=False)
@@ -42,7 +42,7 @@ class Problem:
         return torch.stack(every).mean(0)
 
     def sq_distance(self, points):
-        """Return the squared distance of each point to the minimisers."""
+        """Return the squared distance of each point to the minimizers."""
         return (points - self.nearest(points)).square().sum(1)
 
 
@@ -92,11 +92,11 @@ def logistic_regression():
         return (-label[i] * sigmoid).unsqueeze(1) * a[i] + strength * x
 
     x = torch.zeros(1, 2, dtype=D)
-    for _ in range(3_000):  # each step is shorter by a factor of 1 − 0.2 · strength, at least
+    for _ in range(3_000):  # each step shrinks at least by the factor 1 − 0.2 · strength
         x = x - 0.2 * gradients(x.expand(10, -1), torch.arange(10)).mean(0, keepdim=True)
     solution = x[0]
     infima = []
-    for i in range(10):  # on the line along a_i the loss of one sample is a function of one number
+    for i in range(10):  # the minimizer of one sample's loss is a multiple of a_i
         t, norm = torch.zeros((), dtype=D), a[i].norm()
         for _ in range(200):
             slope = -norm * torch.sigmoid(-t * norm) + strength * t
@@ -136,7 +136,8 @@ def example(name, pairs):
     )
 
 
-# suprema of β_min over the plane, rounded up; L bounds the Hessians: 2‖(1,1)‖² in Ex. 1, 2 in the others
+# β is the supremum of β_min over the plane, rounded up. L bounds the Hessians: 2‖(1,1)‖² in
+# example 1, 2 in the others.
 PROBLEMS = {
     "least_squares": least_squares,
     "logistic_regression": logistic_regression,

@@ -1,6 +1,8 @@
-"""Every bound against its formula as written in the theory, spelled out in floats; its assumptions; its limits."""
+"""Every bound against its formula in floats, as in the theory; its assumptions; its limits."""
 
+import inspect
 import math
+from dataclasses import fields
 
 import pytest
 import torch
@@ -209,14 +211,12 @@ def test_adagrad_norm_max(K, pair, k, b, γ, G, share):
     plain = root * (D_sq / (γ * δ * K) + 4 * α * σ / (δ * (low + b)))
     assert float(B.adagrad_norm_max(**arguments)) == pytest.approx(plain, rel=1e-6)
     printed = root * (D_sq / (γ * δ * K) + 4 * α * (low - b) * σ / (δ * K * D**2))
-    assert printed == pytest.approx(
-        plain, rel=1e-3
-    )  # the same value, which cancels where D is small
+    # the same value, but inexact for a small D, where it cancels
+    assert printed == pytest.approx(plain, rel=1e-3)
     sharp = float(B.adagrad_norm_max_sharp(**arguments))
     assert sharp == pytest.approx(plain - σ, rel=1e-6, abs=1e-6 * plain)
-    assert float(
-        B.adagrad_norm_max_sharp_shape(**without_pair(arguments)).at(*exactly(α, β))
-    ) == pytest.approx(sharp, rel=1e-6, abs=1e-9 * plain)
+    shape = B.AdaGradNormMaxSharp(**without_pair(arguments)).shape()
+    assert float(shape.at(*exactly(α, β))) == pytest.approx(sharp, rel=1e-6, abs=1e-9 * plain)
     with pytest.raises(ValueError, match="b_init ≥ 2 smoothness"):
         B.adagrad_norm_max(**arguments, smoothness=1.01 * b * δ / (2 * γ))
     with pytest.raises(ValueError, match="`grad_min`"):
@@ -380,3 +380,14 @@ def test_a_pair_on_a_closed_limit_is_admitted_although_alpha_was_rounded():
             interpolation_error=0.0,
         )
     )
+
+
+CLASSES = {name.lower(): getattr(B, name) for name in B.__all__ if name[0].isupper()}
+FUNCTIONS = [name for name in B.__all__ if name.islower()]
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_a_function_has_the_arguments_of_its_class_and_the_pair(name):
+    bound = CLASSES[name.replace("_", "")]
+    arguments = set(inspect.signature(getattr(B, name)).parameters)
+    assert arguments == {f.name for f in fields(bound)} - {"counts"} | {"alpha", "beta"}

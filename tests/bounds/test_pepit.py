@@ -1,4 +1,4 @@
-"""The smooth convex special cases against the exact worst case of performance estimation (PEPit)."""
+"""The bounds for smooth convex functions against PEPit's exact worst case."""
 
 import pytest
 
@@ -11,16 +11,18 @@ from lightning_landscape.bounds import functional as B
 
 
 def worst_case(step_sizes, smoothness):
-    """Return the largest best-iterate gap that gradient descent can have on an L-smooth convex function with D_0 ≤ 1."""
+    """Return the largest best-iterate gap of gradient descent.
+
+    The maximum is over all L-smooth convex functions with D_0 ≤ 1.
+    """
     problem = PEP()
     function = problem.declare_function(SmoothConvexFunction, L=smoothness)
-    minimiser = function.stationary_point()
+    minimizer = function.stationary_point()
     x = problem.set_initial_point()
-    problem.set_initial_condition((x - minimiser) ** 2 <= 1)
+    problem.set_initial_condition((x - minimizer) ** 2 <= 1)
     for step_size in step_sizes:
-        problem.set_performance_metric(
-            function(x) - function(minimiser)
-        )  # several metrics: their smallest
+        # PEPit takes the smallest of several metrics
+        problem.set_performance_metric(function(x) - function(minimizer))
         x = x - step_size * function.gradient(x)
     return problem.solve(wrapper="cvxpy", verbose=0)
 
@@ -31,7 +33,7 @@ def worst_case(step_sizes, smoothness):
 def test_no_smooth_convex_function_is_above_the_bounds(smoothness, share, steps):
     γ = share / smoothness
     worst = worst_case([γ] * steps, smoothness)
-    assert worst > 0.05 / steps  # it is a worst case, not nothing
+    assert worst > 0.05 / steps  # the worst case is not trivial
     # f_i = f: σ² = 0, α = 1, β = 0
     k = {"steps": steps, "step_size": γ, "alpha": 1.0, "beta": 0.0, "smoothness": smoothness}
     k |= {"sq_distance": 1.0, "interpolation_error": 0.0}

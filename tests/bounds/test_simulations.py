@@ -1,4 +1,7 @@
-"""Simulated runs of every method stay below its theorem's bound: many seeds, exact constants, batches drawn independently."""
+"""Simulated runs of every method stay below its theorem's bound.
+
+They use many seeds, exact constants, and batches that are drawn independently.
+"""
 
 import math
 from functools import cache
@@ -19,7 +22,7 @@ def problem(name):
 
 
 class Recorded:
-    """What many seeds of one method gave."""
+    """Results of one method over many seeds."""
 
     def __init__(self, gap, max_sq_distance, grad_bound, steps):
         self.gap = gap
@@ -28,7 +31,10 @@ class Recorded:
 
 
 def simulate(p, rule, steps=STEPS, seeds=SEEDS):
-    """Run ``rule(k, loss − infimum, loss, squared gradient norm) → step sizes`` for many seeds at once."""
+    """Run a method for many seeds at once.
+
+    ``rule`` returns the step sizes from k, loss − infimum, loss and squared gradient norm.
+    """
     generator = torch.Generator().manual_seed(0)
     x = p.start.expand(seeds, -1).clone()
     gaps, largest, grad_bound = [], torch.zeros(seeds, dtype=D), 0.0
@@ -44,7 +50,7 @@ def simulate(p, rule, steps=STEPS, seeds=SEEDS):
 
 
 def assert_stays_below(record, bound):
-    """Assert that for every K the best of the first K iterates is below the bound of K steps."""
+    """Assert that the best of the first K iterates is below the bound of K steps, for every K."""
     compared = 0
     for steps in (1, 2, 5, 20, record.steps):
         value = bound(steps)
@@ -210,7 +216,7 @@ def test_adagrad_norm_max(name, start):
 @pytest.mark.parametrize("share", [0.1, 0.9])
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_gradient_descent(name, share):
-    """With the L of f and f(x_p) that the theorem needs, measured along the run, and the l of the condition for f."""
+    """L is that of the theorem, ‖∇f‖² ≤ 2L(f − f(x_p)), measured along the run."""
     p = problem(name)
     for α, β in p.pairs:
         x = p.start.unsqueeze(0)
@@ -233,7 +239,10 @@ def test_gradient_descent(name, share):
 
 
 def test_gradient_descent_needs_the_loss_above_the_reference():
-    """f = x²/2 + 100, l = 0, γ = 1.9, x_0 = 1, K = 10: with the L of a − l the formula would be 0.0132, the run has 0.0750."""
+    """With the L of a − l the formula gives 0.0132, and the run has 0.0750.
+
+    f = x²/2 + 100, l = 0, γ = 1.9, x_0 = 1, K = 10.
+    """
     x, gaps, γ = 1.0, [], 1.9
     for _ in range(10):
         gaps.append(x * x / 2)
@@ -257,7 +266,7 @@ def test_gradient_descent_needs_the_loss_above_the_reference():
 
 
 def test_a_fixed_order_of_the_batches_can_break_every_bound():
-    """f_i = ½(x ∓ 1)², sorted: SGD runs to one end and back, 0.50 against a bound of 0.30."""
+    """f_i = ½(x ∓ 1)², sorted: SGD stays at one end, with a gap of 0.50 and a bound of 0.30."""
     γ, half = 0.1, 100
     x, gaps = 1.0, []
     for k in range(2 * half):

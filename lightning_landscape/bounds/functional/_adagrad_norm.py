@@ -3,59 +3,108 @@
 from __future__ import annotations
 
 import math
-from fractions import Fraction
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
-from lightning_landscape.bounds.functional._arguments import (
+from lightning_landscape.bounds.functional._bound import (
+    Bound,
+    NonNegative,
     Number,
+    Positive,
     inverse_steps,
+    minus,
     non_negative,
-    positive,
     root,
-    value,
 )
-from lightning_landscape.bounds.functional._sps import minus
-from lightning_landscape.functional._fractional import LinearFractional
+from lightning_landscape.functional._fractional import ZERO, LinearFractional
 
 
-def adagrad_norm_max_shape(
-    *,
-    steps: float,
-    step_size: Number,
-    b_init: Number,
-    sq_distance: Number,
-    interpolation_error: Number,
-    grad_bound: Number,
-    grad_min: Number,
-    smoothness: Number = 0.0,
-) -> LinearFractional:
-    """Return `adagrad_norm_max` as a function of the pair; there is none where D = 0 and K = ∞."""
-    gamma, b = positive("step_size", step_size), positive("b_init", b_init)
-    sigma_sq = non_negative("interpolation_error", interpolation_error)
-    largest, smallest = non_negative("grad_bound", grad_bound), non_negative("grad_min", grad_min)
-    if smallest > largest:
-        raise ValueError(
-            f"`grad_min` is {float(smallest)}, above `grad_bound` {float(largest)}; supported is at most that"
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdaGradNormMax(Bound):
+    r"""Bound of AdaGrad-norm-max, ``γ_k = γ/b_k``, for ``b_{−1} ≥ 2Lγ/δ``.
+
+    .. math:: \sqrt{b_{-1}^2+G^2K}\,\Bigl\{\frac{D_0^2}{\gamma\delta K}
+              + \frac{4\alpha\sigma^2}{\delta(\sqrt{b_{-1}^2+D^2K}+b_{-1})}\Bigr\}
+
+    where ``b_k² = b_{k−1}² + c_k²`` and ``c_k² = max{c_{k−1}², ‖∇f_i‖²}``, c_{−1} = 0.
+
+    Args:
+        steps: K; ``math.inf`` for the limit K → ∞, which is infinite if D = 0 and σ² > 0.
+        b_init: b_{−1} > 0.
+        grad_bound: G ≥ D, the largest ‖∇f_i(x_k)‖ of the run.
+        grad_min: D ≥ 0, the smallest ‖∇f_i(x_0)‖ over all i; 0 is always right.
+        smoothness: L, for the step-size condition; by default L = 0, which meets it. The other
+            arguments are as in `SGD`.
+
+    Source:
+        Islamov et al. 2024, Theorem 7, with the constants of its proof.
+    """
+
+    steps: float
+    step_size: Positive
+    b_init: Positive
+    sq_distance: NonNegative
+    interpolation_error: NonNegative
+    grad_bound: NonNegative
+    grad_min: NonNegative
+    smoothness: NonNegative = 0.0
+
+    condition = "b_init ≥ 2 smoothness step_size/(α − β)"
+
+    @override
+    def shape(self) -> LinearFractional:
+        γ, b, D_sq, σ_sq, G, D, L = self.exact()
+        if D > G:
+            raise ValueError(
+                f"`grad_min` is {float(D)}, above `grad_bound` {float(G)}; supported is at most "
+                "`grad_bound`"
+            )
+        over_K = inverse_steps(self.steps)
+        if over_K:
+            last_b = root(b**2 + G**2 / over_K)
+            growth = 4 * last_b / (root(b**2 + D**2 / over_K) + b)
+        elif D or not σ_sq:
+            last_b, growth = ZERO, 4 * G / (D or 1)
+        else:
+            raise ValueError(
+                "`grad_min` is 0; supported as K → ∞ is a number above 0, because with 0 the bound "
+                "tends to infinity"
+            )
+        return LinearFractional(
+            distance=last_b * D_sq * over_K / γ,
+            noise_rate=growth * σ_sq,
+            spread=growth * σ_sq,
+            least_rate=2 * L * γ / b,
+            closed=True,
         )
-    inverse, d_sq = inverse_steps(steps), non_negative("sq_distance", sq_distance)
-    if inverse:
-        last_b = root(b**2 + largest**2 / inverse)
-        growth = 4 * last_b / (root(b**2 + smallest**2 / inverse) + b)
-    elif smallest or not sigma_sq:
-        last_b, growth = Fraction(0), 4 * largest / (smallest or 1)
-    else:
-        raise ValueError(
-            "`grad_min` is 0; supported as K → ∞ is a positive one, with 0 the bound grows without end"
-        )
-    return LinearFractional(
-        distance=last_b * d_sq * inverse / gamma,
-        noise_rate=growth * sigma_sq,
-        spread=growth * sigma_sq,
-        least_rate=2 * non_negative("smoothness", smoothness) * gamma / b,
-        closed=True,
-    )
+
+    @override
+    def at(self, alpha: Number, beta: Number) -> Tensor:
+        if math.isinf(self.steps) and self.grad_min == 0 and self.interpolation_error > 0:
+            return torch.tensor(math.inf, dtype=torch.float64)
+        return Bound.at(self, alpha, beta)  # super() does not work in a class with slots=True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdaGradNormMaxSharp(AdaGradNormMax):
+    r"""Sharper bound of AdaGrad-norm-max: `AdaGradNormMax`, with the same arguments, minus σ².
+
+    .. math:: \sqrt{b_{-1}^2+G^2K}\,\Bigl\{\frac{D_0^2}{\gamma\delta K}
+              + \frac{4\alpha\sigma^2}{\delta(\sqrt{b_{-1}^2+D^2K}+b_{-1})}\Bigr\} - \sigma^2
+
+    The proof bounds the mean of ``f_i(x_k) − f_i^*``, which is the gap plus σ².
+
+    Source:
+        ``docs/theory.md``, section 5.
+    """
+
+    @override
+    def shape(self) -> LinearFractional:
+        σ_sq = non_negative("interpolation_error", self.interpolation_error)
+        return minus(AdaGradNormMax.shape(self), σ_sq)
 
 
 def adagrad_norm_max(
@@ -71,77 +120,15 @@ def adagrad_norm_max(
     grad_min: Number,
     smoothness: Number = 0.0,
 ) -> Tensor:
-    r"""Bound on ``min_{k<K} E[f(x_k) − f*]`` for AdaGrad-norm-max, ``γ_k = γ/b_k``, for ``b_{−1} ≥ 2Lγ/δ``, δ = α − β.
-
-    .. math:: \sqrt{b_{-1}^2+G^2K}\,\Bigl\{\frac{D_0^2}{\gamma\delta K}
-              + \frac{4\alpha\sigma^2}{\delta(\sqrt{b_{-1}^2+D^2K}+b_{-1})}\Bigr\}
-
-    where ``b_k² = b_{k−1}² + c_k²`` and ``c_k² = max{c_{k−1}², ‖∇f_i‖²}``, c_{−1} = 0.
-
-    Args:
-        steps: K, number of updates; ``math.inf`` for what is left as K → ∞, infinite where D = 0.
-        step_size: γ > 0.
-        b_init: b_{−1} > 0.
-        alpha: α of the α-β-condition.
-        beta: β ≥ 0, below α.
-        sq_distance: D_0² = ‖x_0 − x_p‖².
-        interpolation_error: σ² = E[f_i(x_p) − f_i^*].
-        grad_bound: G, the largest ‖∇f_i(x_k)‖ of the run.
-        grad_min: D, the smallest ‖∇f_i(x_0)‖ over all i; 0 is always right.
-        smoothness: L, with ``‖∇f_i‖² ≤ 2L(f_i − f_i^*)``, for the step-size condition, which is not checked without it.
-
-    Returns:
-        float64, shape ``()``, in units of the loss.
-
-    Raises:
-        ValueError: naming the argument that is out of its range, or the step-size condition.
-
-    Source:
-        Islamov et al. 2024, Theorem 7, with the constants of its proof.
+    """Return the bound of AdaGrad-norm-max at a pair; see `AdaGradNormMax`.
 
     Example:
-        >>> constants = {"sq_distance": 1.0, "interpolation_error": 0.0, "grad_bound": 1.0, "grad_min": 0.0}
-        >>> adagrad_norm_max(steps=99, step_size=1.0, b_init=1.0, alpha=1.0, beta=0.0, **constants)
+        >>> constants = {"sq_distance": 1.0, "interpolation_error": 0.0, "b_init": 1.0}
+        >>> constants |= {"grad_bound": 1.0, "grad_min": 0.0}
+        >>> adagrad_norm_max(steps=99, step_size=1.0, alpha=1.0, beta=0.0, **constants)
         tensor(0.1010, dtype=torch.float64)
     """
-    if math.isinf(steps) and grad_min == 0 and interpolation_error > 0:
-        return torch.tensor(math.inf, dtype=torch.float64)
-    shape = adagrad_norm_max_shape(
-        steps=steps,
-        step_size=step_size,
-        b_init=b_init,
-        sq_distance=sq_distance,
-        interpolation_error=interpolation_error,
-        grad_bound=grad_bound,
-        grad_min=grad_min,
-        smoothness=smoothness,
-    )
-    return value(shape, alpha, beta, "b_init ≥ 2 smoothness step_size/(α − β)")
-
-
-def adagrad_norm_max_sharp_shape(
-    *,
-    steps: float,
-    step_size: Number,
-    b_init: Number,
-    sq_distance: Number,
-    interpolation_error: Number,
-    grad_bound: Number,
-    grad_min: Number,
-    smoothness: Number = 0.0,
-) -> LinearFractional:
-    """Return `adagrad_norm_max` minus σ², which its proof allows, as a function of the pair."""
-    shape = adagrad_norm_max_shape(
-        steps=steps,
-        step_size=step_size,
-        b_init=b_init,
-        sq_distance=sq_distance,
-        interpolation_error=interpolation_error,
-        grad_bound=grad_bound,
-        grad_min=grad_min,
-        smoothness=smoothness,
-    )
-    return minus(shape, Fraction(float(interpolation_error)))
+    return AdaGradNormMax.value(**locals())
 
 
 def adagrad_norm_max_sharp(
@@ -157,49 +144,13 @@ def adagrad_norm_max_sharp(
     grad_min: Number,
     smoothness: Number = 0.0,
 ) -> Tensor:
-    r"""Sharper bound on ``min_{k<K} E[f(x_k) − f*]`` for AdaGrad-norm-max: that of `adagrad_norm_max` minus σ².
-
-    .. math:: \sqrt{b_{-1}^2+G^2K}\,\Bigl\{\frac{D_0^2}{\gamma\delta K}
-              + \frac{4\alpha\sigma^2}{\delta(\sqrt{b_{-1}^2+D^2K}+b_{-1})}\Bigr\} - \sigma^2
-
-    The proof bounds the mean of ``f_i(x_k) − f_i^*``, which is the gap and σ².
-
-    Args:
-        steps: K, number of updates; ``math.inf`` for what is left as K → ∞, infinite where D = 0.
-        step_size: γ > 0.
-        b_init: b_{−1} > 0.
-        alpha: α of the α-β-condition.
-        beta: β ≥ 0, below α.
-        sq_distance: D_0² = ‖x_0 − x_p‖².
-        interpolation_error: σ² = E[f_i(x_p) − f_i^*].
-        grad_bound: G, the largest ‖∇f_i(x_k)‖ of the run.
-        grad_min: D, the smallest ‖∇f_i(x_0)‖ over all i; 0 is always right.
-        smoothness: L, with ``‖∇f_i‖² ≤ 2L(f_i − f_i^*)``, for the step-size condition, which is not checked without it.
-
-    Returns:
-        float64, shape ``()``, in units of the loss.
-
-    Raises:
-        ValueError: naming the argument that is out of its range, or the step-size condition.
-
-    Source:
-        ``docs/theory.md``, section 5.
+    """Return the sharper bound of AdaGrad-norm-max at a pair; see `AdaGradNormMaxSharp`.
 
     Example:
-        >>> constants = {"sq_distance": 1.0, "interpolation_error": 0.5, "grad_bound": 1.0, "grad_min": 1.0, "b_init": 1.0}
+        >>> constants = {"sq_distance": 1.0, "interpolation_error": 0.5, "b_init": 1.0}
+        >>> constants |= {"grad_bound": 1.0, "grad_min": 1.0}
         >>> adagrad_norm_max_sharp(steps=99, step_size=1.0, alpha=1.0, beta=0.0, **constants)
         tensor(1.4192, dtype=torch.float64)
     """
-    bound = adagrad_norm_max(
-        steps=steps,
-        step_size=step_size,
-        b_init=b_init,
-        alpha=alpha,
-        beta=beta,
-        sq_distance=sq_distance,
-        interpolation_error=interpolation_error,
-        grad_bound=grad_bound,
-        grad_min=grad_min,
-        smoothness=smoothness,
-    )
-    return bound - float(interpolation_error)
+    # rounded twice: AdaGradNormMaxSharp.at rounds once, and may differ in the last digit
+    return AdaGradNormMax.value(**locals()) - float(interpolation_error)
