@@ -1,4 +1,4 @@
-"""The conditions in ``summary.json``: constants, where they are attained, what violates them, over training and its windows."""
+"""The entries of the other conditions in ``summary.json``, over training and over its windows."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _NOTHING: dict[str, Any] = {
 
 
 ALONE: dict[str, Any] = {"sync_on_compute": False}
-"""The table is the whole run's already: no metric over it waits for other processes"""
+"""The table already has the probes of all processes, so no metric waits for the others"""
 
 
 def metrics() -> dict[str, C.WorstCase]:
@@ -52,7 +52,7 @@ _METRICS = metrics()
 _RELAXED = {
     exponent: C.RelaxedPolyakLojasiewicz(exponent=exponent, **ALONE) for exponent in EXPONENTS
 }
-"""For what is asked of whole columns, without a state"""
+"""Like `_METRICS`, used for its `over` only, so it never holds a state"""
 
 
 def other_conditions(
@@ -63,7 +63,7 @@ def other_conditions(
     Args:
         evidence: the measured run.
         windows: number of equal slices of training.
-        secants: ‖∇f(x_{k+1}) − ∇f(x_k)‖² of a probe's mini-batch by step, where it was measured.
+        secants: ‖∇f(x_{k+1}) − ∇f(x_k)‖² of the mini-batch of a probe, by step, if measured.
     """
     slices = evidence.table.windows(windows, int(evidence.run["steps"]))
     found = {key: _entry(metric, evidence, slices) for key, metric in _METRICS.items()}
@@ -83,20 +83,22 @@ def other_conditions(
 
 
 def reason_against_infimum(table: ProbeTable, *names: str) -> str | None:
-    """Return why l is no lower bound of these columns; None where it is."""
+    """Return the first row where loss_infimum exceeds a column, as a sentence; None if none."""
     for probe in table:
         for name in names:
             if getattr(probe, name) < probe.loss_infimum:
                 return (
-                    f"{name} {getattr(probe, name):.6g} at step {probe.step} is below loss_infimum {probe.loss_infimum:g}: "
-                    "pass loss_infimum= a lower bound of every mini-batch loss"
+                    f"{name} {getattr(probe, name):.6g} at step {probe.step} is below loss_infimum "
+                    f"{probe.loss_infimum:g}: pass as loss_infimum= a lower bound of every "
+                    "mini-batch loss"
                 )
     return None
 
 
 def columns_of(metric: C.WorstCase, table: ProbeTable, full_batch: bool) -> dict[str, Tensor]:
-    """Return the columns that a metric takes; PL of the full batch is against f(x_p), as it is stated."""
+    """Return the columns that a metric takes."""
     columns = table.columns(*metric.columns)
+    # The Polyak-Łojasiewicz inequality is stated for f with f(x_p), which full batches give.
     if full_batch and isinstance(metric, C.PolyakLojasiewicz):
         columns["loss_infimum"] = table.column("reference_loss")
     return columns
@@ -154,22 +156,23 @@ def _in_window(found: dict[str, Any]) -> dict[str, Any]:
 
 
 def _reason(value: float, step: int | None, interval: bool) -> str | None:
-    """Return why there is no finite constant; None where there is one."""
+    """Return why there is no finite constant; None if there is one."""
     if math.isfinite(value):
         return None
     if interval:
         return (
-            "no probe is above the reference: every θ holds"
+            "no probe has a loss above its loss at the reference: every θ holds"
             if value > 0
             else "no θ > 0 holds at every probe"
         )
-    return (
-        "no probe asks anything of it" if math.isnan(value) else f"no constant holds at step {step}"
-    )
+    if math.isnan(value):
+        return "no probe restricts the constant: every value holds"
+    return f"no constant holds at step {step}"
 
 
 def _secant(table: ProbeTable, secants: Mapping[int, float]) -> dict[str, Any] | None:
-    """Return the smoothness between consecutive iterates, where it was measured."""
+    """Return the smoothness between consecutive iterates; None if it was not measured."""
+    # x_k − x_{k+1} = η_k g_k + e_k, and the two parts are orthogonal.
     lengths = {
         p.step: p.step_size * p.step_size * p.grad_sq_norm + p.step_residual * p.step_residual
         for p in table
@@ -180,7 +183,7 @@ def _secant(table: ProbeTable, secants: Mapping[int, float]) -> dict[str, Any] |
     if not rows:
         return None
     metric = C.SecantSmoothness(**ALONE)
-    for probe in rows:  # x_k − x_{k+1} = η_k g_k + e_k, and these are orthogonal
+    for probe in rows:
         metric.update(grad_sq_change=secants[probe.step], sq_step=lengths[probe.step])
     result = metric.compute()
     return {

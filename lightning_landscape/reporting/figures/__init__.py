@@ -1,8 +1,9 @@
-"""Pictures of what the files of a run say; needs matplotlib (``pip install lightning-landscape[plots]``).
+"""Pictures of a measured run; needs matplotlib (``pip install lightning-landscape[plots]``).
 
-Each module draws one picture. Its panels are functions of axes and a run (`Drawn`), so that they can be drawn into a figure of
-one's own; its ``figure`` draws them into a new one. No figure has a title: a caption says what a picture is of. Nothing here
-touches pyplot or settings of matplotlib that outlive a call.
+Each module draws one picture. Its panels are functions of axes and a run (`Drawn`), so a caller can
+draw them into another figure. Its ``figure`` draws them into a new one. Figures have no title,
+since a paper puts one into the caption. This package does not use pyplot, and it restores the
+settings of matplotlib after each call.
 """
 
 from __future__ import annotations
@@ -35,9 +36,9 @@ FIGURES: dict[str, Callable[[Drawn], Figure]] = {
     "margin": margin.figure,
     "segments": segments.figure,
 }
-"""Each picture by its name, in the order in which they are shown"""
+"""Each picture by name, in the order of display"""
 IF_MEASURED: dict[str, Callable[[Drawn], Figure]] = {"per_sample": per_sample.figure}
-"""Pictures of what a run measures only where it is asked to, by their key in ``summary.json``"""
+"""Pictures of optional measurements, by the key of the measurement in ``summary.json``"""
 
 
 def draw_all(
@@ -49,13 +50,14 @@ def draw_all(
     """Draw every picture of a run.
 
     Args:
-        table: the table of probes; rows whose reference columns are not known are left out.
+        table: the table of probes; rows without reference columns are left out.
         summary: the content of ``summary.json``.
-        segments: the content of ``segments.csv``, None where the run evaluated none.
-        held_out: the content of ``held_out.csv``, None where the run evaluated none.
+        segments: the content of ``segments.csv``; None if the run evaluated no segments.
+        held_out: the content of ``held_out.csv``; None if the run evaluated no held-out batches.
 
     Returns:
-        The figures by name, in the order of `FIGURES` and `IF_MEASURED`; a panel that has nothing to show says why.
+        The figures by name, in the order of `FIGURES` and `IF_MEASURED`. A panel without data shows
+        the reason in place of a plot.
     """
     drawn = Drawn(table, summary, segments, held_out)
     wanted = FIGURES | {name: figure for name, figure in IF_MEASURED.items() if summary.get(name)}

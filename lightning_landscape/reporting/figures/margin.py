@@ -1,4 +1,4 @@
-"""By how much the reported pair of the α-β-condition holds at each probe, and on batches that were held out."""
+"""Picture of the margin of the reported pair at each probe and on held-out batches."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ _COLUMNS = ("loss", "reference_loss", "inner_product", "loss_infimum")
 
 
 def draw(axes: Axes, drawn: Drawn) -> None:
-    """Draw the margin of each probe, on an axis on which zero and both signs show; violations are marked."""
+    """Draw the margin of each probe and mark violations."""
     over_steps(axes, drawn.steps)
     axes.set_ylabel(r"margin of $(\alpha, \beta)$")
     found = drawn.alpha_beta
     alpha, beta = found["alpha"], found["beta"]
     if alpha is None or beta is None:
-        say(axes, f"no pair whose margin could be drawn: {found['reason']}")
+        say(axes, f"no pair, so no margin: {found['reason']}")
         return
     columns = drawn.rows.columns(*_COLUMNS)
     margins = drawable(F.alpha_beta_margin(alpha, beta, **columns))
@@ -61,7 +61,7 @@ def draw(axes: Axes, drawn: Drawn) -> None:
 
 
 def _draw_held_out(axes: Axes, drawn: Drawn, alpha: float, beta: float) -> list[float]:
-    """Draw the margins on held-out batches: one a probe, and the smallest one over the batches that every probe has."""
+    """Draw the margins on the held-out batch of each probe and the smallest on fixed batches."""
     shown: list[float] = []
     if drawn.held_out is not None and len(drawn.held_out):
         steps = [float(probe.step) for probe in drawn.held_out]

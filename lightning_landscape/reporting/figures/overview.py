@@ -1,4 +1,4 @@
-"""One picture of a run beside its table and summary: pairs, losses, angle."""
+"""Picture with an overview of a run: feasible pairs, losses, angle."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from lightning_landscape.probes import ProbeTable
+from lightning_landscape.reporting.conditions import NO_PROBE
 from lightning_landscape.reporting.figures._drawn import Drawn
 from lightning_landscape.reporting.figures._style import (
     BLUE,
@@ -20,19 +21,19 @@ from lightning_landscape.reporting.figures._style import (
     say,
     style,
 )
-from lightning_landscape.reporting.figures.angle import NO_PROBE, draw_cosine
+from lightning_landscape.reporting.figures.angle import draw_cosine
 from lightning_landscape.reporting.figures.feasible_pairs import draw_set
 
 
 def overview(table: ProbeTable, summary: dict[str, Any]) -> Figure:
-    """Draw the feasible pairs, the loss beside the reference's, and the angle, of one run.
+    """Draw the feasible pairs, the losses and the angle of one run.
 
     Args:
-        table: the table of probes; rows whose reference columns are not known are left out.
+        table: the table of probes; rows without reference columns are left out.
         summary: the content of ``summary.json``.
 
     Returns:
-        A figure of three panels; a panel that has nothing to show says why.
+        A figure with three panels. A panel without data shows the reason in place of a plot.
     """
     drawn = Drawn(table, summary)
     with style():
@@ -48,7 +49,7 @@ def overview(table: ProbeTable, summary: dict[str, Any]) -> Figure:
 
 
 def draw_losses(axes: Axes, drawn: Drawn) -> None:
-    """Draw each mini-batch's loss at the iterate and at the reference."""
+    """Draw the loss of each probed mini-batch at the iterate and at the reference."""
     over_steps(axes, drawn.steps)
     axes.set_ylabel("mini-batch loss")
     if not len(drawn.rows):
@@ -62,5 +63,6 @@ def draw_losses(axes: Axes, drawn: Drawn) -> None:
         color=GREEN,
         label="at the reference",
     )
+    # An invisible line takes 0 into view, so that the height of the curves can be judged.
     axes.axhline(0, color=GREY, linewidth=0)
     legend(axes)
