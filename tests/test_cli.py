@@ -245,7 +245,7 @@ def test_a_table_alone_gives_the_conditions_of_the_whole_run_and_no_theorem(run_
     assert set(content["bounds"]) == set(whole["bounds"])
     assert "summary.json is missing" in content["bounds"]["sgd"]["reason"]
     assert content["verdict"].startswith(
-        "Measured in part, up to an early end (no summary.json was written)."
+        "Incomplete: the run ended early (no summary.json was written)."
     )
 
 

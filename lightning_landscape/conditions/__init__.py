@@ -1,4 +1,4 @@
-"""Conditions as torchmetrics metrics, each a thin class over `lightning_landscape.functional`."""
+"""Conditions as torchmetrics metrics, thin classes over `lightning_landscape.functional`."""
 
 from lightning_landscape.conditions._worst_case import WorstCase
 from lightning_landscape.conditions.aiming import Aiming

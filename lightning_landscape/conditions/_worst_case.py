@@ -1,4 +1,4 @@
-"""What the classes of conditions share: columns of probes as state, and the constant that holds at every probe."""
+"""Base classes of the conditions: probe columns as state, and the constant over all probes."""
 
 from __future__ import annotations
 
@@ -16,20 +16,23 @@ Column = Tensor | float
 
 
 class WorstCase(Metric, ABC):
-    r"""A condition with one constant, over all probes seen.
+    r"""A condition with one constant, over all added probes.
 
-    A subclass names its ``columns`` and its ``constant``, gives the constant of each probe, and what a violation is.
-    ``compute`` answers float64 tensors of shape ``()`` where nothing else is said:
+    A subclass names its ``columns`` and its ``constant``, computes the constant of each probe, and
+    defines a violation. ``compute`` returns a dict of float64 tensors, of shape ``()`` unless
+    noted:
 
-    - ``value``: the constant with which the inequality holds at every probe; ``nan`` where no probe asks anything of it,
-      infinite where no constant holds;
-    - ``row``: the first probe at which it is attained, None where there is none;
-    - ``violated``: the probes that violate the inequality with the constant 0 (or, where smaller constants are better, with
-      every constant), bool, shape ``(n,)``; ``violated_share`` is their share;
-    - ``quantiles``: the probes' own constants at the shares `lightning_landscape.functional.QUANTILES`, shape ``(7,)``;
+    - ``value``: the constant with which the inequality holds at every probe; ``nan`` if every
+      constant holds, infinite if none does;
+    - ``row``: the first probe that attains it, an int, or None if ``value`` is ``nan``;
+    - ``violated``: whether each probe violates the inequality with the constant 0 (for upper
+      bounds: with every constant), bool, shape ``(n,)``;
+    - ``violated_share``: the mean of ``violated``;
+    - ``quantiles``: quantiles of ``ratio`` at the shares
+      `lightning_landscape.functional.QUANTILES`, shape ``(7,)``;
     - ``ratio``: the constant of each probe, shape ``(n,)``; ``nan`` where every constant holds.
 
-    With a single probe torchmetrics makes ``()`` of the shape ``(1,)``.
+    For a single probe torchmetrics squeezes the shape ``(1,)`` to ``()``.
 
     Raises:
         ValueError: in ``compute``, if a column is malformed.
@@ -42,7 +45,7 @@ class WorstCase(Metric, ABC):
     columns: ClassVar[tuple[str, ...]]
     """Names of the arguments of ``update``"""
     constant: ClassVar[str]
-    """The constant's name, as in files and tags"""
+    """Name of the constant in files and tags"""
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -50,7 +53,10 @@ class WorstCase(Metric, ABC):
             self.add_state(column, default=[], dist_reduce_fx="cat")
 
     def add(self, **columns: Column) -> None:
-        """Add probes: columns of shape ``(n,)``, or numbers; a number beside columns stands for every probe."""
+        """Add probes: columns of shape ``(n,)``, or numbers.
+
+        A number given together with columns applies to every probe.
+        """
         tensors = [
             torch.as_tensor(columns[name], dtype=torch.float64).reshape(-1) for name in self.columns
         ]
@@ -59,14 +65,14 @@ class WorstCase(Metric, ABC):
             getattr(self, name).append(tensor.expand(length) if len(tensor) == 1 else tensor)
 
     def compute(self) -> dict[str, Any]:
-        """Return the constant over all probes, as documented in the class."""
+        """Return the dict that the class documents, over all added probes."""
         return self.over(**{name: dim_zero_cat(getattr(self, name)) for name in self.columns})
 
     def over(self, **columns: Tensor) -> dict[str, Any]:
-        """Return what `compute` returns, over probes that are given at once and not added.
+        """Return the same dict as `compute`, over the given probes only; they are not added.
 
         Args:
-            columns: what ``update`` takes, float64, shape ``(n,)``.
+            columns: the arguments of ``update``, float64, shape ``(n,)``.
         """
         ratio = self.ratio(**columns)
         constant, violated = self.worst(ratio), self.violates(ratio)
@@ -84,23 +90,23 @@ class WorstCase(Metric, ABC):
         """Return the constant of each probe."""
 
     def worst(self, ratio: Tensor) -> Constant:
-        """Return the constant of all probes: the largest one that holds at each of them."""
+        """Return the largest constant that holds at every probe."""
         return largest_constant(ratio)
 
     def violates(self, ratio: Tensor) -> Tensor:
-        """Return which probes violate the inequality with the constant 0."""
+        """Return whether each probe violates the inequality with the constant 0."""
         return ratio < 0
 
 
 class UpperConstant(WorstCase):
-    """A condition whose constant bounds from above: smaller is better."""
+    """A condition that bounds from above: a smaller constant is better."""
 
     constant = "L"
 
     def worst(self, ratio: Tensor) -> Constant:
-        """Return the constant of all probes: the smallest one that holds at each of them."""
+        """Return the smallest constant that holds at every probe."""
         return smallest_constant(ratio)
 
     def violates(self, ratio: Tensor) -> Tensor:
-        """Return which probes violate the inequality with every constant."""
+        """Return whether each probe violates the inequality with every constant."""
         return ratio.isposinf()

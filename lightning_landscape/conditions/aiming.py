@@ -13,7 +13,8 @@ class Aiming(WorstCase):
 
     .. math:: p_k \ge \theta\,(a_k - l_k)
 
-    ``update`` takes ``loss``, ``inner_product``, ``loss_infimum`` (default 0); ``compute`` answers what `WorstCase` says.
+    ``update`` takes ``loss``, ``inner_product`` and ``loss_infimum`` (default 0). ``compute``
+    returns the dict documented in `WorstCase`.
 
     Source:
         Liu, Drusvyatskiy, Belkin, Davis, Ma 2023.

@@ -13,28 +13,33 @@ from lightning_landscape import functional as F
 
 
 class AlphaBeta(Metric):
-    r"""Exact feasible set of the α-β-condition over all probes seen, and the pair with the smallest neighbourhood.
+    r"""Exact feasible set of the α-β-condition over all added probes, and its best pair.
 
-    .. math:: p_k \ge \alpha(a_k - b_k) - \beta(a_k - l_k) \text{ for all } k, \qquad \min (\beta/\delta)\,\sigma^2
+    .. math:: p_k \ge \alpha(a_k - b_k) - \beta(a_k - l_k) \text{ for all } k, \qquad
+        \min (\beta/\delta)\,\sigma^2
 
-    ``update`` takes columns of shape ``(n,)`` or numbers: ``loss``, ``reference_loss``, ``inner_product``,
-    ``loss_infimum`` (default 0). ``compute`` answers float64 tensors of shape ``()`` (``nan`` where there is no value):
+    ``update`` takes ``loss``, ``reference_loss``, ``inner_product`` and ``loss_infimum`` (default
+    0), each a column of shape ``(n,)`` or a number. ``compute`` returns a dict of float64 tensors,
+    of shape ``()`` unless noted, ``nan`` if there is no value:
 
-    - ``alpha``, ``beta``, ``rate`` (δ = α − β), ``attained``: the pair that minimises β/δ, and whether one does;
-    - ``neighbourhood``: inf (β/δ)σ², ``interpolation_error`` σ², ``interpolation_error_se`` its standard error;
-    - ``vertices``: corners (δ, β) of β_min, shape ``(m, 2)``; ``beta_min`` of `lightning_landscape.functional` is the curve;
-    - ``margin``: T_k per probe for the pair, shape ``(n,)``; ``violated``: how many probes violate it beyond rounding, or
-      admit no pair at all;
-    - ``degenerate_rows``: probes with ``b_k = l_k``;
-    - ``coverage``: per share of probes in ``shares``, the best pair that holds for that share.
+    - ``alpha``, ``beta``, ``rate`` (δ = α − β): the pair that minimizes β/δ;
+    - ``attained``: whether such a pair exists, bool;
+    - ``neighbourhood``: inf (β/δ)σ²;
+    - ``interpolation_error``, ``interpolation_error_se``: σ² and its standard error;
+    - ``vertices``: corners (δ, β) of β_min, shape ``(m, 2)``; for the curve between them call
+      `lightning_landscape.functional.beta_min`;
+    - ``margin``: T_k of each probe for the pair, shape ``(n,)``;
+    - ``violated``: number of probes that violate the pair beyond rounding or exclude every pair;
+    - ``degenerate_rows``: number of probes with ``b_k = l_k``;
+    - ``coverage``: for each share in ``shares``, the best pair that holds at that share of probes.
 
-    With a single probe torchmetrics makes ``()`` of the shape ``(1,)``.
+    For a single probe torchmetrics squeezes the shape ``(1,)`` to ``()``.
 
     Args:
-        shares: shares of probes for ``coverage``.
+        shares: shares of probes for ``coverage``, each in (0, 1].
 
     Raises:
-        ValueError: in ``compute``, where ``loss_infimum`` is no lower bound of a loss.
+        ValueError: in ``compute``, if a column is malformed or ``loss_infimum`` exceeds a loss.
 
     Source:
         Islamov, Ajroldi, Orvieto, Lucchi, NeurIPS 2024, Definition 1.
@@ -42,7 +47,11 @@ class AlphaBeta(Metric):
     Example:
         >>> import torch
         >>> metric = AlphaBeta()
-        >>> metric.update(loss=torch.tensor([2.0, 3.0]), reference_loss=torch.ones(2), inner_product=torch.tensor([-0.5, 1.0]))
+        >>> metric.update(
+        ...     loss=torch.tensor([2.0, 3.0]),
+        ...     reference_loss=torch.ones(2),
+        ...     inner_product=torch.tensor([-0.5, 1.0]),
+        ... )
         >>> result = metric.compute()
         >>> result["alpha"].item(), result["beta"].item(), round(result["neighbourhood"].item(), 4)
         (3.5, 2.0, 1.3333)
@@ -83,7 +92,7 @@ class AlphaBeta(Metric):
             state.append(column)
 
     def compute(self) -> dict[str, Any]:
-        """Return the feasible set and the pair with the smallest neighbourhood, as documented in the class."""
+        """Return the dict that the class documents, over all added probes."""
         return self.over(
             loss=dim_zero_cat(self.loss),
             reference_loss=dim_zero_cat(self.reference_loss),
@@ -92,10 +101,10 @@ class AlphaBeta(Metric):
         )
 
     def over(self, **given: Tensor) -> dict[str, Any]:
-        """Return what `compute` returns, over probes that are given at once and not added.
+        """Return the same dict as `compute`, over the given probes only; they are not added.
 
         Args:
-            given: what ``update`` takes, float64, shape ``(n,)``.
+            given: the arguments of ``update``, float64, shape ``(n,)``.
         """
         columns: dict[str, Any] = given
         pair = F.best_alpha_beta(**columns)

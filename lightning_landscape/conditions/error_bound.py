@@ -13,7 +13,8 @@ class ErrorBound(WorstCase):
 
     .. math:: G_k \ge \mu\,D_k
 
-    ``update`` takes ``grad_sq_norm``, ``sq_distance``; ``compute`` answers what `WorstCase` says.
+    ``update`` takes ``grad_sq_norm`` and ``sq_distance``. ``compute`` returns the dict documented
+    in `WorstCase`.
 
     Source:
         Luo and Tseng 1993.
@@ -21,7 +22,7 @@ class ErrorBound(WorstCase):
     Example:
         >>> import torch
         >>> metric = ErrorBound()
-        >>> metric.update(grad_sq_norm=torch.tensor([1.0, 4.0]), sq_distance=torch.tensor([4.0, 4.0]))
+        >>> metric.update(grad_sq_norm=torch.tensor([1.0, 4.0]), sq_distance=4 * torch.ones(2))
         >>> result = metric.compute()
         >>> result["value"].item(), result["row"]
         (0.5, 0)

@@ -1,4 +1,4 @@
-"""`GradientAngle`: the angle between the gradient and the direction away from the reference, as a torchmetrics metric."""
+"""`GradientAngle`: the angle between gradient and direction from x_p, as a torchmetrics metric."""
 
 from __future__ import annotations
 
@@ -13,13 +13,20 @@ class GradientAngle(WorstCase):
 
     .. math:: \cos_k = p_k / (G_k D_k)
 
-    ``update`` takes ``inner_product``, ``grad_sq_norm``, ``sq_distance``; ``compute`` answers what `WorstCase` says: the
-    condition is that a small step along −gradient leads nearer to the reference, which a negative cosine violates.
+    The condition is ``cos_k ≥ 0``. Where the cosine is positive, a small step along the negative
+    gradient decreases the distance to x_p.
+
+    ``update`` takes ``inner_product``, ``grad_sq_norm`` and ``sq_distance``. ``compute`` returns
+    the dict documented in `WorstCase`.
 
     Example:
         >>> import torch
         >>> metric = GradientAngle()
-        >>> metric.update(inner_product=torch.tensor([1.0, -1.0]), grad_sq_norm=torch.ones(2), sq_distance=4 * torch.ones(2))
+        >>> metric.update(
+        ...     inner_product=torch.tensor([1.0, -1.0]),
+        ...     grad_sq_norm=torch.ones(2),
+        ...     sq_distance=4 * torch.ones(2),
+        ... )
         >>> result = metric.compute()
         >>> result["value"].item(), result["violated_share"].item()
         (-0.5, 0.5)

@@ -13,7 +13,8 @@ class PolyakLojasiewicz(WorstCase):
 
     .. math:: G_k^2 \ge 2\mu\,(a_k - l_k)
 
-    ``update`` takes ``loss``, ``grad_sq_norm``, ``loss_infimum`` (default 0); ``compute`` answers what `WorstCase` says.
+    ``update`` takes ``loss``, ``grad_sq_norm`` and ``loss_infimum`` (default 0). ``compute``
+    returns the dict documented in `WorstCase`.
 
     Source:
         Polyak 1963.

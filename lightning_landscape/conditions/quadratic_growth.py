@@ -13,7 +13,8 @@ class QuadraticGrowth(WorstCase):
 
     .. math:: a_k - b_k \ge (\mu/2)\,D_k^2
 
-    ``update`` takes ``loss``, ``reference_loss``, ``sq_distance``; ``compute`` answers what `WorstCase` says.
+    ``update`` takes ``loss``, ``reference_loss`` and ``sq_distance``. ``compute`` returns the dict
+    documented in `WorstCase`.
 
     Source:
         Anitescu 2000.
@@ -21,7 +22,11 @@ class QuadraticGrowth(WorstCase):
     Example:
         >>> import torch
         >>> metric = QuadraticGrowth()
-        >>> metric.update(loss=torch.tensor([3.0, 1.5]), reference_loss=torch.ones(2), sq_distance=torch.tensor([1.0, 4.0]))
+        >>> metric.update(
+        ...     loss=torch.tensor([3.0, 1.5]),
+        ...     reference_loss=torch.ones(2),
+        ...     sq_distance=torch.tensor([1.0, 4.0]),
+        ... )
         >>> result = metric.compute()
         >>> result["value"].item(), result["row"]
         (0.25, 1)

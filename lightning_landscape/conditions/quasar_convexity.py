@@ -12,14 +12,18 @@ from lightning_landscape.conditions._worst_case import Column, WorstCase
 
 
 class QuasarConvexity(WorstCase):
-    r"""All θ > 0 with which quasar convexity holds at every probe: an interval, of which ``value`` is the upper end.
+    r"""The interval of all θ > 0 with which quasar convexity holds at every probe.
 
     .. math:: p_k \ge \theta\,(a_k - b_k)
 
-    ``update`` takes ``loss``, ``reference_loss``, ``inner_product``; ``compute`` answers what `WorstCase` says and ``lower``,
-    the lower end, which mini-batches below their loss at the reference ask for. Both ends are ``nan`` where no θ > 0 holds
-    at all probes; ``value`` is ``inf``, and ``row`` None, where no probe is above the reference. ``violated`` is ``p_k < 0``
-    where ``a_k ≥ b_k``.
+    ``update`` takes ``loss``, ``reference_loss`` and ``inner_product``. ``compute`` returns the
+    dict documented in `WorstCase`, with these differences:
+
+    - ``value`` is the upper end of the interval; it is ``inf``, and ``row`` None, if ``a_k ≤ b_k``
+      at every probe;
+    - ``lower`` is the lower end; it is positive only if ``a_k < b_k`` at some probe;
+    - both ends are ``nan`` if no θ > 0 holds at every probe;
+    - ``violated`` is True where ``a_k ≥ b_k`` and ``p_k < 0``.
 
     Source:
         Hardt, Ma, Recht 2018.
@@ -28,7 +32,9 @@ class QuasarConvexity(WorstCase):
         >>> import torch
         >>> metric = QuasarConvexity()
         >>> metric.update(
-        ...     loss=torch.tensor([3.0, 0.5]), reference_loss=torch.ones(2), inner_product=torch.tensor([1.0, -0.125])
+        ...     loss=torch.tensor([3.0, 0.5]),
+        ...     reference_loss=torch.ones(2),
+        ...     inner_product=torch.tensor([1.0, -0.125]),
         ... )
         >>> result = metric.compute()
         >>> result["lower"].item(), result["value"].item(), result["row"]
@@ -43,11 +49,11 @@ class QuasarConvexity(WorstCase):
         self.add(loss=loss, reference_loss=reference_loss, inner_product=inner_product)
 
     def over(self, **columns: Tensor) -> dict[str, Any]:
-        """Return the interval over given probes."""
+        """Return the same dict as `compute`, over the given probes only."""
         lower, upper = F.quasar_convexity_interval(**columns)
         return {**super().over(**columns), "value": upper, "lower": lower}
 
     def ratio(self, **columns: Tensor) -> Tensor:
-        """Return the θ up to which each probe's inequality holds; ``nan`` where it holds from some θ on."""
+        """Return the largest θ of each probe; ``nan`` where the inequality bounds θ from below."""
         ratio = F.quasar_convexity_ratio(**columns)
         return ratio.masked_fill(columns["loss"] < columns["reference_loss"], torch.nan)

@@ -1,4 +1,4 @@
-"""`RelaxedPolyakLojasiewicz`: the relaxed Polyak-Łojasiewicz inequality as a torchmetrics metric."""
+"""`RelaxedPolyakLojasiewicz`: the relaxed Polyak-Łojasiewicz inequality as a metric."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ class RelaxedPolyakLojasiewicz(WorstCase):
 
     .. math:: G_k^{\delta'} \ge (2\mu)^{\delta'/2}(a_k - b_k)
 
-    ``update`` takes ``loss``, ``reference_loss``, ``grad_sq_norm``; ``compute`` answers what `WorstCase` says.
+    ``update`` takes ``loss``, ``reference_loss`` and ``grad_sq_norm``. ``compute`` returns the dict
+    documented in `WorstCase`.
 
     Args:
-        exponent: δ' in [1, 2]; 2 is the inequality of Polyak and Łojasiewicz with f(x_p) for f*.
+        exponent: δ' in [1, 2]; 2 is the Polyak-Łojasiewicz inequality with f(x_p) for f*.
 
     Source:
         Islamov et al. 2024, Appendix A.

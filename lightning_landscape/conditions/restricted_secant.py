@@ -13,7 +13,8 @@ class RestrictedSecant(WorstCase):
 
     .. math:: p_k \ge \mu\,D_k^2
 
-    ``update`` takes ``inner_product``, ``sq_distance``; ``compute`` answers what `WorstCase` says.
+    ``update`` takes ``inner_product`` and ``sq_distance``. ``compute`` returns the dict documented
+    in `WorstCase`.
 
     Source:
         Zhang and Yin 2013.
@@ -21,7 +22,7 @@ class RestrictedSecant(WorstCase):
     Example:
         >>> import torch
         >>> metric = RestrictedSecant()
-        >>> metric.update(inner_product=torch.tensor([2.0, 1.0]), sq_distance=torch.tensor([1.0, 4.0]))
+        >>> metric.update(inner_product=torch.tensor([2.0, 1]), sq_distance=torch.tensor([1.0, 4]))
         >>> result = metric.compute()
         >>> result["value"].item(), result["row"]
         (0.25, 1)

@@ -1,4 +1,4 @@
-"""`Smoothness` and `SecantSmoothness`: how smooth the mini-batch losses are, as torchmetrics metrics."""
+"""`Smoothness` and `SecantSmoothness`: lower bounds of L as torchmetrics metrics."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ from lightning_landscape.conditions._worst_case import Column, UpperConstant
 
 
 class Smoothness(UpperConstant):
-    r"""Smallest L with which self-bounding smoothness holds at every probe: a lower bound of the true L.
+    r"""Smallest L with which the self-bounding inequality holds at every probe.
 
     .. math:: G_k^2 \le 2L\,(a_k - l_k)
 
-    ``update`` takes ``loss``, ``grad_sq_norm``, ``loss_infimum`` (default 0); ``compute`` answers what `WorstCase` says.
+    It is a lower bound of the true L. ``update`` takes ``loss``, ``grad_sq_norm`` and
+    ``loss_infimum`` (default 0). ``compute`` returns the dict documented in `WorstCase`.
 
     Source:
-        Islamov et al. 2024, Assumption on L-smoothness.
+        Islamov et al. 2024, the assumption of L-smoothness.
 
     Example:
         >>> import torch
@@ -39,11 +40,12 @@ class Smoothness(UpperConstant):
 
 
 class SecantSmoothness(UpperConstant):
-    r"""Smallest L of a mini-batch's gradient between consecutive iterates, over all probes: a lower bound of the true L.
+    r"""Smallest Lipschitz constant of the mini-batch gradients between consecutive iterates.
 
     .. math:: \|\nabla f_{i_k}(x_{k+1}) - \nabla f_{i_k}(x_k)\| \le L\,\|x_{k+1} - x_k\|
 
-    ``update`` takes ``grad_sq_change`` and ``sq_step``, both squared; ``compute`` answers what `WorstCase` says.
+    It is a lower bound of the true L. ``update`` takes the squares of both norms,
+    ``grad_sq_change`` and ``sq_step``. ``compute`` returns the dict documented in `WorstCase`.
 
     Example:
         >>> import torch

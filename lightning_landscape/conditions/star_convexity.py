@@ -15,8 +15,12 @@ class StarConvexity(WorstCase):
 
     .. math:: p_k \ge a_k - b_k
 
-    ``update`` takes ``loss``, ``reference_loss``, ``inner_product``; ``compute`` answers what `WorstCase` says, where ``value``
-    is the share, ``ratio`` is 1 where the inequality holds and 0 where not, and ``row`` the first probe that violates it.
+    ``update`` takes ``loss``, ``reference_loss`` and ``inner_product``. ``compute`` returns the
+    dict documented in `WorstCase`, with these differences:
+
+    - ``value`` is the share of the probes at which the inequality holds;
+    - ``ratio`` is 1 where it holds, else 0;
+    - ``row`` is the first probe that violates it, or None.
 
     Source:
         Nesterov and Polyak 2006.
@@ -24,7 +28,11 @@ class StarConvexity(WorstCase):
     Example:
         >>> import torch
         >>> metric = StarConvexity()
-        >>> metric.update(loss=torch.tensor([3.0, 3.0]), reference_loss=torch.ones(2), inner_product=torch.tensor([2.0, 1.0]))
+        >>> metric.update(
+        ...     loss=torch.tensor([3.0, 3.0]),
+        ...     reference_loss=torch.ones(2),
+        ...     inner_product=torch.tensor([2.0, 1.0]),
+        ... )
         >>> result = metric.compute()
         >>> result["value"].item(), result["row"]
         (0.5, 1)
@@ -38,7 +46,7 @@ class StarConvexity(WorstCase):
         self.add(loss=loss, reference_loss=reference_loss, inner_product=inner_product)
 
     def over(self, **columns: Tensor) -> dict[str, Any]:
-        """Return the share over given probes."""
+        """Return the same dict as `compute`, over the given probes only."""
         result = super().over(**columns)
         holds_everywhere = not bool(result["violated"].any())
         return {
@@ -48,9 +56,9 @@ class StarConvexity(WorstCase):
         }
 
     def ratio(self, **columns: Tensor) -> Tensor:
-        """Return 1 where the inequality holds and 0 where not."""
+        """Return 1 where the inequality holds, else 0."""
         return F.star_convexity_holds(**columns).double()
 
     def violates(self, ratio: Tensor) -> Tensor:
-        """Return which probes violate the inequality."""
+        """Return whether each probe violates the inequality."""
         return ratio == 0

@@ -13,8 +13,10 @@ class UpperErrorBound(UpperConstant):
 
     .. math:: G_k \le L\,D_k
 
-    ``update`` takes ``grad_sq_norm`` and ``sq_distance``; ``compute`` answers what `WorstCase` says. Divide the μ of
-    `RestrictedSecant` by it for the inverse condition number along the run.
+    The μ of `RestrictedSecant` divided by L is the inverse condition number along the run.
+
+    ``update`` takes ``grad_sq_norm`` and ``sq_distance``. ``compute`` returns the dict documented
+    in `WorstCase`.
 
     Source:
         Guille-Escuret, Naganuma, Fatras, Mitliagkas 2024.
@@ -22,7 +24,7 @@ class UpperErrorBound(UpperConstant):
     Example:
         >>> import torch
         >>> metric = UpperErrorBound()
-        >>> metric.update(grad_sq_norm=torch.tensor([1.0, 4.0]), sq_distance=torch.tensor([4.0, 1.0]))
+        >>> metric.update(grad_sq_norm=torch.tensor([1.0, 4]), sq_distance=torch.tensor([4.0, 1]))
         >>> metric.compute()["value"].item()
         2.0
     """

@@ -1,4 +1,4 @@
-"""`WeakStrongConvexity`: the weak strong convexity as a torchmetrics metric."""
+"""`WeakStrongConvexity`: weak strong convexity as a torchmetrics metric."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from lightning_landscape.conditions._worst_case import Column, WorstCase
 
 
 class WeakStrongConvexity(WorstCase):
-    r"""Largest μ with which the weak strong convexity holds at every probe.
+    r"""Largest μ with which weak strong convexity holds at every probe.
 
     .. math:: b_k \ge a_k - p_k + (\mu/2)\,D_k^2
 
-    ``update`` takes ``loss``, ``reference_loss``, ``inner_product``, ``sq_distance``; ``compute`` answers
-    what `WorstCase` says.
+    ``update`` takes ``loss``, ``reference_loss``, ``inner_product`` and ``sq_distance``.
+    ``compute`` returns the dict documented in `WorstCase`.
 
     Source:
         Necoara, Nesterov, Glineur 2019.

@@ -152,7 +152,12 @@ class Replay:
         if not self.gradients_enabled:
             # a gradient penalty or a physics-informed loss differentiates inside training_step
             trial, forward = suppress(RuntimeError, FailedElsewhere), self._forward
-            with trial, self._processes.agreed(), torch.no_grad(), forward(moment, whole=whole) as f:
+            with (
+                trial,
+                self._processes.agreed(),
+                torch.no_grad(),
+                forward(moment, whole=whole) as f,
+            ):
                 return f.detach()
         self.gradients_enabled = True  # in all processes, whatever comes
         with torch.enable_grad(), self._forward(moment, whole=whole) as loss:

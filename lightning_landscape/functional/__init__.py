@@ -1,4 +1,4 @@
-"""Pure tensor mathematics on columns of the table of probes; one condition a file."""
+"""Pure tensor functions on columns of the probe table; one condition a file."""
 
 from lightning_landscape.functional.aiming import aiming_ratio
 from lightning_landscape.functional.alpha_beta import (

@@ -1,9 +1,12 @@
 """The exact feasible set of the α-β-condition, in rational arithmetic.
 
-A probe with ``b > l`` demands ``β ≥ (δ(a − b) − p)/(b − l)``, a line in δ = α − β. The smallest admissible β is the
-upper envelope of these lines and of zero: convex and piecewise linear. Floating point is enough for a picture, but the
-questions asked here (which line is on top, where two nearly parallel lines cross, is an intercept zero) are decided by
-signs of differences, so they are answered with rationals and rounded once, at the end.
+At a probe with ``b > l`` the condition is ``β ≥ (δ(a − b) − p)/(b − l)``, a line in δ = α − β. The
+smallest admissible β is the upper envelope of these lines and of zero. The envelope is convex and
+piecewise linear.
+
+Three questions depend on the sign of a difference: which line is on top, where two nearly parallel
+lines cross, and whether an intercept is zero. Float64 can get such a sign wrong, so this module
+computes with rationals. Its callers round each result once, at the end.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ from lightning_landscape.functional._fractional import RATIO, LinearFractional
 
 
 class Row(NamedTuple):
-    """What one probe contributes: ``a − b``, ``b − l`` and ``p``."""
+    """The numbers of one probe: ``a − b``, ``b − l`` and ``p``."""
 
     rise: Fraction
     excess: Fraction
@@ -27,12 +30,12 @@ class Row(NamedTuple):
 
     @property
     def line(self) -> Line:
-        """The smallest β as a function of δ; only where ``b > l``."""
+        """The smallest β as a function of δ; defined only for ``b > l``."""
         return Line(self.rise / self.excess, -self.inner_product / self.excess)
 
     @property
     def impossible(self) -> bool:
-        """Whether no pair holds at this row; such a row is degenerate, ``b = l``."""
+        """Whether no pair holds at this row; possible only at a degenerate row, ``b = l``."""
         if self.excess > 0:
             return False
         return self.inner_product <= 0 if self.rise > 0 else self.inner_product < 0
@@ -53,7 +56,7 @@ ZERO = Line(Fraction(0), Fraction(0))
 
 
 def as_float(value: Fraction) -> float:
-    """Round once to float64; what is too large for it becomes infinite."""
+    """Round once to float64; a value beyond its range becomes infinite."""
     try:
         return float(value)
     except OverflowError:
@@ -70,33 +73,39 @@ def upper_envelope(lines: Iterable[Line]) -> list[Line]:
     hull: list[Line] = []
     for line in sorted(set(lines)):
         if hull and hull[-1].slope == line.slope:
-            hull.pop()  # sorted by intercept within a slope: the later one is higher
+            # Lines are sorted by intercept within a slope: the later one is higher.
+            hull.pop()
+        # The last line is covered once the new one overtakes it before it overtakes its neighbour.
         while len(hull) > 1 and crossing(hull[-1], line) <= crossing(hull[-2], hull[-1]):
             hull.pop()
         hull.append(line)
+    # The flattest lines may be on top for δ ≤ 0 only, and α > β means δ > 0.
     while len(hull) > 1 and crossing(hull[0], hull[1]) <= 0:
         hull.pop(0)
     return hull
 
 
 class Best(NamedTuple):
-    """The pair that minimises β/δ, or a bound, over a feasible set; ``pair`` is None where no finite pair is to be reported."""
+    """The pair that minimizes β/δ, or a bound, over a feasible set."""
 
     pair: tuple[Fraction, Fraction] | None
-    """(δ, β)"""
+    """(δ, β); None if no finite pair attains the infimum"""
     value: Fraction | None
-    """The infimum; None where no pair is admissible"""
+    """The infimum; None if no pair is admissible"""
     end: tuple[Fraction, Fraction] | None = None
-    """Without a pair: the excluded (δ, β) at which the infimum is approached; None where it is as δ → ∞, or there is none"""
+    """The excluded (δ, β) at which the infimum is approached, if no pair attains it.
+
+    None if it is approached as δ → ∞, or if there is no infimum.
+    """
 
 
 @dataclass(frozen=True, slots=True)
 class FeasibleSet:
-    """All pairs (δ, β) that hold at every probe: ``0 < δ ≤ rate_max`` and ``β ≥`` the highest of ``lines``."""
+    """All pairs (δ, β) that hold at every probe: ``0 < δ ≤ rate_max``, ``β ≥ max(lines at δ)``."""
 
     lines: tuple[Line, ...] = (ZERO,)
     rate_max: Fraction | None = None
-    """Largest admissible δ; None where it is unbounded"""
+    """Largest admissible δ; None if δ is unbounded"""
     empty: bool = False
 
     @classmethod
@@ -113,13 +122,16 @@ class FeasibleSet:
         return FeasibleSet(tuple(lines), min(bounds, default=None), self.empty or other.empty)
 
     def beta_min(self, rate: Fraction) -> Fraction | None:
-        """Return the smallest admissible β at δ = ``rate``; None where there is none."""
+        """Return the smallest admissible β at δ = ``rate``; None if there is none."""
         if self.empty or (self.rate_max is not None and rate > self.rate_max):
             return None
         return max(line.at(rate) for line in self.lines)
 
     def vertices(self) -> list[tuple[Fraction, Fraction]]:
-        """Return the corners (δ, β) of the lower boundary with δ > 0, ascending; ``rate_max`` is the last one."""
+        """Return the corners (δ, β) of the lower boundary with δ > 0, by increasing δ.
+
+        Where δ is bounded, the last corner is at ``rate_max``.
+        """
         if self.empty:
             return []
         corners = [
@@ -131,15 +143,18 @@ class FeasibleSet:
         return [*(corner for corner in corners if corner[0] < self.rate_max), end]
 
     def best(self) -> Best:
-        """Minimise β/δ exactly."""
+        """Minimize β/δ exactly."""
         return self.minimise(RATIO)
 
     def minimise(self, bound: LinearFractional) -> Best:
-        """Minimise a bound exactly over the pairs that meet its step-size condition.
+        """Minimize a bound exactly over the pairs that meet its step-size condition.
 
-        On a line the bound is monotone in δ, and along the envelope, which is convex, it falls first and rises then: the
-        minimum is where that changes, at the ends of what is admissible, or is approached as δ → ∞. Ties: the largest δ of
-        a bounded tie, else its left end, else (there is none) no pair.
+        On one line the bound is monotone in δ. Along the convex envelope it first falls and then
+        rises. So the minimum is at the corner where that changes or at an end of the admissible δ,
+        or it is approached as δ → ∞.
+
+        Ties lie on one line. A bounded tie gives its largest δ, an unbounded one its left end. An
+        unbounded tie without a left end gives no pair.
         """
         ends = [self.rate_max] if self.rate_max is not None else []
         if self.empty or (ends and not bound.allows(ends[0])):
@@ -154,6 +169,7 @@ class FeasibleSet:
                 break
             start = max(left, bound.least_rate)
             growth = bound.grows_along(*line)
+            # The first line on which the bound does not fall decides: it rises on all later ones.
             if growth == 0 and (right is not None or ends):
                 return self._at(min(end for end in (right, *ends) if end is not None), bound)
             if growth >= 0 and bound.allows(start):
@@ -167,7 +183,7 @@ class FeasibleSet:
         )
 
     def _approached(self, line: Line, start: Fraction, bound: LinearFractional) -> Best:
-        """Return what a bound tends to at the open left end of a line; no value where it falls without end."""
+        """Return the limit of a bound at the open left end of a line; None if it is −∞."""
         if bound.slope * start > bound.offset:
             end = (start, line.at(start))
             return Best(None, bound.at(*end), end)
@@ -184,11 +200,12 @@ class FeasibleSet:
 
 
 def largest_agreeing(rows: Sequence[Row], count: int) -> list[Row] | None:
-    """Return ``count`` or more rows that share a pair of the smallest β/δ that any ``count`` rows can share.
+    """Return at least ``count`` rows that share a pair with the smallest possible β/δ.
 
-    In u = 1/δ and v = β/δ a row reads ``v ≥ slope + intercept · u``: for fixed v an interval of u. How many rows some u
-    satisfies grows with v, so v is found by bisection over the floats (63 halvings, to the last bit); which rows
-    hold there is all that is taken from it, and `FeasibleSet.best` of these is exact. None where no pair exists.
+    In u = 1/δ and v = β/δ a row is ``v ≥ slope + intercept · u``: for fixed v an interval of u. The
+    largest number of rows that share one u grows with v, so bisection over the floats finds v to
+    the last bit (63 halvings). Only the choice of rows is taken from this search:
+    `FeasibleSet.best` of the chosen rows is exact. The result is None if no pair exists.
     """
     active = [row for row in rows if not row.impossible]
     if len(active) < count:
@@ -214,15 +231,16 @@ def largest_agreeing(rows: Sequence[Row], count: int) -> list[Row] | None:
 
 
 def _float_line(row: Row) -> tuple[float, float, float]:
-    """Return slope, intercept and the smallest u of a row; a degenerate row has no line but may have a smallest u."""
+    """Return slope, intercept and smallest u of a row."""
     if row.excess > 0:
         return as_float(row.line.slope), as_float(row.line.intercept), 0.0
+    # A degenerate row has no line. Its bound δ ≤ p/(a − b) is one on u = 1/δ from below.
     return -inf, 0.0, as_float(row.rise / row.inner_product) if row.rise > 0 else 0.0
 
 
 def _span(slope: float, intercept: float, smallest: float, value: float) -> tuple[float, float]:
-    """Return the interval of u > 0 on which a row holds for v = ``value``; first > last where there is none."""
-    tiny = 5e-324
+    """Return the first and last u > 0 at which a row holds for v = ``value``; (inf, 0) if none."""
+    tiny = 5e-324  # the smallest positive float64, in place of the excluded u = 0
     if intercept > 0:
         return (tiny, (value - slope) / intercept) if value > slope else (inf, 0.0)
     if value >= slope:
@@ -231,14 +249,15 @@ def _span(slope: float, intercept: float, smallest: float, value: float) -> tupl
 
 
 def _deepest(lines: Sequence[tuple[float, float, float]], value: float) -> tuple[int, float]:
-    """Return the largest number of rows that one u satisfies, and the first such u."""
+    """Return the largest number of rows that hold at one u, and the first such u."""
     spans = [
         (first, last) for first, last in (_span(*line, value) for line in lines) if first <= last
     ]
     openings, ends = sorted(first for first, _ in spans), sorted(last for _, last in spans)
     ended, best, where = 0, 0, inf
     for opened, position in enumerate(openings, start=1):
-        while ends[ended] < position:  # an interval is closed: at a tie openings come before ends
+        # Intervals are closed, so at a tie an opening comes before an end.
+        while ends[ended] < position:
             ended += 1
         if opened - ended > best:
             best, where = opened - ended, position
@@ -246,7 +265,7 @@ def _deepest(lines: Sequence[tuple[float, float, float]], value: float) -> tuple
 
 
 def _as_int(value: float) -> int:
-    """Return the bits of a non-negative float: the order of these integers is the order of the floats."""
+    """Return the bits of a non-negative float as an integer; this keeps the order of floats."""
     return int.from_bytes(struct.pack(">d", value), "big")
 
 

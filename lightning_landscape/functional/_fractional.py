@@ -1,4 +1,4 @@
-"""Linear-fractional functions of a pair: the shape that every bound of the theory has."""
+"""Linear-fractional functions of a pair (δ, β): every bound of the theory has this form."""
 
 from __future__ import annotations
 
@@ -11,32 +11,34 @@ ONE = Fraction(1)
 
 @dataclass(frozen=True, slots=True)
 class LinearFractional:
-    """``(distance + noise + noise_rate · δ + spread · β) / (slope · δ − offset)``, for δ from ``least_rate`` on.
+    """``(distance + noise + noise_rate · δ + spread · β) / (slope · δ − offset)``.
 
-    Every bound is a sum over steps of ``slope · δ − offset`` times the gap, which is at most the numerator; what multiplies
-    what does not depend on the pair (α, β) = (δ + β, β). ``spread ≥ 0`` and ``slope > 0``.
+    Every proof bounds ``(slope · δ − offset)`` times the gap by the numerator. The coefficients do
+    not depend on the pair (α, β) = (δ + β, β). Here ``spread ≥ 0`` and ``slope > 0``.
     """
 
     distance: Fraction = ZERO
-    """What is left of ‖x_0 − x_p‖²"""
+    """Term of the initial distance ‖x_0 − x_p‖²"""
     noise: Fraction = ZERO
+    """Term of the step-size noise that does not depend on the pair"""
     noise_rate: Fraction = ZERO
+    """Factor of δ in the step-size noise"""
     spread: Fraction = ZERO
-    """What multiplies β: the interpolation error"""
+    """Factor of β: the interpolation error"""
     slope: Fraction = ONE
     offset: Fraction = ZERO
     least_rate: Fraction = ZERO
-    """The step-size condition, as a condition on δ"""
+    """Smallest δ that meets the step-size condition"""
     closed: bool = False
-    """Whether δ = ``least_rate`` is allowed"""
+    """Whether δ = ``least_rate`` itself is allowed"""
 
     def allows(self, rate: Fraction) -> bool:
-        """Return whether a δ meets the step-size condition; where the denominator is zero, none does."""
+        """Return whether a δ meets the step-size condition and makes the denominator positive."""
         inside = rate >= self.least_rate if self.closed else rate > self.least_rate
         return inside and self.slope * rate > self.offset
 
     def parts(self, rate: Fraction, beta: Fraction) -> tuple[Fraction, Fraction, Fraction]:
-        """Return initial distance, step-size noise and neighbourhood, whose sum is the value."""
+        """Return the summands of the value: initial distance, step-size noise, neighbourhood."""
         below = self.slope * rate - self.offset
         return (
             self.distance / below,
@@ -45,11 +47,11 @@ class LinearFractional:
         )
 
     def at(self, rate: Fraction, beta: Fraction) -> Fraction:
-        """Return the value at a pair."""
+        """Return the value of the bound at a pair."""
         return sum(self.parts(rate, beta), ZERO)
 
     def grows_along(self, slope: Fraction, intercept: Fraction) -> Fraction:
-        """Return a number with the sign of the derivative in δ along the line β = slope · δ + intercept."""
+        """Return a number with the sign of d/dδ along the line β = slope · δ + intercept."""
         rising = self.noise_rate + self.spread * slope
         return -(
             self.offset * rising
@@ -57,9 +59,9 @@ class LinearFractional:
         )
 
     def at_infinity(self, slope: Fraction) -> Fraction:
-        """Return the limit as δ → ∞ along a line β = slope · δ + intercept."""
+        """Return the limit as δ → ∞ along the line β = slope · δ + intercept."""
         return (self.noise_rate + self.spread * slope) / self.slope
 
 
 RATIO = LinearFractional(spread=ONE)
-"""β/δ"""
+"""The function β/δ"""

@@ -1,4 +1,7 @@
-"""Which of many probes can be on the envelope that is the feasible set of the α-β-condition: exact work is for those alone."""
+"""A float64 filter of the probes that can bound the feasible set of the α-β-condition.
+
+Exact arithmetic is slow, so it is applied only to the probes that pass this filter.
+"""
 
 from __future__ import annotations
 
@@ -6,18 +9,18 @@ import torch
 from torch import Tensor
 
 _SLACK = 1e-9
-"""Relative: far above the rounding of float64, so that nothing on the exact envelope is left out"""
+"""Relative tolerance far above the rounding of float64: no line of the exact envelope is lost"""
 
 
 def near_envelope(
     *, loss: Tensor, reference_loss: Tensor, inner_product: Tensor, loss_infimum: Tensor
 ) -> Tensor:
-    r"""Which probes are on the upper envelope of the lines, or so near to it that float64 cannot tell.
+    r"""Whether each probe is on the upper envelope of the lines, or too near to it for float64.
 
     .. math:: \beta_{\min}(\delta) = \max_k \frac{\delta(a_k - b_k) - p_k}{b_k - l_k}
 
-    A line that is below a mean of two others, one steeper and one flatter, is below one of them for every δ: in the plane of
-    slopes and intercepts only the upper hull matters.
+    A line below a mean of a steeper and a flatter line is, for every δ, below one of the two. So
+    only the upper hull of the points (slope, intercept) matters.
 
     Args:
         loss: ``a_k``, float64, shape ``(n,)``.
@@ -26,7 +29,7 @@ def near_envelope(
         loss_infimum: ``l_k``, float64, shape ``(n,)``.
 
     Returns:
-        bool, shape ``(n,)``; the feasible set of these rows is that of all.
+        bool, shape ``(n,)``; the selected rows have the same feasible set as all rows.
 
     Source:
         ``docs/theory.md``, section 2.
@@ -34,12 +37,17 @@ def near_envelope(
     Example:
         >>> column = lambda *values: torch.tensor(values, dtype=torch.float64)
         >>> ones, zeros = torch.ones(3).double(), torch.zeros(3).double()
-        >>> near_envelope(loss=column(2, 3, 2.5), reference_loss=ones, inner_product=column(0, 0, 5), loss_infimum=zeros)
+        >>> near_envelope(
+        ...     loss=column(2, 3, 2.5),
+        ...     reference_loss=ones,
+        ...     inner_product=column(0, 0, 5),
+        ...     loss_infimum=zeros,
+        ... )
         tensor([ True,  True, False])
     """
     below = reference_loss - loss_infimum
     slope, height = (loss - reference_loss) / below, -inner_product / below
-    # what cancellation or overflow may have spoilt, degenerate rows among it, is kept
+    # Keep degenerate rows, and rows whose line is spoilt by cancellation or overflow.
     unsure = below <= 1e-6 * (reference_loss.abs() + loss_infimum.abs()) * (loss_infimum != 0)
     unsure |= (
         (below <= 0)
@@ -65,7 +73,7 @@ def near_envelope(
 
 
 def _upper_hull(x: Tensor, y: Tensor) -> Tensor:
-    """Return the corners of the upper hull of points, by ascending x, of shape ``(m, 2)``."""
+    """Return the corners of the upper hull by ascending x, shape ``(m, 2)``."""
     hull: list[tuple[float, float]] = []
     for point in sorted(zip(x.tolist(), y.tolist(), strict=True)):
         if hull and hull[-1][0] == point[0]:

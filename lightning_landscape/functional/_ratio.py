@@ -1,4 +1,4 @@
-"""The constant of an inequality ``left ≥ c · right`` at each probe, and every case in which it is no plain ratio."""
+"""The constant c of an inequality ``left ≥ c · right`` at each probe, with its special cases."""
 
 import torch
 from torch import Tensor
@@ -7,8 +7,8 @@ from torch import Tensor
 def largest_factor(left: Tensor, right: Tensor) -> Tensor:
     """Return the largest c with ``left ≥ c · right`` at each probe, for ``right ≥ 0``.
 
-    Where ``right = 0``: ``nan`` if every c holds (``left ≥ 0``), ``−inf`` if none does. ``nan`` where ``right < 0``, on which
-    the inequality says nothing.
+    Where ``right = 0``: ``nan`` if every c holds (``left ≥ 0``), ``−inf`` if none does. Where
+    ``right < 0``: ``nan``, since the inequality does not apply.
     """
     ratio = left.double() / right.double()
     ratio = torch.where((right == 0) & (left < 0), -torch.inf, ratio)
@@ -18,7 +18,7 @@ def largest_factor(left: Tensor, right: Tensor) -> Tensor:
 def smallest_factor(left: Tensor, right: Tensor) -> Tensor:
     """Return the smallest c ≥ 0 with ``left ≤ c · right`` at each probe, for ``left, right ≥ 0``.
 
-    Where ``right = 0``: 0 if ``left = 0``, ``inf`` if no c holds. ``inf`` where ``right < 0`` as well.
+    Where ``right ≤ 0``: 0 if ``left = 0``, else ``inf``, since no c holds.
     """
     ratio = (left.double() / right.double()).masked_fill(right <= 0, torch.inf)
     return ratio.masked_fill((right <= 0) & (left == 0), 0.0)

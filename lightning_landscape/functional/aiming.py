@@ -1,4 +1,4 @@
-r"""The aiming condition ``<∇f, x − x_p> ≥ θ f`` (Liu, Drusvyatskiy, Belkin, Davis, Ma 2023), per probe."""
+r"""The aiming condition ``<∇f, x − x_p> ≥ θ f`` (Liu et al. 2023), per probe."""
 
 from torch import Tensor
 
@@ -9,11 +9,12 @@ from lightning_landscape.functional._ratio import largest_factor
 def aiming_ratio(
     *, loss: Tensor, inner_product: Tensor, loss_infimum: Tensor | float = 0.0
 ) -> Tensor:
-    r"""Largest θ with which the inequality holds at each probe; negative where the gradient does not aim at x_p.
+    r"""Largest θ with which the inequality holds at each probe.
 
     .. math:: \theta_k = p_k / (a_k - l_k)
 
-    The condition is stated for losses whose minimum is 0; with another infimum it is that of f − l.
+    The condition is stated for losses with minimum 0. With another infimum l it is applied to f −
+    l.
 
     Args:
         loss: ``a_k``, shape ``(n,)``.
@@ -21,8 +22,9 @@ def aiming_ratio(
         loss_infimum: ``l_k``, a number or shape ``(n,)``.
 
     Returns:
-        float64, shape ``(n,)``; where ``a_k = l_k``: ``nan`` if every θ holds (``p_k ≥ 0``), ``−inf`` if none does; ``nan``
-        where ``a_k < l_k``, l is no infimum there.
+        float64, shape ``(n,)``; negative where the negative gradient points away from x_p.
+        Where ``a_k = l_k``: ``nan`` if every θ holds (``p_k ≥ 0``), ``−inf`` if none does.
+        Where ``a_k < l_k``: ``nan``, since l is no lower bound there.
 
     Raises:
         ValueError: if a column is malformed.

@@ -1,10 +1,12 @@
-r"""The α-β-condition (Islamov, Ajroldi, Orvieto, Lucchi, NeurIPS 2024): its exact feasible set from a table of probes.
+r"""The α-β-condition (Islamov, Ajroldi, Orvieto, Lucchi, NeurIPS 2024) and its exact feasible set.
 
-.. math:: \langle\nabla f_i(x), x-x_p\rangle \ge \alpha\,(f_i(x)-f_i(x_p)) - \beta\,(f_i(x)-f_i^*), \quad \alpha>\beta>0
+.. math:: \langle\nabla f_i(x), x-x_p\rangle
+    \ge \alpha\,(f_i(x)-f_i(x_p)) - \beta\,(f_i(x)-f_i^*), \quad \alpha>\beta>0
 
-With δ = α − β, and a, b, l, p for the loss, the loss at the reference, the infimum and the inner product of a probe, it
-reads ``p ≥ δ(a − b) − β(b − l)``. Every function below takes these four columns and treats ``l`` as the ``f_i^*`` of the
-condition. Results are rounded once, from exact rational arithmetic, to float64.
+For a probe let a be its loss, b its loss at the reference, l its infimum and p its inner product,
+and let δ = α − β. Then the condition is ``p ≥ δ(a − b) − β(b − l)``. Every function below takes
+these four columns and uses ``l`` as ``f_i^*``. Results are computed in exact rational arithmetic
+and rounded once to float64.
 """
 
 from __future__ import annotations
@@ -31,9 +33,9 @@ from lightning_landscape.functional._hull import near_envelope
 _Columns = tuple[Tensor, Tensor, Tensor, Tensor]
 """a, b, p and l, float64, shape ``(n,)``"""
 _FEW, _MANY = 24, 4096
-"""Up to so many probes each is on the envelope or not by exact arithmetic; of more than so many nothing is remembered"""
+"""Up to `_FEW` probes skip the float64 filter. Results for more than `_MANY` are not cached"""
 _LARGE = Fraction(10) ** 300
-"""Values below this are found in float64 as well"""
+"""The float64 search for a share finds values below this one"""
 
 
 def beta_min(
@@ -44,7 +46,7 @@ def beta_min(
     inner_product: Tensor,
     loss_infimum: Tensor | float = 0.0,
 ) -> Tensor:
-    r"""Smallest β with which the α-β-condition holds at every probe for a given δ = α − β.
+    r"""Smallest β with which the α-β-condition holds at every probe, for a given δ = α − β.
 
     .. math:: \beta_{\min}(\delta) = \max\bigl(0, \max_k [\delta(a_k-b_k) - p_k]/(b_k-l_k)\bigr)
 
@@ -56,17 +58,18 @@ def beta_min(
         loss_infimum: ``l_k``, a lower bound of each loss, a number or shape ``(n,)``.
 
     Returns:
-        β_min in float64, shape of ``rate``; ``inf`` where no β works (possible only through probes with ``b_k = l_k``).
+        β_min, float64, shape of ``rate``; ``inf`` where no β is admissible, which only probes with
+        ``b_k = l_k`` can cause.
 
     Raises:
         ValueError: if a rate is not positive, a column is malformed, or ``l_k`` is no lower bound.
 
-    Source:
-        The condition: Islamov et al. 2024, Definition 1. The envelope: ``docs/theory.md``, section 2.
+    Source: The condition: Islamov et al. 2024, Definition 1. The envelope: ``docs/theory.md``,
+        section 2.
 
     Example:
         >>> import torch
-        >>> columns = {"loss": torch.tensor([2.0, 3.0]), "reference_loss": torch.tensor([1.0, 1.0])}
+        >>> columns = {"loss": torch.tensor([2.0, 3.0]), "reference_loss": torch.ones(2)}
         >>> beta_min(1.0, inner_product=torch.tensor([0.5, 3.0]), **columns)
         tensor(0.5000, dtype=torch.float64)
         >>> beta_min(torch.tensor([2.0, 4.0]), inner_product=torch.tensor([0.5, 3.0]), **columns)
@@ -75,7 +78,7 @@ def beta_min(
     rates = torch.as_tensor(rate, dtype=torch.float64)
     if rates.ndim > 1 or not bool((rates > 0).all()) or not bool(rates.isfinite().all()):
         raise ValueError(
-            f"`rate` is {rate}; supported are positive finite values of α − β, shape () or (m,)"
+            f"`rate` is {rate}; supported are positive finite values of α − β of shape () or (m,)"
         )
     region = feasible_set(
         loss=loss,
@@ -96,7 +99,9 @@ def alpha_beta_vertices(
     inner_product: Tensor,
     loss_infimum: Tensor | float = 0.0,
 ) -> Tensor:
-    """Corners (δ, β) of β_min over δ > 0, ascending in δ; where δ is bounded, its largest value is the last corner.
+    """Corners (δ, β) of β_min over δ > 0, by increasing δ.
+
+    If δ is bounded, the last corner is at its largest value.
 
     Args:
         loss: ``a_k``, shape ``(n,)``.
@@ -105,7 +110,7 @@ def alpha_beta_vertices(
         loss_infimum: ``l_k``, a number or shape ``(n,)``.
 
     Returns:
-        float64, shape ``(m, 2)``; m = 0 where β_min has no corner or the set is empty.
+        float64, shape ``(m, 2)``; m = 0 if β_min has no corner or the feasible set is empty.
 
     Raises:
         ValueError: as `beta_min`.
@@ -113,7 +118,9 @@ def alpha_beta_vertices(
     Example:
         >>> import torch
         >>> alpha_beta_vertices(
-        ...     loss=torch.tensor([2.0, 3.0]), reference_loss=torch.ones(2), inner_product=torch.tensor([0.5, 3.0])
+        ...     loss=torch.tensor([2.0, 3.0]),
+        ...     reference_loss=torch.ones(2),
+        ...     inner_product=torch.tensor([0.5, 3.0]),
         ... )
         tensor([[0.5000, 0.0000],
                 [2.5000, 2.0000]], dtype=torch.float64)
@@ -131,14 +138,14 @@ def alpha_beta_vertices(
 
 @dataclass(frozen=True, slots=True)
 class AlphaBetaPair:
-    """A pair of the α-β-condition, all float64 of shape ``()``; ``nan`` where there is no such pair."""
+    """A pair of the α-β-condition; tensors are float64 of shape ``()``, ``nan`` without a pair."""
 
     alpha: Tensor
     beta: Tensor
     rate: Tensor
     """δ = α − β"""
     ratio: Tensor
-    """inf β/δ over the feasible set; finite also where it is approached only as δ → ∞ and no pair attains it"""
+    """The infimum of β/δ over the feasible set; finite also if it is approached only as δ → ∞"""
     attained: bool
     """Whether (α, β) attains the infimum"""
 
@@ -151,20 +158,21 @@ def best_alpha_beta(
     loss_infimum: Tensor | float = 0.0,
     share: float = 1.0,
 ) -> AlphaBetaPair:
-    r"""Pair (α, β) with the smallest β/δ among those that hold at every probe, or at a share of the probes.
+    r"""Pair (α, β) with the smallest β/δ among all pairs that hold at a share of the probes.
 
     .. math:: \min_{\delta > 0} \beta_{\min}(\delta)/\delta
 
-    times σ² this is the neighbourhood to which every rate of the theory leads. Ties: the largest δ of a bounded tie, else
-    its left end. No pair is returned where the infimum is approached only as δ → ∞ or where β_min ≡ 0 on (0, ∞), that is,
-    the run never rose above the reference.
+    This minimum times σ² is the *neighbourhood*: the part of every bound that does not vanish with
+    more steps. A bounded tie gives its largest δ, an unbounded one its left end. There is no pair
+    if the infimum is approached only as δ → ∞, or if β_min ≡ 0 on (0, ∞). The latter means that no
+    probe had a loss above the one at the reference.
 
     Args:
         loss: ``a_k``, shape ``(n,)``.
         reference_loss: ``b_k``, shape ``(n,)``.
         inner_product: ``p_k``, shape ``(n,)``.
         loss_infimum: ``l_k``, a number or shape ``(n,)``.
-        share: the pair has to hold at ``ceil(share · n)`` of the probes, whichever these are; in (0, 1].
+        share: in (0, 1]; the pair holds at some ``ceil(share · n)`` probes, chosen to minimize β/δ.
 
     Returns:
         The pair, its δ and its ratio β/δ.
@@ -185,9 +193,11 @@ def best_alpha_beta(
     if not 0 < share <= 1:
         raise ValueError(f"`share` is {share}; supported are shares of the probes in (0, 1]")
     columns = _checked(loss, reference_loss, inner_product, loss_infimum)
+    # The product of floats can be just above an integer, which ceil would take one probe too far.
     count = ceil(Fraction(share) * len(loss))
     if count == len(loss):
         best = _region(columns).best()
+        # With a share < 1, values above `_LARGE` go through the float64 search for every count.
         if share == 1 or (best.value is not None and best.value < _LARGE):
             return _pair(best)
     chosen = largest_agreeing(_remembered_rows(columns), count)
@@ -195,10 +205,10 @@ def best_alpha_beta(
 
 
 class RunningBestAlphaBeta:
-    """`best_alpha_beta` over a growing number of probes: how the worst case settles along a run.
+    """`best_alpha_beta` over a growing number of probes.
 
-    Lines that are below the envelope of the first probes stay below the envelope of all, so each further probe meets the
-    few lines of the envelope only.
+    A line below the envelope of the first probes stays below the envelope of all probes. So each
+    new probe is compared only with the few lines of the current envelope.
 
     Example:
         >>> running = RunningBestAlphaBeta()
@@ -218,7 +228,7 @@ class RunningBestAlphaBeta:
     def add(
         self, *, loss: float, reference_loss: float, inner_product: float, loss_infimum: float = 0.0
     ) -> AlphaBetaPair:
-        """Add one probe and return the best pair over all so far.
+        """Add one probe and return the best pair over all probes so far.
 
         Args:
             loss: a_k.
@@ -227,10 +237,10 @@ class RunningBestAlphaBeta:
             loss_infimum: l_k.
 
         Returns:
-            What `best_alpha_beta` returns for the probes so far.
+            The result of `best_alpha_beta` for the probes so far.
 
         Raises:
-            ValueError: as `beta_min`; the probe is not added then.
+            ValueError: as `beta_min`; then the probe is not added.
         """
         columns = _checked(
             *(_tensor([value]) for value in (loss, reference_loss, inner_product, loss_infimum))
@@ -249,7 +259,7 @@ def alpha_beta_margin(
     inner_product: Tensor,
     loss_infimum: Tensor | float = 0.0,
 ) -> Tensor:
-    r"""Margin of each probe for a given pair; negative where the condition is violated.
+    r"""Margin of each probe for a given pair; negative where the pair violates the condition.
 
     .. math:: T_k = p_k - \alpha(a_k-b_k) + \beta(a_k-l_k)
 
@@ -270,7 +280,11 @@ def alpha_beta_margin(
     Example:
         >>> import torch
         >>> alpha_beta_margin(
-        ...     1.5, 0.5, loss=torch.tensor([2.0, 3.0]), reference_loss=torch.ones(2), inner_product=torch.tensor([0.5, 3.0])
+        ...     1.5,
+        ...     0.5,
+        ...     loss=torch.tensor([2.0, 3.0]),
+        ...     reference_loss=torch.ones(2),
+        ...     inner_product=torch.tensor([0.5, 3.0]),
         ... )
         tensor([0.0000, 1.5000], dtype=torch.float64)
     """
@@ -291,7 +305,10 @@ def alpha_beta_violations(
     inner_product: Tensor,
     loss_infimum: Tensor | float = 0.0,
 ) -> Tensor:
-    """Whether each probe violates the condition for a given pair by more than the rounding of its own margin.
+    """Whether each probe violates the condition for a given pair by more than rounding.
+
+    A probe violates it if its margin is below −4ε times the sum of the absolute values of its
+    terms.
 
     Args:
         alpha: α, a number or shape ``()``.
@@ -310,7 +327,11 @@ def alpha_beta_violations(
     Example:
         >>> import torch
         >>> alpha_beta_violations(
-        ...     2.0, 0.5, loss=torch.tensor([2.0, 3.0]), reference_loss=torch.ones(2), inner_product=torch.tensor([0.5, 3.0])
+        ...     2.0,
+        ...     0.5,
+        ...     loss=torch.tensor([2.0, 3.0]),
+        ...     reference_loss=torch.ones(2),
+        ...     inner_product=torch.tensor([0.5, 3.0]),
         ... )
         tensor([ True, False])
     """
@@ -330,7 +351,9 @@ def alpha_beta_impossible(
     inner_product: Tensor,
     loss_infimum: Tensor | float = 0.0,
 ) -> Tensor:
-    """Whether no pair at all holds at a probe: ``b = l`` with ``a > b, p ≤ 0`` or ``a = b, p < 0``.
+    """Whether each probe excludes every pair.
+
+    That is so if ``b = l`` and either ``a > b, p ≤ 0`` or ``a = b, p < 0``.
 
     Args:
         loss: ``a_k``, shape ``(n,)``.
@@ -339,14 +362,18 @@ def alpha_beta_impossible(
         loss_infimum: ``l_k``, a number or shape ``(n,)``.
 
     Returns:
-        bool, shape ``(n,)``. Any True empties the feasible set, and nothing else does.
+        bool, shape ``(n,)``; the feasible set is empty if and only if one entry is True.
 
     Raises:
         ValueError: as `beta_min`.
 
     Example:
         >>> import torch
-        >>> alpha_beta_impossible(loss=torch.ones(2), reference_loss=torch.zeros(2), inner_product=torch.tensor([1.0, -1.0]))
+        >>> alpha_beta_impossible(
+        ...     loss=torch.ones(2),
+        ...     reference_loss=torch.zeros(2),
+        ...     inner_product=torch.tensor([1.0, -1.0]),
+        ... )
         tensor([False,  True])
     """
     a, b, p, low = _checked(loss, reference_loss, inner_product, loss_infimum)
@@ -365,7 +392,7 @@ def interpolation_error(
         loss_infimum: ``l_k``, a number or shape ``(n,)``.
 
     Returns:
-        σ² and the standard error of the mean, float64 of shape ``()``; the latter is ``nan`` for a single probe.
+        σ² and its standard error, float64, shape ``()``; the error is ``nan`` for a single probe.
 
     Raises:
         ValueError: if a column is malformed.
@@ -382,7 +409,7 @@ def interpolation_error(
 
 
 def mean_and_error(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the mean of a float64 column and its standard error, which one value alone does not have (``nan``)."""
+    """Return mean and standard error of a float64 column; the error of one value is ``nan``."""
     if len(values) < 2:
         return values.mean(), values.new_tensor(float("nan"))
     return values.mean(), values.std() / len(values) ** 0.5
@@ -395,14 +422,14 @@ def feasible_set(
     inner_product: Tensor,
     loss_infimum: Tensor | float = 0.0,
 ) -> FeasibleSet:
-    """Return the set of all feasible (δ, β) as exact lines; the arguments are those of `beta_min`."""
+    """Return the exact set of all feasible (δ, β); the arguments are those of `beta_min`."""
     return _region(_checked(loss, reference_loss, inner_product, loss_infimum))
 
 
 def _checked(
     loss: Tensor, reference_loss: Tensor, inner_product: Tensor, loss_infimum: Tensor | float
 ) -> _Columns:
-    """Return the four columns as float64, if they are well formed."""
+    """Return the four columns as float64, or raise ``ValueError``."""
     infimum = like(loss_infimum, loss)
     check_columns(
         loss=loss, reference_loss=reference_loss, inner_product=inner_product, loss_infimum=infimum
@@ -412,9 +439,10 @@ def _checked(
 
 
 def _region(columns: _Columns) -> FeasibleSet:
-    """Return the exact feasible set; of many probes those are left out that are clearly below the envelope."""
+    """Return the exact feasible set of the columns."""
     a, b, p, low = columns
     if len(a) > _FEW:
+        # Rational arithmetic is slow, so drop the probes that are clearly below the envelope.
         near = near_envelope(loss=a, reference_loss=b, inner_product=p, loss_infimum=low)
         columns = a[near], b[near], p[near], low[near]
     if len(columns[0]) > _MANY:
@@ -434,7 +462,7 @@ def _remembered_rows(columns: _Columns) -> Sequence[Row]:
 
 @lru_cache(maxsize=8)
 def _remembered_region(*columns: tuple[float, ...]) -> FeasibleSet:
-    """Return the feasible set of columns of which pairs, corners and bounds are asked one after another."""
+    """Return the feasible set; cached, since callers ask for pair, corners and bounds in turn."""
     return FeasibleSet.of(_remembered(*columns))
 
 

@@ -1,4 +1,4 @@
-"""From the constant of each probe to the constant of all: a worst case, where it is attained, and quantiles."""
+"""The constant over all probes from the constants of single probes: worst case and quantiles."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
-"""Shares at which the constants of single probes are given"""
+"""Shares at which the quantiles of the probes' constants are reported"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,21 +17,27 @@ class Constant:
     """The constant with which an inequality holds at every probe."""
 
     value: Tensor
-    """float64, shape ``()``; ``nan`` where no probe asks anything of it, infinite where no constant holds"""
+    """float64, shape ``()``; ``nan`` if every constant holds, infinite if none does"""
     row: int | None
-    """The first probe at which it is attained; None where there is none"""
+    """The first probe that attains the constant; None if the constant is ``nan``"""
     quantiles: Tensor
-    """float64, shape ``(7,)``: at each share of `QUANTILES` the constant of some probe; ``nan`` without any"""
+    """float64, shape ``(7,)``: quantiles at the shares of `QUANTILES`, without interpolation.
+
+    Probes at which every constant holds are left out; all ``nan`` if no other probe exists.
+    """
 
 
 def largest_constant(ratio: Tensor) -> Constant:
-    r"""Largest c with which ``left ≥ c · right`` holds at every probe: the smallest of the probes' own.
+    r"""Largest c with which ``left ≥ c · right`` holds at every probe.
+
+    .. math:: c = \min_k c_k
 
     Args:
-        ratio: the largest c of each probe, shape ``(n,)``; ``nan`` where every c holds, ``−inf`` where none does.
+        ratio: ``c_k``, the largest c of each probe, shape ``(n,)``; ``nan`` where every c holds,
+            ``−inf`` where none does.
 
     Returns:
-        The constant, its probe and quantiles.
+        The constant, the probe that attains it, and quantiles of ``c_k``.
 
     Example:
         >>> import torch
@@ -43,13 +49,16 @@ def largest_constant(ratio: Tensor) -> Constant:
 
 
 def smallest_constant(ratio: Tensor) -> Constant:
-    r"""Smallest c with which ``left ≤ c · right`` holds at every probe: the largest of the probes' own.
+    r"""Smallest c with which ``left ≤ c · right`` holds at every probe.
+
+    .. math:: c = \max_k c_k
 
     Args:
-        ratio: the smallest c of each probe, shape ``(n,)``; ``nan`` where every c holds, ``inf`` where none does.
+        ratio: ``c_k``, the smallest c of each probe, shape ``(n,)``; ``nan`` where every c holds,
+            ``inf`` where none does.
 
     Returns:
-        The constant, its probe and quantiles.
+        The constant, the probe that attains it, and quantiles of ``c_k``.
 
     Example:
         >>> import torch
@@ -68,6 +77,7 @@ def _extreme(ratio: Tensor, choose: Callable[[Tensor], Tensor]) -> Constant:
         return Constant(nothing, None, nothing.expand(len(QUANTILES)).clone())
     asked = values[asking]
     row = int(asking[choose(asked)])
-    ordered = asked.sort().values  # not torch.quantile, which is nan beside infinite values
+    # torch.quantile interpolates, which gives nan next to infinite values.
+    ordered = asked.sort().values
     places = (values.new_tensor(QUANTILES) * (len(ordered) - 1)).round().long()
     return Constant(values[row], row, ordered[places])

@@ -16,7 +16,7 @@ def error_bound_ratio(*, grad_sq_norm: Tensor, sq_distance: Tensor) -> Tensor:
         sq_distance: ``D_k²``, shape ``(n,)``.
 
     Returns:
-        float64, shape ``(n,)``; ``nan`` at the reference itself, where every μ holds.
+        float64, shape ``(n,)``; ``nan`` where ``D_k = 0``, where every μ holds.
 
     Raises:
         ValueError: if a column is malformed.
@@ -26,7 +26,7 @@ def error_bound_ratio(*, grad_sq_norm: Tensor, sq_distance: Tensor) -> Tensor:
 
     Example:
         >>> import torch
-        >>> error_bound_ratio(grad_sq_norm=torch.tensor([4.0, 0.0]), sq_distance=torch.tensor([1.0, 1.0]))
+        >>> error_bound_ratio(grad_sq_norm=torch.tensor([4.0, 0.0]), sq_distance=torch.ones(2))
         tensor([2., 0.], dtype=torch.float64)
     """
     check_columns(grad_sq_norm=grad_sq_norm, sq_distance=sq_distance)

@@ -1,4 +1,4 @@
-r"""The cosine of the angle between the mini-batch gradient and the direction away from the reference."""
+r"""The cosine of the angle between a mini-batch gradient and the direction away from x_p."""
 
 from torch import Tensor
 
@@ -16,7 +16,7 @@ def cosine(*, inner_product: Tensor, grad_sq_norm: Tensor, sq_distance: Tensor) 
         sq_distance: ``D_k²``, shape ``(n,)``.
 
     Returns:
-        float64, shape ``(n,)``; ``nan`` where a norm is 0: there is no angle.
+        float64, shape ``(n,)``; ``nan`` where the gradient or the distance is 0.
 
     Raises:
         ValueError: if a column is malformed.

@@ -13,8 +13,9 @@ def polyak_lojasiewicz_ratio(
 
     .. math:: \mu_k = G_k^2 / (2(a_k - l_k))
 
-    With mini-batches this is the inequality of each f_i with its own infimum. Where every probe is of the full batch, pass
-    ``reference_loss`` for ``loss_infimum``: then it is the inequality of f and f(x_p), as the condition is stated.
+    On mini-batches this is the inequality for each f_i with its own infimum. If every probe is a
+    full batch, pass ``reference_loss`` as ``loss_infimum``: then it is the original inequality for
+    f, with f(x_p) in place of the minimum.
 
     Args:
         grad_sq_norm: ``G_k²``, shape ``(n,)``.
@@ -22,7 +23,7 @@ def polyak_lojasiewicz_ratio(
         loss_infimum: ``l_k``, a number or shape ``(n,)``.
 
     Returns:
-        float64, shape ``(n,)``; ``nan`` where ``a_k ≤ l_k``: there every μ holds.
+        float64, shape ``(n,)``; ``nan`` where ``a_k ≤ l_k``, where every μ holds.
 
     Raises:
         ValueError: if a column is malformed.
@@ -32,7 +33,9 @@ def polyak_lojasiewicz_ratio(
 
     Example:
         >>> import torch
-        >>> polyak_lojasiewicz_ratio(grad_sq_norm=torch.tensor([4.0, 0.0]), loss=torch.tensor([1.0, 0.0]))
+        >>> polyak_lojasiewicz_ratio(
+        ...     grad_sq_norm=torch.tensor([4.0, 0.0]), loss=torch.tensor([1.0, 0.0])
+        ... )
         tensor([2., nan], dtype=torch.float64)
     """
     infimum = like(loss_infimum, loss)

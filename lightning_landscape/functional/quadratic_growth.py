@@ -17,7 +17,8 @@ def quadratic_growth_ratio(*, loss: Tensor, reference_loss: Tensor, sq_distance:
         sq_distance: ``D_k²``, shape ``(n,)``.
 
     Returns:
-        float64, shape ``(n,)``, negative where ``a_k < b_k``; ``nan`` at the reference itself, where every μ holds.
+        float64, shape ``(n,)``; negative where ``a_k < b_k``. Where ``D_k = 0``: ``nan`` if every μ
+        holds (``a_k ≥ b_k``), ``−inf`` if none does.
 
     Raises:
         ValueError: if a column is malformed.

@@ -1,4 +1,4 @@
-r"""Quasar convexity ``<∇f, x − x*> ≥ θ(f − f*)`` (Hardt, Ma, Recht 2018), per probe and over a run."""
+r"""Quasar convexity ``<∇f, x − x*> ≥ θ(f − f*)`` (Hardt, Ma, Recht 2018)."""
 
 import torch
 from torch import Tensor
@@ -9,12 +9,12 @@ from lightning_landscape.functional._columns import check_columns
 def quasar_convexity_ratio(
     *, loss: Tensor, reference_loss: Tensor, inner_product: Tensor
 ) -> Tensor:
-    r"""The θ at which each probe's inequality turns.
+    r"""The θ with which the inequality is an equality at each probe.
 
     .. math:: \theta_k = p_k / (a_k - b_k)
 
-    Where ``a_k > b_k`` the inequality holds for ``θ ≤ θ_k``. A mini-batch may also be below its loss at the reference, which
-    the full batch cannot be below its minimum: where ``a_k < b_k`` it holds for ``θ ≥ θ_k``.
+    Where ``a_k > b_k`` the inequality holds for ``θ ≤ θ_k``. A mini-batch loss can also be smaller
+    at x_k than at x_p: where ``a_k < b_k`` the inequality holds for ``θ ≥ θ_k``.
 
     Args:
         loss: ``a_k``, shape ``(n,)``.
@@ -22,7 +22,8 @@ def quasar_convexity_ratio(
         inner_product: ``p_k``, shape ``(n,)``.
 
     Returns:
-        float64, shape ``(n,)``; where ``a_k = b_k``: ``nan`` if every θ holds (``p_k ≥ 0``), ``−inf`` if none does.
+        float64, shape ``(n,)``. Where ``a_k = b_k``: ``nan`` if every θ holds (``p_k ≥ 0``),
+        ``−inf`` if none does.
 
     Raises:
         ValueError: if a column is malformed.
@@ -33,7 +34,9 @@ def quasar_convexity_ratio(
     Example:
         >>> import torch
         >>> quasar_convexity_ratio(
-        ...     loss=torch.tensor([3.0, 0.5, 1.0]), reference_loss=torch.ones(3), inner_product=torch.tensor([1.0, -0.25, 0.0])
+        ...     loss=torch.tensor([3.0, 0.5, 1.0]),
+        ...     reference_loss=torch.ones(3),
+        ...     inner_product=torch.tensor([1.0, -0.25, 0.0]),
         ... )
         tensor([0.5000, 0.5000,    nan], dtype=torch.float64)
     """
@@ -46,7 +49,7 @@ def quasar_convexity_ratio(
 def quasar_convexity_interval(
     *, loss: Tensor, reference_loss: Tensor, inner_product: Tensor
 ) -> tuple[Tensor, Tensor]:
-    r"""All θ > 0 with which quasar convexity holds at every probe: an interval.
+    r"""The interval of all θ > 0 with which quasar convexity holds at every probe.
 
     .. math:: \max\bigl(0, \max_{a_k < b_k} \theta_k\bigr) \le \theta \le \min_{a_k > b_k} \theta_k
 
@@ -55,9 +58,9 @@ def quasar_convexity_interval(
         reference_loss: ``b_k``, shape ``(n,)``.
         inner_product: ``p_k``, shape ``(n,)``.
 
-    Returns:
-        The ends, float64 of shape ``()``: both ``nan`` where no θ > 0 holds; the upper one ``inf`` where no probe is above
-        the reference. A lower end of 0 is not attained, θ must be positive.
+    Returns: Lower and upper end, float64, shape ``()``. Both are ``nan`` if no θ > 0 holds. The
+        upper end is ``inf`` if ``a_k ≤ b_k`` at every probe. A lower end of 0 is not part of the
+        interval.
 
     Raises:
         ValueError: if a column is malformed.
@@ -65,7 +68,9 @@ def quasar_convexity_interval(
     Example:
         >>> import torch
         >>> lower, upper = quasar_convexity_interval(
-        ...     loss=torch.tensor([3.0, 0.5]), reference_loss=torch.ones(2), inner_product=torch.tensor([1.0, -0.125])
+        ...     loss=torch.tensor([3.0, 0.5]),
+        ...     reference_loss=torch.ones(2),
+        ...     inner_product=torch.tensor([1.0, -0.125]),
         ... )
         >>> lower.item(), upper.item()
         (0.25, 0.5)

@@ -1,4 +1,4 @@
-r"""The relaxed Polyak-Łojasiewicz inequality ``‖∇f‖^δ' ≥ (2μ)^{δ'/2}(f − f*)`` with an exponent δ' in [1, 2], per probe."""
+r"""The relaxed Polyak-Łojasiewicz inequality ``‖∇f‖^δ' ≥ (2μ)^{δ'/2}(f − f*)``, δ' in [1, 2]."""
 
 from torch import Tensor
 
@@ -6,7 +6,7 @@ from lightning_landscape.functional._columns import check_columns
 from lightning_landscape.functional._ratio import largest_factor
 
 EXPONENTS = (1.0, 1.5, 2.0)
-"""The exponents that are reported: from the weakest inequality near a minimiser, to that of Polyak and Łojasiewicz"""
+"""The reported exponents: 1 is the weakest inequality near a minimizer, 2 is Polyak-Łojasiewicz"""
 
 
 def relaxed_polyak_lojasiewicz_ratio(
@@ -20,11 +20,11 @@ def relaxed_polyak_lojasiewicz_ratio(
         grad_sq_norm: ``G_k²``, shape ``(n,)``.
         loss: ``a_k``, shape ``(n,)``.
         reference_loss: ``b_k``, shape ``(n,)``.
-        exponent: δ' in [1, 2]; 2 is the inequality of Polyak and Łojasiewicz with f(x_p) for f*.
+        exponent: δ' in [1, 2]; 2 is the Polyak-Łojasiewicz inequality with f(x_p) for f*.
 
     Returns:
-        float64, shape ``(n,)``, in units of the loss to the power ``1 − 2/δ'`` over squared length; ``nan`` where
-        ``a_k ≤ b_k``: there every μ holds.
+        float64, shape ``(n,)``; ``nan`` where ``a_k ≤ b_k``, where every μ holds. The unit is that
+        of the loss to the power ``2 − 2/δ'``, over squared length.
 
     Raises:
         ValueError: if a column is malformed or the exponent is outside [1, 2].
@@ -35,7 +35,9 @@ def relaxed_polyak_lojasiewicz_ratio(
     Example:
         >>> import torch
         >>> columns = {"loss": torch.tensor([3.0, 1.0]), "reference_loss": torch.ones(2)}
-        >>> relaxed_polyak_lojasiewicz_ratio(grad_sq_norm=torch.tensor([8.0, 1.0]), **columns, exponent=1.0)
+        >>> relaxed_polyak_lojasiewicz_ratio(
+        ...     grad_sq_norm=torch.tensor([8.0, 1.0]), exponent=1.0, **columns
+        ... )
         tensor([1., nan], dtype=torch.float64)
     """
     if not 1 <= exponent <= 2:

@@ -1,4 +1,4 @@
-r"""The restricted secant inequality ``<∇f, x − x_p> ≥ μ‖x − x_p‖²`` (Zhang and Yin 2013), per probe."""
+r"""The restricted secant inequality ``<∇f, x − x_p> ≥ μ‖x − x_p‖²``, per probe."""
 
 from torch import Tensor
 
@@ -16,7 +16,7 @@ def restricted_secant_ratio(*, inner_product: Tensor, sq_distance: Tensor) -> Te
         sq_distance: ``D_k²``, shape ``(n,)``.
 
     Returns:
-        float64, shape ``(n,)``; ``nan`` at the reference itself, where every μ holds.
+        float64, shape ``(n,)``; ``nan`` where ``D_k = 0``, where every μ holds.
 
     Raises:
         ValueError: if a column is malformed.
@@ -26,7 +26,9 @@ def restricted_secant_ratio(*, inner_product: Tensor, sq_distance: Tensor) -> Te
 
     Example:
         >>> import torch
-        >>> restricted_secant_ratio(inner_product=torch.tensor([1.0, -1.0]), sq_distance=torch.tensor([2.0, 4.0]))
+        >>> restricted_secant_ratio(
+        ...     inner_product=torch.tensor([1.0, -1.0]), sq_distance=torch.tensor([2.0, 4.0])
+        ... )
         tensor([ 0.5000, -0.2500], dtype=torch.float64)
     """
     check_columns(inner_product=inner_product, sq_distance=sq_distance)

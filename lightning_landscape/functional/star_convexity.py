@@ -1,4 +1,4 @@
-r"""Star convexity ``<∇f, x − x*> ≥ f − f*``, which is quasar convexity with θ = 1, per probe."""
+r"""Star convexity ``<∇f, x − x*> ≥ f − f*``: quasar convexity with θ = 1."""
 
 from torch import Tensor
 
@@ -16,18 +16,20 @@ def star_convexity_holds(*, loss: Tensor, reference_loss: Tensor, inner_product:
         inner_product: ``p_k``, shape ``(n,)``.
 
     Returns:
-        bool, shape ``(n,)``; compared in float64, without a tolerance.
+        bool, shape ``(n,)``. The comparison is made in float64, without a tolerance.
 
     Raises:
         ValueError: if a column is malformed.
 
     Source:
-        Nesterov and Polyak 2006; Zhou et al. 2019, who measure it along runs of SGD.
+        Nesterov and Polyak 2006. Zhou et al. 2019 measure it along runs of SGD.
 
     Example:
         >>> import torch
         >>> star_convexity_holds(
-        ...     loss=torch.tensor([3.0, 3.0]), reference_loss=torch.ones(2), inner_product=torch.tensor([2.0, 1.0])
+        ...     loss=torch.tensor([3.0, 3.0]),
+        ...     reference_loss=torch.ones(2),
+        ...     inner_product=torch.tensor([2.0, 1.0]),
         ... )
         tensor([ True, False])
     """

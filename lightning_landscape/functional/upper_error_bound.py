@@ -1,4 +1,4 @@
-r"""The upper error bound ``‖∇f‖ ≤ L‖x − x_p‖`` (Guille-Escuret, Naganuma, Fatras, Mitliagkas 2024), per probe."""
+r"""The upper error bound ``‖∇f‖ ≤ L‖x − x_p‖`` (Guille-Escuret et al. 2024), per probe."""
 
 from torch import Tensor
 
@@ -11,15 +11,16 @@ def upper_error_bound_ratio(*, grad_sq_norm: Tensor, sq_distance: Tensor) -> Ten
 
     .. math:: L_k = G_k / D_k
 
-    With the μ of the restricted secant inequality, μ/L is an inverse condition number along the run: the number that decides
-    how fast gradient descent gets nearer to x_p.
+    With the μ of the restricted secant inequality, μ/L is an inverse condition number along the
+    run. It determines how fast gradient descent approaches x_p.
 
     Args:
         grad_sq_norm: ``G_k²``, shape ``(n,)``.
         sq_distance: ``D_k²``, shape ``(n,)``.
 
     Returns:
-        float64, shape ``(n,)``; at the reference itself 0 where the gradient is 0, else ``inf``: no L holds.
+        float64, shape ``(n,)``. Where ``D_k = 0``: 0 if the gradient is 0, else ``inf``, since no L
+        holds.
 
     Raises:
         ValueError: if a column is malformed.
@@ -29,7 +30,9 @@ def upper_error_bound_ratio(*, grad_sq_norm: Tensor, sq_distance: Tensor) -> Ten
 
     Example:
         >>> import torch
-        >>> upper_error_bound_ratio(grad_sq_norm=torch.tensor([4.0, 1.0]), sq_distance=torch.tensor([1.0, 0.0]))
+        >>> upper_error_bound_ratio(
+        ...     grad_sq_norm=torch.tensor([4.0, 1.0]), sq_distance=torch.tensor([1.0, 0.0])
+        ... )
         tensor([2., inf], dtype=torch.float64)
     """
     check_columns(grad_sq_norm=grad_sq_norm, sq_distance=sq_distance)

@@ -1,4 +1,4 @@
-r"""Weak strong convexity ``f* ≥ f + <∇f, x_p − x> + (μ/2)‖x_p − x‖²`` (Necoara, Nesterov, Glineur 2019), per probe."""
+r"""Weak strong convexity ``f* ≥ f + <∇f, x_p − x> + (μ/2)‖x_p − x‖²``, per probe."""
 
 from torch import Tensor
 
@@ -20,7 +20,8 @@ def weak_strong_convexity_ratio(
         sq_distance: ``D_k²``, shape ``(n,)``.
 
     Returns:
-        float64, shape ``(n,)``; ``nan`` at the reference itself, where every μ holds.
+        float64, shape ``(n,)``. Where ``D_k = 0``: ``nan`` if every μ holds (``a_k ≤ b_k``),
+        ``−inf`` if none does.
 
     Raises:
         ValueError: if a column is malformed.
@@ -31,7 +32,9 @@ def weak_strong_convexity_ratio(
     Example:
         >>> import torch
         >>> one = torch.ones(1)
-        >>> weak_strong_convexity_ratio(loss=3 * one, reference_loss=one, inner_product=4 * one, sq_distance=8 * one)
+        >>> weak_strong_convexity_ratio(
+        ...     loss=3 * one, reference_loss=one, inner_product=4 * one, sq_distance=8 * one
+        ... )
         tensor([0.5000], dtype=torch.float64)
     """
     check_columns(

@@ -1,4 +1,4 @@
-"""Optimisers whose scalar step size is the one of a theorem; one method a file."""
+"""Optimizers whose scalar step size follows the rule of a theorem; one method a file."""
 
 from lightning_landscape.optim.adagrad_norm_max import AdaGradNormMax
 from lightning_landscape.optim.dec_sps import DecSPS

@@ -1,4 +1,4 @@
-"""What the optimisers of this folder share: x ← x − γ_k g with one γ_k for all parameters of all groups."""
+"""Base class of the optimizers: x ← x − γ_k g with one γ_k for all parameters of all groups."""
 
 from __future__ import annotations
 
@@ -19,17 +19,19 @@ Returned = TypeVar("Returned", bound="float | Tensor | None")
 
 
 class ScalarStep(Optimizer, ABC):
-    """Base: a subclass says in `_next` what γ_k is, as a pure function of a step's two numbers and of its own state.
+    """Base class: a subclass computes γ_k in `_next`, a pure function of loss, G² and its state.
 
-    All that a method remembers are the numbers named in `memory`, which every parameter group has beside its constants: that
-    is where checkpoints of any kind, torch.distributed's too, keep numbers that belong to no parameter.
+    The state of a method is the set of numbers named in `memory`. Every parameter group stores
+    them next to its constants, because all checkpoint formats (torch.distributed's as well) keep
+    numbers of groups, but not numbers without a parameter.
     """
 
     memory: ClassVar[dict[str, float]] = {"step_size": nan}
-    """What is remembered, before the first step"""
+    """The state before the first step"""
     constants: ClassVar[tuple[str, ...]]
-    """Names of the constructor's constants, which every group has"""
+    """Names of the constructor's constants; every group has them"""
     needs_loss: ClassVar[bool] = True
+    """Whether γ_k depends on the loss"""
 
     def __init__(self, params: ParamsT, **constants: float) -> None:
         super().__init__(params, {name: float(value) for name, value in constants.items()})
@@ -38,29 +40,30 @@ class ScalarStep(Optimizer, ABC):
     def _next(
         self, shared: Numbers, options: Numbers, excess: float, sq_norm: float
     ) -> dict[str, float]:
-        """Return what is remembered after this step, with γ_k as ``step_size``.
+        """Return the state after this step; its ``step_size`` is γ_k.
 
         Args:
-            shared: what `_next` returned for the last step; `memory` before the first.
-            options: the constants as the groups have them now.
-            excess: ``a − l`` ≥ 0; means nothing where the method needs no loss.
+            shared: the state after the last step; `memory` before the first.
+            options: the current constants of the groups.
+            excess: ``a − l`` ≥ 0; undefined if `needs_loss` is False.
             sq_norm: ``G²`` ≥ 0, finite.
         """
 
     def _check(self, options: Numbers) -> None:
-        """Raise ``ValueError`` unless the constants are in their ranges."""
+        """Raise ``ValueError`` if a constant is out of range."""
         for name, value in options.items():
             if name == "loss_infimum":
                 if not isfinite(value):
                     raise ValueError(
-                        f"`loss_infimum` is {value}; supported are finite numbers, 0 where no loss is negative"
+                        f"`loss_infimum` is {value}; supported are finite numbers: pass 0 if no "
+                        "loss is negative"
                     )
             else:
                 check_positive(name, value)
 
     @property
     def step_size(self) -> float | None:
-        """γ_k of the last step that was taken; ``None`` before the first."""
+        """γ_k of the last step that was not skipped; ``None`` before the first."""
         size = self._shared()["step_size"]
         return None if isnan(size) else size
 
@@ -72,29 +75,35 @@ class ScalarStep(Optimizer, ABC):
     def step(self, closure: Callable[[], Returned], *, loss: None = None) -> Returned: ...
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None, *, loss: Any = None) -> Any:
-        """Take one step, or none where the loss or the norm of the gradient is not finite.
+        """Take one step; skip it if the loss or the gradient norm is not finite.
 
         Args:
-            closure: computes loss and gradients and returns the loss; ``None`` and no gradient at all is nothing to do.
-            loss: the loss of which ``p.grad`` are the gradients, a float or a 0-dim tensor, where no closure returns it.
+            closure: computes loss and gradients and returns the loss. If it returns ``None`` and
+                computes no gradient, the step is skipped.
+            loss: the loss that gave the gradients in ``p.grad``, a float or a 0-dim tensor. Pass it
+                if no closure returns it.
 
         Returns:
-            What the closure returned, else ``loss``.
+            The value returned by the closure, or else ``loss``.
 
         Raises:
-            RuntimeError: if the method needs a loss and there is none, or if the ranks have different gradients.
-            ValueError: if there are two losses, if the loss is below ``loss_infimum``, or if the groups disagree.
+            RuntimeError: if the method needs a loss and has none, or if the ranks have different
+                gradients.
+            ValueError: if there are two losses, if the loss is below ``loss_infimum``, or if the
+                constants of the groups differ.
         """
         options = self._options()
         if self.needs_loss and closure is None and loss is None:
             if options["lr"] == 0 and not any(
                 bool(gradient.any()) for _, gradient in self._gradients()
             ):
-                return None  # torch.distributed.checkpoint's way to ask for the state
+                # torch.distributed.checkpoint takes such a step to initialize the state.
+                return None
             raise self._no_loss("neither a closure nor loss=")
         loss = self._evaluate(closure, loss)
         gradients = self._gradients()
-        # a rank without a loss, or with nothing to do, takes part as well: the others wait for its numbers, and all skip
+        # A rank without a loss or gradient communicates too, since the others wait for its numbers.
+        # It sends nan, so that all ranks skip the step.
         missing = nan if self.needs_loss or not gradients else 0.0
         value, sq_norm = across_ranks(
             missing if loss is None else as_number(loss),
@@ -108,10 +117,10 @@ class ScalarStep(Optimizer, ABC):
         return loss
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group; what it does not say of the constants is as in the other groups, now.
+        """Add a group; constants that it does not name get the current values of the other groups.
 
         Raises:
-            ValueError: if a constant is out of range, or is not the one of the other groups.
+            ValueError: if a constant is out of range or differs from that of the other groups.
         """
         others = self.param_groups[0] if self.param_groups else self.defaults
         known = others if self.param_groups else self.memory
@@ -134,7 +143,8 @@ class ScalarStep(Optimizer, ABC):
         check_agreement(type(self).__name__, options)
         if not 0 <= options[0]["lr"] < inf:
             raise ValueError(
-                f"`lr` is {options[0]['lr']}; supported are schedules with finite values that are not negative"
+                f"`lr` is {options[0]['lr']}; supported are schedules with finite, non-negative "
+                "values"
             )
         return options[0]
 
@@ -143,11 +153,12 @@ class ScalarStep(Optimizer, ABC):
             return loss
         with torch.enable_grad():
             returned = closure()
-        # Lightning's manual optimisation adds a closure that does nothing to whatever the user passes
+        # In manual optimization Lightning adds a closure that does nothing and returns None.
         if returned is not None and loss is not None:
             raise ValueError(
-                f"{type(self).__name__}.step found loss={loss} and a closure that returned {returned}; supported is one of "
-                "the two: drop loss=, or call step(loss=...) without a closure"
+                f"{type(self).__name__}.step found loss={loss} and a closure that returned "
+                f"{returned}; supported is one of the two: drop loss=, or call step(loss=...) "
+                "without a closure"
             )
         return loss if returned is None else returned
 
@@ -163,8 +174,8 @@ class ScalarStep(Optimizer, ABC):
         infimum = options.get("loss_infimum", 0.0)
         if self.needs_loss and loss < infimum:
             raise ValueError(
-                f"{type(self).__name__} found a loss of {loss}, below loss_infimum={infimum}; supported is a lower bound of "
-                "every mini-batch loss: pass a smaller loss_infimum="
+                f"{type(self).__name__} found a loss of {loss}, below loss_infimum={infimum}; "
+                "supported is a lower bound of every mini-batch loss: pass a smaller loss_infimum="
             )
         shared = self._next(self._shared(), options, loss - infimum, sq_norm)
         for group in self.param_groups:
@@ -179,35 +190,38 @@ class ScalarStep(Optimizer, ABC):
     def _no_loss(self, found: str) -> RuntimeError:
         name = type(self).__name__
         return RuntimeError(
-            f"{name} computes its step from the loss of the mini-batch and found {found}. Usual causes: a GradScaler "
-            "(precision='16-mixed'), which calls optimisers without their closure; a closure that does not return its loss; "
-            "a training_step that returned None for the last micro-batch of a window. Supported are step(closure), as "
-            "Lightning calls it with precision='32-true' or 'bf16-mixed', and step(loss=...): train with one of these "
-            f"precisions, or call {name}.step(loss=...) in manual optimisation"
+            f"{name} computes its step from the loss of the mini-batch and found {found}. Usual "
+            "causes: a GradScaler (precision='16-mixed'), which calls optimizers without their "
+            "closure; a closure that does not return its loss; a training_step that returned None "
+            "for the last micro-batch of an accumulation window. Train with precision='32-true' or "
+            "'bf16-mixed', where Lightning calls step(closure), or call "
+            f"{name}.step(loss=...) in manual optimization"
         )
 
 
 def check_positive(name: str, value: float) -> None:
-    """Raise ``ValueError`` unless a constant is positive and finite."""
+    """Raise ``ValueError`` if a constant is not positive and finite."""
     if not 0 < value < inf:
         raise ValueError(f"`{name}` is {value}; supported are positive finite numbers")
 
 
 def check_agreement(optimizer: str, options: list[dict[str, float]]) -> None:
-    """Raise ``ValueError`` at the first constant that is not the same in all groups."""
+    """Raise ``ValueError`` at the first constant that differs between groups."""
     for name in options[0]:
         values = [group[name] for group in options]
         if any(value != values[0] for value in values):
             raise ValueError(
-                f"{optimizer} found `{name}` {values} in its parameter groups; supported is one value, because all groups "
-                f"share one scalar step size: give all groups the same `{name}`, and a scheduler one lambda for all"
+                f"{optimizer} found `{name}` {values} in its parameter groups; supported is one "
+                "value, because all groups share one scalar step size: give all groups the same "
+                f"`{name}`, and a scheduler one lambda for all"
             )
 
 
 def descend(parameter: Tensor, gradient: Tensor, step_size: float) -> None:
     """Subtract γ g from a parameter in place."""
     if parameter.dtype in (torch.float16, torch.bfloat16):
-        # `alpha` would be rounded to the parameter's dtype, in which a small γ is 0 and a large one an error
+        # add_ rounds `alpha` to the parameter's dtype, where a small γ is 0 and a large one an
+        # error.
         parameter.sub_(gradient.to_dense().float() * step_size)
     else:
         parameter.add_(gradient, alpha=-step_size)

@@ -1,4 +1,4 @@
-"""AdaGrad-norm-max: AdaGrad with one step size, fed with the largest gradient so far."""
+"""AdaGrad-norm-max: AdaGrad with one step size that uses the largest gradient norm so far."""
 
 from __future__ import annotations
 
@@ -11,28 +11,30 @@ from lightning_landscape.optim._scalar_step import Numbers, ScalarStep, check_po
 
 
 class AdaGradNormMax(ScalarStep):
-    r"""SGD with the step of AdaGrad-norm, in which every step counts with the largest gradient so far.
+    r"""SGD with the step size of AdaGrad-norm, computed from the largest gradient norm so far.
 
     .. math:: \gamma_k = \gamma/b_k, \quad b_k^2 = b_{k-1}^2 + c_k^2, \quad
         c_k^2 = \max\{c_{k-1}^2, \|\nabla f_i(x_k)\|^2\}, \quad c_{-1} = 0
 
-    One γ_k for all parameters of all groups. It needs no loss, and so trains under a GradScaler (``precision="16-mixed"``)
-    too. A step whose loss, where there is one, or gradient is not finite is skipped and does not count.
+    One γ_k for all parameters of all groups. The method needs no loss, so it also trains with a
+    GradScaler (``precision="16-mixed"``). A step with a non-finite gradient or a non-finite loss,
+    if one is passed, is skipped and not counted.
 
-    Outside the theorem: gradient clipping (g is no longer the gradient of the loss) and a GradScaler, which leaves steps out.
-    With gradient accumulation g is the gradient of a window's mean loss, and the theorem is one about windows. That the
-    closure returns the last micro-batch's loss / N then is no matter: only whether the loss is finite is read, also of the
-    window's loss in ``step(loss=...)``.
+    Outside the theorem: gradient clipping (g is no longer the gradient of the loss) and a
+    GradScaler, which skips steps. With gradient accumulation g is the gradient of the mean loss of
+    a window, so the theorem applies with windows in place of mini-batches. There Lightning's
+    closure returns the loss of the last micro-batch divided by their number; that does no harm,
+    because the optimizer only checks that it is finite.
 
     Args:
-        params: parameters or groups of them; groups share every constant.
-        lr: γ > 0; a scheduler may take it to 0.
-        b_init: b_{−1} > 0, in units of a gradient norm. The theorem asks for b_{−1} ≥ 2Lγ/(α − β); small against the
-            gradients it is soon forgotten.
+        params: parameters or parameter groups; groups share every constant.
+        lr: γ > 0; a scheduler may decrease it to 0.
+        b_init: b_{−1} > 0, in units of a gradient norm. The theorem assumes b_{−1} ≥ 2Lγ/(α − β).
+            A value far below the gradient norms has little effect after the first steps.
 
     Raises:
-        ValueError: if a constant is out of range, or groups disagree.
-        RuntimeError: at a step with different gradients on the ranks (FSDP).
+        ValueError: if a constant is out of range or differs between groups.
+        RuntimeError: at a step where the ranks have different gradients (FSDP).
 
     Source:
         Islamov, Ajroldi, Orvieto, Lucchi, NeurIPS 2024, Theorem 7.
@@ -56,6 +58,7 @@ class AdaGradNormMax(ScalarStep):
 
     def _check(self, options: Numbers) -> None:
         super()._check(options)
+        # The square is what `_next` uses, and it can underflow to 0.
         check_positive("b_init²", options["b_init"] * options["b_init"])
 
     def _next(

@@ -14,31 +14,38 @@ from lightning_landscape.optim._scalar_step import Numbers, ScalarStep, check_po
 class DecSPS(ScalarStep):
     r"""SGD with the decreasing stochastic Polyak step size.
 
-    .. math:: \gamma_k = \frac{1}{c_k} \min\bigl\{(f_i(x_k) - l)\,/\,\|\nabla f_i(x_k)\|^2,\ c_{k-1}\gamma_{k-1}\bigr\},
+    .. math:: \gamma_k = \frac{1}{c_k}
+        \min\bigl\{(f_i(x_k) - l)\,/\,\|\nabla f_i(x_k)\|^2,\ c_{k-1}\gamma_{k-1}\bigr\},
         \quad c_k = c_0\sqrt{k+1},\ c_{-1} = c_0,\ \gamma_{-1} = \gamma_b
 
-    One γ_k for all parameters of all groups. c_k γ_k never grows, so γ_k = O(1/√k) without a scheduler, and a batch whose
-    loss is l at a gradient that is not 0 stops it for good. A step whose loss or gradient is not finite is skipped and does
-    not count in k. Under DDP the loss is the mean over ranks, as the gradient is.
+    One γ_k for all parameters of all groups. c_k γ_k never grows, so γ_k = O(1/√k) without a
+    scheduler. If a mini-batch has loss l and a non-zero gradient, γ_k is 0 from then on. A step
+    with a non-finite loss or gradient is skipped and not counted in k. Under DDP the loss is
+    averaged over ranks, like the gradient.
 
-    Outside the theorems: gradient clipping (g is no longer the gradient of the loss); gradient accumulation, where the
-    closure returns the last micro-batch's loss / N (call ``step(loss=...)`` with the loss of the window); a GradScaler
-    (``precision="16-mixed"``), which passes no closure and is refused.
+    Outside the theorems:
+
+    - gradient clipping, because g is no longer the gradient of the loss;
+    - gradient accumulation, because Lightning's closure returns the loss of the last micro-batch
+      divided by their number; call ``step(loss=...)`` with the loss of the window instead;
+    - a GradScaler (``precision="16-mixed"``), which passes no closure; ``step`` refuses it.
 
     Args:
-        params: parameters or groups of them; groups share every constant.
-        lr: γ_b > 0, the largest step. It enters at the first step only: what a scheduler does to it later has no effect.
-        c_init: c_0 > 0; the larger, the shorter the steps.
+        params: parameters or parameter groups; groups share every constant.
+        lr: γ_b > 0, the largest step. It is used at the first step only, so a scheduler has no
+            effect.
+        c_init: c_0 > 0; a larger value makes steps shorter.
         loss_infimum: l, a lower bound of every mini-batch loss.
 
     Raises:
-        ValueError: if a constant is out of range, ``lr`` is 0 at the first step, groups disagree, or a loss is below
-            ``loss_infimum``.
-        RuntimeError: at a step without a loss, or with different gradients on the ranks (FSDP).
+        ValueError: if a constant is out of range or differs between groups, if ``lr`` is 0 at the
+            first step, or if a loss is below ``loss_infimum``.
+        RuntimeError: at a step without a loss, or where the ranks have different gradients (FSDP).
 
     Source:
-        Orvieto, Lacoste-Julien, Loizou, *Dynamics of SGD with Stochastic Polyak Stepsizes: Truly Adaptive Variants and
-        Convergence to Exact Solution*, NeurIPS 2022; under the α-β-condition Islamov et al., NeurIPS 2024, Theorem 5.
+        Orvieto, Lacoste-Julien, Loizou, *Dynamics of SGD with Stochastic Polyak Stepsizes: Truly
+        Adaptive Variants and Convergence to Exact Solution*, NeurIPS 2022. Under the α-β-condition:
+        Islamov et al., NeurIPS 2024, Theorem 5.
 
     Example:
         >>> import torch
@@ -72,7 +79,7 @@ class DecSPS(ScalarStep):
     ) -> dict[str, float]:
         k, bound = int(shared["k"]), shared["bound"]
         if not k:
-            # a warm-up from 0 would never leave 0
+            # The bound never grows, so a warm-up from 0 would stay at 0.
             check_positive("lr at the first step", options["lr"])
             bound = options["c_init"] * options["lr"]
         bound = min(ratio(excess, sq_norm), bound)

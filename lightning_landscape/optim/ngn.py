@@ -1,4 +1,4 @@
-"""NGN: the step of non-negative Gauss-Newton."""
+"""NGN: the step size of the non-negative Gauss-Newton method."""
 
 from __future__ import annotations
 
@@ -9,33 +9,40 @@ from lightning_landscape.optim._scalar_step import Numbers, ScalarStep
 
 
 class NGN(ScalarStep):
-    r"""SGD with the step of non-negative Gauss-Newton.
+    r"""SGD with the step size of the non-negative Gauss-Newton method.
 
-    .. math:: \gamma_k = \gamma\,/\,\bigl(1 + \gamma\,\|\nabla f_i(x_k)\|^2\,/\,(2\,(f_i(x_k) - l))\bigr)
+    .. math:: \gamma_k = \gamma\,/\,
+        \bigl(1 + \gamma\,\|\nabla f_i(x_k)\|^2\,/\,(2\,(f_i(x_k) - l))\bigr)
 
-    One γ_k for all parameters of all groups; 0, its limit, where the loss is l, and γ where the gradient is 0. A step whose
-    loss or gradient is not finite is skipped. Under DDP the loss is the mean over ranks, as the gradient is.
+    One γ_k for all parameters of all groups. It is γ where the gradient is 0, and otherwise 0 where
+    the loss is l. A step with a non-finite loss or gradient is skipped. Under DDP the loss is
+    averaged over ranks, like the gradient.
 
-    With ``LambdaLR(optimizer, lambda k: (k + 1) ** -0.5)``, stepped after every update, it is the variant with γ/√(k+1) in
-    the place of γ (Islamov et al. 2024, Theorem 6).
+    For the variant with γ/√(k+1) in place of γ (Islamov et al. 2024, Theorem 6) add
+    ``LambdaLR(optimizer, lambda k: (k + 1) ** -0.5)`` and step it after every update.
 
-    Outside the theorems: gradient clipping (g is no longer the gradient of the loss); gradient accumulation, where the
-    closure returns the last micro-batch's loss / N (call ``step(loss=...)`` with the loss of the window); a GradScaler
-    (``precision="16-mixed"``), which passes no closure and is refused.
+    Outside the theorems:
+
+    - gradient clipping, because g is no longer the gradient of the loss;
+    - gradient accumulation, because Lightning's closure returns the loss of the last micro-batch
+      divided by their number; call ``step(loss=...)`` with the loss of the window instead;
+    - a GradScaler (``precision="16-mixed"``), which passes no closure; ``step`` refuses it.
 
     Args:
-        params: parameters or groups of them; groups share every constant.
-        lr: γ > 0, the largest step; a scheduler may take it to 0.
-        loss_infimum: l, a lower bound of every mini-batch loss. The paper has l = 0, for losses that are not negative;
-            another l shifts the loss.
+        params: parameters or parameter groups; groups share every constant.
+        lr: γ > 0, the largest step; a scheduler may decrease it to 0.
+        loss_infimum: l, a lower bound of every mini-batch loss. The paper assumes non-negative
+            losses and l = 0; with another l the method is applied to the loss minus l.
 
     Raises:
-        ValueError: if a constant is out of range, groups disagree, or a loss is below ``loss_infimum``.
-        RuntimeError: at a step without a loss, or with different gradients on the ranks (FSDP).
+        ValueError: if a constant is out of range or differs between groups, or if a loss is below
+            ``loss_infimum``.
+        RuntimeError: at a step without a loss, or where the ranks have different gradients (FSDP).
 
     Source:
-        Orvieto, Xiao, *An Adaptive Stochastic Gradient Method with Non-negative Gauss-Newton Stepsizes*, 2024; under the
-        α-β-condition with α ≥ β + 1 Islamov et al., NeurIPS 2024, Theorem 3.
+        Orvieto, Xiao, *An Adaptive Stochastic Gradient Method with Non-negative Gauss-Newton
+        Stepsizes*, 2024. Under the α-β-condition with α ≥ β + 1: Islamov et al., NeurIPS 2024,
+        Theorem 3.
 
     Example:
         >>> import torch
@@ -60,6 +67,6 @@ class NGN(ScalarStep):
     ) -> dict[str, float]:
         gamma = options["lr"]
         if gamma == 0 or sq_norm == 0:
-            # 0 · ∞ and 0/0 otherwise, where the loss is l
+            # If the loss is l, the formula below is 0 · ∞ or 0/0 here.
             return {"step_size": gamma}
         return {"step_size": gamma / (1 + gamma * ratio(sq_norm, 2 * excess))}

@@ -9,33 +9,39 @@ from lightning_landscape.optim._scalar_step import Numbers, ScalarStep
 
 
 class SPSMax(ScalarStep):
-    r"""SGD with the stochastic Polyak step size, capped.
+    r"""SGD with the capped stochastic Polyak step size.
 
     .. math:: \gamma_k = \min\bigl\{(f_i(x_k) - l)\,/\,(c\,\|\nabla f_i(x_k)\|^2),\ \gamma_b\bigr\}
 
-    One γ_k for all parameters of all groups; 0 where the loss is l, γ_b where the gradient is 0. A step whose loss or
-    gradient is not finite is skipped. Under DDP the loss is the mean over ranks, as the gradient is.
+    One γ_k for all parameters of all groups. It is γ_b where the gradient is 0, and otherwise 0
+    where the loss is l. A step with a non-finite loss or gradient is skipped. Under DDP the loss is
+    averaged over ranks, like the gradient.
 
-    Outside the theorems: gradient clipping (g is no longer the gradient of the loss); gradient accumulation, where the
-    closure returns the last micro-batch's loss / N (call ``step(loss=...)`` with the loss of the window); a GradScaler
-    (``precision="16-mixed"``), which passes no closure and is refused.
+    Outside the theorems:
+
+    - gradient clipping, because g is no longer the gradient of the loss;
+    - gradient accumulation, because Lightning's closure returns the loss of the last micro-batch
+      divided by their number; call ``step(loss=...)`` with the loss of the window instead;
+    - a GradScaler (``precision="16-mixed"``), which passes no closure; ``step`` refuses it.
 
     Args:
-        params: parameters or groups of them; groups share every constant.
-        lr: γ_b > 0, the largest step. Named ``lr`` so that schedulers, ``LearningRateMonitor`` and ``LightningCLI`` treat
-            it as any optimiser's; a scheduler may take it to 0.
-        c: > 0; the larger, the shorter the steps. Under the α-β-condition the theorem asks for c > 1/(2(α − β)). The
-            paper takes 1 for convex losses, 1/2 for strongly convex ones and 0.2 for deep networks; 1, the default, is the
-            cautious one of these and is in the theorem's range wherever α − β > 1/2.
+        params: parameters or parameter groups; groups share every constant.
+        lr: γ_b > 0, the largest step; a scheduler may decrease it to 0. The name is ``lr`` so that
+            schedulers, ``LearningRateMonitor`` and ``LightningCLI`` work as with other optimizers.
+        c: c > 0; a larger value makes steps shorter. Under the α-β-condition the theorem assumes
+            c > 1/(2(α − β)). The paper uses 1 for convex losses, 1/2 for strongly convex losses and
+            0.2 for deep networks. The default 1 gives the shortest steps of these; the theorem
+            covers it if α − β > 1/2.
         loss_infimum: l, a lower bound of every mini-batch loss.
 
     Raises:
-        ValueError: if a constant is out of range, groups disagree, or a loss is below ``loss_infimum``.
-        RuntimeError: at a step without a loss, or with different gradients on the ranks (FSDP).
+        ValueError: if a constant is out of range or differs between groups, or if a loss is below
+            ``loss_infimum``.
+        RuntimeError: at a step without a loss, or where the ranks have different gradients (FSDP).
 
     Source:
-        Loizou, Vaswani, Laradji, Lacoste-Julien, AISTATS 2021; under the α-β-condition Islamov et al., NeurIPS 2024,
-        Theorem 2.
+        Loizou, Vaswani, Laradji, Lacoste-Julien, AISTATS 2021. Under the α-β-condition: Islamov et
+        al., NeurIPS 2024, Theorem 2.
 
     Example:
         >>> import torch

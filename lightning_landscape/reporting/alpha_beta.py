@@ -1,4 +1,4 @@
-"""The α-β-condition in ``summary.json``: its exact feasible set, the pair of the smallest neighbourhood, and its worth."""
+"""The entry of the α-β-condition in ``summary.json``: feasible set, best pair, informativeness."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lightning_landscape.reporting.numbers import number
 
 _COLUMNS = ("loss", "reference_loss", "inner_product", "loss_infimum")
 _METRIC = AlphaBeta()
-"""For what is asked of whole columns, without a state"""
+"""Used for its `over` only, so it never holds a state"""
 
 
 def alpha_beta_condition(
@@ -23,22 +23,23 @@ def alpha_beta_condition(
 
     Args:
         table: rows whose reference columns are known.
-        drop: what training achieved, as ``run.drop`` in the file.
+        drop: the estimate of the drop f(x_0) − f(x_p), as ``run.drop`` in the file.
         windows: number of equal slices of training.
-        run: how the run was made and measured.
+        run: the ``run`` part of the summary.
     """
     reason = _reason_against(table)
     result = None if reason else _compute(table)
     achieved = drop["value"]
     neighbourhood = number(result["neighbourhood"]) if result else None
     informativeness = None
+    # Without a loss above the reference every pair holds, so a neighbourhood of 0 means nothing.
     silent = result is not None and neighbourhood == 0 and not result["attained"]
     if neighbourhood is not None and achieved is not None and achieved > 0 and not silent:
         informativeness = number(neighbourhood / achieved)
     if result and reason is None:
         reason = _reason_for_no_pair(result, table) or _reason_for_no_informativeness(achieved)
     if result and neighbourhood is None and reason is None:
-        reason = "its neighbourhood is beyond the range of float64"
+        reason = "the neighbourhood exceeds the range of float64"
     if not is_faithful(run, achieved):
         reason = f"{infidelity(run)}{f'; {reason}' if reason else ''}"
     return {
@@ -87,7 +88,7 @@ def _pair_with_size(result: dict[str, Any] | None) -> dict[str, Any]:
 
 
 def _reason_against(table: ProbeTable) -> str | None:
-    """Return why nothing can be said of these rows; None where it can."""
+    """Return why the condition cannot be evaluated on these rows; None if it can."""
     return reason_against_infimum(table, "loss", "reference_loss") if len(table) else NO_PROBE
 
 
@@ -95,16 +96,19 @@ def _reason_for_no_pair(result: dict[str, Any], table: ProbeTable) -> str | None
     if result["attained"]:
         return None
     if math.isnan(result["neighbourhood"]):
+        count = int(result["violated"])
         return (
-            f"no pair holds at {int(result['violated'])} probes whose loss at the reference equals loss_infimum while the "
-            "gradient does not point away from the reference"
+            f"no pair holds at {count} probe{'s' if count != 1 else ''}, where the loss at the "
+            "reference equals loss_infimum and the gradient does not point away from the reference"
         )
     if bool((table.column("loss") <= table.column("reference_loss")).all()):
-        return "the loss of no probe is above its value at the reference, so the condition says nothing"
-    return "the smallest neighbourhood is approached only as δ → ∞: no finite pair attains it"
+        return "no probe has a loss above its loss at the reference, so the condition says nothing"
+    return "the smallest neighbourhood is approached only as δ → ∞, and no finite pair attains it"
 
 
 def _reason_for_no_informativeness(achieved: float | None) -> str | None:
     if achieved is None:
         return "informativeness needs the loss at x_0, which was not evaluated"
-    return f"training achieved no drop ({achieved:.4g})" if achieved <= 0 else None
+    if achieved <= 0:
+        return f"training did not lower the loss: f(x_0) − f(x_p) = {achieved:.4g}"
+    return None

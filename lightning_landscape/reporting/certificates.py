@@ -1,4 +1,4 @@
-"""The theorems in ``summary.json``: each with a value and its assumptions, or the reason why it has none."""
+"""The entries of the theorems in ``summary.json``, and the sentences of the verdict on them."""
 
 from __future__ import annotations
 
@@ -8,25 +8,36 @@ from typing import Any
 
 from lightning_landscape.bounds import Certificate, Terms, in_force
 from lightning_landscape.reporting.fidelity import infidelity, is_faithful
-from lightning_landscape.reporting.numbers import number, shown
+from lightning_landscape.reporting.numbers import number, of_the_drop, shown
 
 TERMS = {
-    "initial_distance": ("the distance of the start", "which more steps shrink"),
-    "step_size_noise": ("the noise of the step size", ""),
+    "initial_distance": ("the initial distance", "which more steps shrink"),
+    "step_size_noise": ("step-size noise", ""),
     "neighbourhood": (
         "β σ²",
-        "which no step size shrinks; larger batches, or a model that fits every mini-batch better, do",
+        "which no step size shrinks; larger batches, or a model that fits every mini-batch "
+        "better, do",
     ),
 }
-"""What each part of a bound is, and what can be done about it; of the noise of the step size every theorem says that itself"""
+"""Name of each part of a bound, and advice how to shrink it.
+
+The advice on step-size noise depends on the theorem, so it comes from the certificate.
+"""
 
 
 def entries(
     certificates: Sequence[Certificate], drop: float | None, run: dict[str, Any]
 ) -> dict[str, Any]:
-    """Return ``bounds``: one entry a theorem, by its key; none is proved of a run whose replays are off."""
+    """Return the ``bounds`` part of the summary: one entry per theorem, by its key.
+
+    Args:
+        certificates: the result of `certify` for the run.
+        drop: f(x_0) − f(x_p); None if it was not measured.
+        run: the ``run`` part of the summary.
+    """
     found = {certificate.theorem: _entry(certificate, drop) for certificate in certificates}
     if not is_faithful(run, drop):
+        # The numbers come from replays that differ from training, so nothing is proved.
         for entry in found.values():
             entry["reason"] = f"{infidelity(run)}; {entry['reason']}"
             entry["status"] = "estimate" if entry["status"] == "proved" else entry["status"]
@@ -60,26 +71,37 @@ def _terms(terms: Terms | None) -> dict[str, float | None]:
 def theory_sentences(
     certificates: Sequence[Certificate], run: dict[str, Any], drop: float | None
 ) -> str:
-    """Return what theory promises of a run, and what its own trajectory certifies, for a practitioner to act on."""
+    """Return sentences on the best bound of a theorem and on the certificate of the trajectory.
+
+    Args:
+        certificates: the result of `certify` for the run.
+        run: the ``run`` part of the summary.
+        drop: f(x_0) − f(x_p); None if it was not measured.
+    """
     if not is_faithful(run, drop):
-        return ""  # nothing that follows from these replays is to be acted on
+        # Nobody should act on numbers from replays that differ from training.
+        return ""
     best = in_force(certificates)
     by_key = {certificate.theorem: certificate for certificate in certificates}
     trajectory = by_key["trajectory"]
     if best is None or best is trajectory:
         said = f" No theorem applies: {by_key[own_theorem(run)].reason}."
     else:
-        said = f" Theory ({best.title}) promises an iterate within {shown(best.value)} of f(x_p), {_worth(best, drop)}."
+        said = (
+            f" Theory ({best.title}) bounds the smallest expected gap f(x_k) − f(x_p) by "
+            f"{shown(best.value)}. {_worth(best, drop)}"
+        )
     if trajectory.applies:
         said += (
-            f" The certificate of this trajectory bounds the mean gap over its steps, {shown(trajectory.measured)}, by "
-            f"{shown(trajectory.value)}, {_worth(trajectory, drop)}."
+            " The certificate of this trajectory bounds the mean gap over its steps by "
+            f"{shown(trajectory.value)} (measured: {shown(trajectory.measured)}). "
+            f"{_worth(trajectory, drop)}"
         )
     return said
 
 
 def own_theorem(run: dict[str, Any]) -> str:
-    """Return the key of the theorem that is about the optimiser in use; plain SGD's for all that have none."""
+    """Return the key of the theorem for the optimizer of the run; without one, that of SGD."""
     own = {
         "SPSMax": "sps_max",
         "DecSPS": "dec_sps",
@@ -90,14 +112,15 @@ def own_theorem(run: dict[str, Any]) -> str:
 
 
 def _worth(certificate: Certificate, drop: float | None) -> str:
-    """Say whether a bound is informative, which part of it is the largest, and what would make it smaller."""
+    """Return sentences: whether a bound is informative, its largest part, how to shrink that."""
     assert certificate.value is not None
     if drop is None:
-        return "what training achieved was not measured to compare it with"
+        return "The drop f(x_0) − f(x_p) to compare this bound with was not measured."
     if drop <= 0:
-        return "vacuous, because training achieved no drop"
+        return "This bound is vacuous, because training did not lower the loss."
     share = certificate.value / drop
-    return f"{share:.2g} of the drop: {'informative' if share < 1 else 'vacuous'}{_dominant(certificate)}"
+    word = "informative" if share < 1 else "vacuous"
+    return f"That is {of_the_drop(share)}, so the bound is {word}.{_dominant(certificate)}"
 
 
 def _dominant(certificate: Certificate) -> str:
@@ -108,7 +131,9 @@ def _dominant(certificate: Certificate) -> str:
     what, advice = TERMS[terms.dominant]
     advice = advice or certificate.noise_remedy
     if certificate.remedy and terms.dominant == "neighbourhood":
-        advice = f"because the step rules out the pair with the smallest β/δ, which {certificate.remedy} would allow"
-    return (
-        f"; {getattr(terms, terms.dominant) / total:.0%} of it is {what}{advice and f', {advice}'}"
-    )
+        advice = (
+            "because the step size rules out the pair with the smallest β/δ, which "
+            f"{certificate.remedy} would allow"
+        )
+    percent = 100 * getattr(terms, terms.dominant) / total
+    return f" {percent:.0f} % of it is {what}{advice and f', {advice}'}."

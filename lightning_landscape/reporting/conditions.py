@@ -1,4 +1,4 @@
-"""The conditions in ``summary.json``: constants, where they are attained, what violates them, over training and its windows."""
+"""The entries of the other conditions in ``summary.json``, over training and over its windows."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _NOTHING: dict[str, Any] = {
 
 
 ALONE: dict[str, Any] = {"sync_on_compute": False}
-"""The table is the whole run's already: no metric over it waits for other processes"""
+"""The table already has the probes of all processes, so no metric waits for the others"""
 
 
 def metrics() -> dict[str, C.WorstCase]:
@@ -52,7 +52,7 @@ _METRICS = metrics()
 _RELAXED = {
     exponent: C.RelaxedPolyakLojasiewicz(exponent=exponent, **ALONE) for exponent in EXPONENTS
 }
-"""For what is asked of whole columns, without a state"""
+"""Like `_METRICS`, used for its `over` only, so it never holds a state"""
 
 
 def other_conditions(evidence: Evidence, windows: int) -> dict[str, Any]:
@@ -79,20 +79,22 @@ def other_conditions(evidence: Evidence, windows: int) -> dict[str, Any]:
 
 
 def reason_against_infimum(table: ProbeTable, *names: str) -> str | None:
-    """Return why l is no lower bound of these columns; None where it is."""
+    """Return the first row where loss_infimum exceeds a column, as a sentence; None if none."""
     for probe in table:
         for name in names:
             if getattr(probe, name) < probe.loss_infimum:
                 return (
-                    f"{name} {getattr(probe, name):.6g} at step {probe.step} is below loss_infimum {probe.loss_infimum:g}: "
-                    "pass loss_infimum= a lower bound of every mini-batch loss"
+                    f"{name} {getattr(probe, name):.6g} at step {probe.step} is below loss_infimum "
+                    f"{probe.loss_infimum:g}: pass as loss_infimum= a lower bound of every "
+                    "mini-batch loss"
                 )
     return None
 
 
 def columns_of(metric: C.WorstCase, table: ProbeTable, full_batch: bool) -> dict[str, Tensor]:
-    """Return the columns that a metric takes; PL of the full batch is against f(x_p), as it is stated."""
+    """Return the columns that a metric takes."""
     columns = table.columns(*metric.columns)
+    # The Polyak-Łojasiewicz inequality is stated for f with f(x_p), which full batches give.
     if full_batch and isinstance(metric, C.PolyakLojasiewicz):
         columns["loss_infimum"] = table.column("reference_loss")
     return columns
@@ -150,15 +152,15 @@ def _in_window(found: dict[str, Any]) -> dict[str, Any]:
 
 
 def _reason(value: float, step: int | None, interval: bool) -> str | None:
-    """Return why there is no finite constant; None where there is one."""
+    """Return why there is no finite constant; None if there is one."""
     if math.isfinite(value):
         return None
     if interval:
         return (
-            "no probe is above the reference: every θ holds"
+            "no probe has a loss above its loss at the reference: every θ holds"
             if value > 0
             else "no θ > 0 holds at every probe"
         )
-    return (
-        "no probe asks anything of it" if math.isnan(value) else f"no constant holds at step {step}"
-    )
+    if math.isnan(value):
+        return "no probe restricts the constant: every value holds"
+    return f"no constant holds at step {step}"

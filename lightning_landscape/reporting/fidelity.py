@@ -1,4 +1,4 @@
-"""Whether replays gave the recorded losses well enough to rely on what follows from them."""
+"""Whether replays reproduce the recorded losses well enough to rely on the results."""
 
 from __future__ import annotations
 
@@ -6,7 +6,12 @@ from typing import Any
 
 
 def is_faithful(run: dict[str, Any], achieved: float | None) -> bool:
-    """Return whether replays are exact, or off by rounding beside what training achieved."""
+    """Return whether replays are exact or differ only by rounding.
+
+    Args:
+        run: the ``run`` part of the summary.
+        achieved: the drop f(x_0) − f(x_p); a difference up to 0.1 % of it counts as rounding.
+    """
     size = run["fidelity"]["max_abs"]
     if run["fidelity"]["exact"] is not False:
         return True
@@ -14,7 +19,7 @@ def is_faithful(run: dict[str, Any], achieved: float | None) -> bool:
 
 
 def infidelity(run: dict[str, Any]) -> str:
-    """Say how far replays were from the recorded losses."""
+    """Return a clause on how far replays were from the recorded losses."""
     size = run["fidelity"]["max_abs"]
-    how_far = "by a number that is not finite" if size is None else f"by up to {size:.2g}"
+    how_far = "by a non-finite number" if size is None else f"by up to {size:.2g}"
     return f"replays differ from the recorded losses {how_far}"

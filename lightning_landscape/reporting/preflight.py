@@ -1,4 +1,4 @@
-"""What a run is going to measure, cost and be told by theory, said in a few lines when training starts."""
+"""The message at the start of training: measured quantities, cost, theorems that may apply."""
 
 from __future__ import annotations
 
@@ -19,28 +19,28 @@ _INDENT = "  "
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is known of a monitored run before its first step."""
+    """The facts about a monitored run that are known before its first step."""
 
     run: Mapping[str, Any]
-    """As the ``run`` part of its summary: ``loss``, ``reference`` and how the run is made"""
+    """The ``run`` part of the summary, as far as it is known"""
     steps: float
-    """Steps that are to be made; ``inf`` where that is not known"""
+    """Number of optimizer steps; ``inf`` if unknown"""
     every_n_steps: int
     max_probes: int
     max_overhead: float | None
     module_parameters: int
-    """Parameters of the module, those included that the optimiser does not hold"""
+    """Number of all parameters of the module, with or without the optimizer"""
     probe_bytes: int
-    """Parameters and gradient of one probe, as they are stored"""
+    """Stored size of the parameters and the gradient of one probe"""
     store_bytes: int
-    """What the store may use"""
+    """Largest size of the store"""
     folder: str | None
-    """Where results go; None where nothing is written"""
+    """Folder of the results; None if nothing is written"""
     keep_store: bool
     evaluations: int
-    """Evaluations of a loss when training ends, for as many probes as are expected"""
+    """Loss evaluations at the end of training, for the expected number of probes"""
     base_bytes: int = 0
-    """Parameters of x_0, where others are stored as differences to it"""
+    """Size of x_0, if other probes are stored as differences from it; else 0"""
     beside: Sequence[str] = ()
     """What the extras measure at each probe"""
     of_samples: bool = False
@@ -48,11 +48,16 @@ class Plan:
 
 
 def expected_probes(steps: float, every_n_steps: int, max_probes: int) -> tuple[int, int] | None:
-    """Return how many probes will be kept and how far apart, by the schedule's own rule; None where the end is not known.
+    """Return the number of kept probes and their stride, by the rule of the schedule.
+
+    Returns:
+        Number and stride; None if the number of steps is unknown.
 
     Example:
-        >>> expected_probes(1000, 10, 256), expected_probes(100_000, 10, 256), expected_probes(math.inf, 10, 256)
-        ((100, 10), (157, 640), None)
+        >>> expected_probes(1000, 10, 256), expected_probes(100_000, 10, 256)
+        ((100, 10), (157, 640))
+        >>> expected_probes(math.inf, 10, 256) is None
+        True
     """
     if math.isinf(steps):
         return None
@@ -63,7 +68,7 @@ def expected_probes(steps: float, every_n_steps: int, max_probes: int) -> tuple[
 
 
 def preflight(plan: Plan) -> str:
-    """Return the message: what f_i is, the parameters, x_p, probes, disk, the time at the end, conditions, theorems."""
+    """Return the message: f_i, x, x_p, probes, disk, cost at the end, conditions and theorems."""
     lines = [
         _loss(plan.run["loss"], plan.run["world_size"], of_samples=plan.of_samples),
         _parameters(plan),
@@ -77,7 +82,8 @@ def preflight(plan: Plan) -> str:
         *_theorems(plan.run),
     ]
     wrapper = textwrap.TextWrapper(WIDTH, initial_indent=_INDENT, subsequent_indent=2 * _INDENT)
-    wrapper.break_long_words = wrapper.break_on_hyphens = False  # a path stays whole, to be copied
+    # Paths stay whole, so that they can be copied.
+    wrapper.break_long_words = wrapper.break_on_hyphens = False
     wrapped = map(wrapper.fill, lines)
     return "\n".join(["LandscapeMonitor is going to measure:", *wrapped])
 
@@ -87,15 +93,15 @@ def _words(key: str) -> str:
 
 
 def _loss(loss: Mapping[str, Any], processes: int, *, of_samples: bool) -> str:
-    """Say what f_i is, and on what beside the parameters it depends."""
+    """Return the line on f_i and on everything it depends on besides the parameters."""
     mode = "training" if loss["training_mode"] else "evaluation"
-    what = "the mean of the samples' losses by" if of_samples else "the loss of"
-    said = f"f_i: {what} {loss['source']}, {mode} mode, on a mini-batch as it came (augmentation included)"
-    said += f", ≥ {loss['infimum']:g} (loss_infimum)"
+    what = "the mean of the sample losses of" if of_samples else "the loss of"
+    said = f"f_i: {what} {loss['source']} in {mode} mode on a mini-batch with its augmentation"
     if processes > 1:
-        said += f", the mean over {processes} processes"
+        said += f", averaged over {processes} processes"
+    said += f"; f_i ≥ {loss['infimum']:g} (loss_infimum)"
     if loss["dropout"]:
-        said += "; dropout is on, with another mask each step, which replays draw again"
+        said += "; dropout: each step draws a new mask, and replays draw the same mask again"
     if loss["batch_norm"]:
         said += "; BatchNorm uses batch statistics, so f_i depends on the whole mini-batch"
     return said
@@ -103,29 +109,35 @@ def _loss(loss: Mapping[str, Any], processes: int, *, of_samples: bool) -> str:
 
 def _parameters(plan: Plan) -> str:
     measured, others = plan.run["parameters"], plan.module_parameters - plan.run["parameters"]
-    said = f"x: {measured:,} parameters, those of {plan.run['optimizer']['class']}"
+    said = f"x: the {measured:,} parameters of {plan.run['optimizer']['class']}"
     return said + (
-        f"; {others:,} others of the module are not measured"
+        f"; {others:,} other parameters of the module are not measured"
         if others > 0
-        else ", all of the module"
+        else ", which are all of the module"
     )
 
 
 def _reference(reference: Mapping[str, Any]) -> str:
     if reference["kind"] == "final":
-        return "x_p: the last iterate of this run; what needs it is evaluated when training ends"
-    return f"x_p: {reference['path']}; every curve is live"
+        return "x_p: the last iterate of this run; losses at x_p are evaluated when training ends"
+    return f"x_p: {reference['path']}; every curve is logged during training"
 
 
 def _probes(plan: Plan) -> str:
     expected = expected_probes(plan.steps, plan.every_n_steps, plan.max_probes)
     if expected is None:
-        said = f"probes: every {_th(plan.every_n_steps)} step at first, at most {plan.max_probes}; the end is not known"
+        said = (
+            f"probes: every {_th(plan.every_n_steps)} step at first, at most {plan.max_probes} in "
+            "all; the number of steps is not known"
+        )
     else:
         count, stride = expected
-        said = f"probes: about {count} in {plan.steps:,.0f} steps, {stride} apart at the end"
+        said = f"probes: about {count} in {plan.steps:,.0f} steps, {stride} steps apart at the end"
     if plan.max_overhead is not None:
-        said += f"; fewer where they would take more than {plan.max_overhead:.3g} of the time (max_overhead)"
+        said += (
+            f"; fewer if measuring would take more than {100 * plan.max_overhead:.3g} % of the "
+            "time (max_overhead)"
+        )
     return said
 
 
@@ -139,7 +151,7 @@ def _th(number: int) -> str:
 
 
 def _disk(plan: Plan) -> str:
-    """Say what is stored, how much that is, where, and what becomes of it."""
+    """Return the line on the stored data: contents, size, lifetime and folder."""
     where = (
         "a temporary folder, removed at the end (fast_dev_run)"
         if plan.folder is None
@@ -151,11 +163,11 @@ def _disk(plan: Plan) -> str:
         expected = expected_probes(plan.steps, plan.every_n_steps, plan.max_probes)
         count = expected[0] if expected else plan.max_probes
         total = min(count * plan.probe_bytes + plan.base_bytes, plan.store_bytes)
-        once = f", {_size(plan.base_bytes)} for x_0," if plan.base_bytes else ""
-        least = f"{_size(plan.probe_bytes)} a probe{once} and your mini-batches"
-        what = f"{least}: from {_size(total)} up, at most {_size(plan.store_bytes)}"
+        once = f", {_size(plan.base_bytes)} for x_0" if plan.base_bytes else ""
+        parts = f"{_size(plan.probe_bytes)} per probe{once}, and your mini-batches"
+        what = f"{parts}; {_size(total)} or more, at most {_size(plan.store_bytes)}"
     fate = "kept (keep_store)" if plan.keep_store else "removed at the end"
-    return f"disk: {what}, {fate if plan.folder else 'meanwhile'}; in {where}"
+    return f"disk: {what}{f'; {fate}' if plan.folder else ''}; in {where}"
 
 
 def _size(count: float) -> str:
@@ -177,7 +189,7 @@ def _end(plan: Plan) -> str:
 
 
 def _theorems(run: Mapping[str, Any]) -> list[str]:
-    """Say which theorems may apply, and what rules the others out that are about this optimiser."""
+    """Return the lines on theorems that may apply and on those for this optimizer that cannot."""
     foreseen = {theorem.name: theorem.foreseen(run) for theorem in THEOREMS}
     titles = {theorem.name: theorem.title for theorem in THEOREMS}
     possible = [titles[name] for name, reason in foreseen.items() if reason is None]
@@ -190,14 +202,13 @@ def _theorems(run: Mapping[str, Any]) -> list[str]:
         return [f"theory: no theorem can apply: {'; '.join(reasons)}"]
     lines = [f"theory that may apply: {', '.join(_bases(possible))}"]
     if groups:
-        lines.append(
-            f"not: {'; '.join(f'{_joined(_bases(names))} ({reason})' for reason, names in groups.items())}"
-        )
+        excluded = [f"{_joined(_bases(names))} ({reason})" for reason, names in groups.items()]
+        lines.append(f"theory that cannot apply: {'; '.join(excluded)}")
     return lines
 
 
 def _bases(titles: list[str]) -> list[str]:
-    """Leave out the sharper version of a theorem that is named itself."""
+    """Return the titles without the sharper version of a theorem that is in the list itself."""
     return [
         title
         for title in titles

@@ -1,4 +1,4 @@
-"""A progress bar for the evaluation at the end of training, of the kind that the Trainer shows."""
+"""A progress bar for the evaluation at the end, of the same kind as the Trainer's."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ from tqdm.auto import tqdm
 
 
 def tracker(trainer: Trainer) -> Callable[[Sequence[int], str], Iterable[int]]:
-    """Return a function that shows progress over steps under a label; it shows nothing where the Trainer shows no bar."""
+    """Return a function that shows progress over steps under a label.
+
+    It shows a bar only if the Trainer does.
+    """
     bar = trainer.progress_bar_callback
     shown = bar is not None and trainer.is_global_zero
-    display = getattr(
-        bar, "progress", None
-    )  # RichProgressBar's own; a terminal has room for one such display
+    # rich allows one live display per terminal, so a RichProgressBar has to share its own.
+    display = getattr(bar, "progress", None)
 
     def track(steps: Sequence[int], label: str) -> Iterable[int]:
         described = f"landscape: {label}"
@@ -30,7 +32,7 @@ def tracker(trainer: Trainer) -> Callable[[Sequence[int], str], Iterable[int]]:
 
 
 def _in(display: Any, steps: Sequence[int], label: str) -> Iterator[int]:
-    """Yield steps, with a line of their own in a ``rich.progress.Progress`` that is running."""
+    """Yield steps and show them as a line of a running ``rich.progress.Progress``."""
     task = display.add_task(label, total=len(steps))
     try:
         for step in steps:

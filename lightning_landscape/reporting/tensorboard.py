@@ -1,4 +1,4 @@
-"""What only some loggers can show: a layout of charts, hyper-parameters with results, text, pictures."""
+"""Output for loggers that can show it: a layout of charts, hyper-parameters, text, pictures."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 CATEGORY = "Loss landscape"
-"""Of the charts in TensorBoard's tab "Custom scalars" """
+"""Category of our charts in TensorBoard's tab "Custom scalars" """
 
 RESULTS = (
     "alpha_beta/alpha",
@@ -23,26 +23,25 @@ RESULTS = (
     "alpha_beta/rate",
     "alpha_beta/neighbourhood",
 )
-"""Curves whose last points are a run's results: metrics of TensorBoard's tab "HParams".
+"""Curves whose last points are the metrics of a run in TensorBoard's tab "HParams".
 
-Its table shows the first five at once, ``hp_metric`` among them; the others are a click away.
+Its table shows five metrics at first, ``hp_metric`` and the first four of these.
 """
 
 
 CONSTANTS = ("polyak_lojasiewicz/mu$", "restricted_secant/mu$", "aiming/theta$", "smoothness/L$")
-"""Of single probes, in one chart: few enough to tell apart"""
+"""Constants of single probes in one chart; with more of them the lines could not be told apart"""
 
 
 def layout(prefix: str) -> dict[str, dict[str, list[Any]]]:
-    """Return the charts of one category, as ``SummaryWriter.add_custom_scalars`` takes them.
+    """Return the charts of one category in the form of ``SummaryWriter.add_custom_scalars``.
 
     Example:
         >>> layout("landscape")["Loss landscape"]["Loss gap and the bound in force"]
         ['Margin', ['landscape/bound/gap', 'landscape/bound/lower', 'landscape/bound/in_force']]
     """
-    tag = (
-        f"{prefix}/{{}}".format
-    )  # a multiline chart takes regular expressions, a margin chart names
+    # Multiline charts match tags by regular expressions, margin charts by name.
+    tag = f"{prefix}/{{}}".format
     charts = {
         "Loss gap and the bound in force": [
             "Margin",
@@ -68,16 +67,18 @@ def declare(
     with_layout: bool,
     hparams: Mapping[Logger, Mapping[str, Any]],
 ) -> None:
-    """Declare layout and results before the module and Lightning do.
+    """Declare layout and results before the user's module and Lightning do.
 
-    Of two layouts TensorBoard takes the later one, of two declarations of results the first: a layout of the user's module
-    replaces ours, and our results stand beside ``hp_metric``.
+    TensorBoard uses the last layout of a run, so a layout of the user's module replaces ours. It
+    uses the first declaration of results, so ours has to come before Lightning's and includes
+    ``hp_metric``.
 
     Args:
-        loggers: the Trainer's.
+        loggers: the loggers of the Trainer.
         prefix: group of all tags.
         with_layout: whether to write a layout.
-        hparams: of the loggers to which Lightning is about to declare them with ``hp_metric``.
+        hparams: hyper-parameters by logger, for the loggers to which Lightning is about to write
+            them with ``hp_metric``.
     """
     if with_layout:
         _each(
@@ -94,16 +95,15 @@ def declare(
 
 
 def _declare_results(writer: Any, prefix: str, params: Mapping[str, Any]) -> None:
-    """Write which hyper-parameters and results there will be, without a value of any."""
+    """Write the names of hyper-parameters and results, without values of results."""
     from torch.utils.tensorboard.summary import hparams
 
     results = ["hp_metric", *(f"{prefix}/{name}" for name in RESULTS)]
     experiment, _, _ = hparams(  # type: ignore[no-untyped-call]
         dict(params), dict.fromkeys(results, 0.0)
     )
-    writer._get_file_writer().add_summary(
-        experiment
-    )  # as Lightning does; ``add_hparams`` would start a run of its own
+    # ``add_hparams`` would start a run of its own; Lightning writes the summary in this way too.
+    writer._get_file_writer().add_summary(experiment)
 
 
 def show_text(loggers: Iterable[Logger], prefix: str, text: str, step: int) -> None:
@@ -114,7 +114,7 @@ def show_text(loggers: Iterable[Logger], prefix: str, text: str, step: int) -> N
 def show_figures(
     loggers: Iterable[Logger], prefix: str, figures: Mapping[str, Figure], step: int
 ) -> None:
-    """Give pictures to the loggers that take them: TensorBoard, Weights & Biases, MLflow; the others do without."""
+    """Give pictures to the loggers that take them: TensorBoard, Weights & Biases, MLflow."""
 
     def in_tensorboard(writer: Any, _: Logger) -> None:
         for name, figure in figures.items():
@@ -136,7 +136,7 @@ def show_figures(
 
 
 def _each(loggers: Iterable[Logger], method: str, show: Callable[[Any, Logger], None]) -> None:
-    """Call ``show`` for each logger whose ``experiment`` has a method; one that fails is named, and costs nothing else."""
+    """Call ``show`` for each logger whose ``experiment`` has the method; warn if it fails."""
     for logger in loggers:
         if isinstance(logger, DummyLogger):
             continue
@@ -144,7 +144,9 @@ def _each(loggers: Iterable[Logger], method: str, show: Callable[[Any, Logger], 
             experiment = getattr(logger, "experiment", None)
             if hasattr(experiment, method):
                 show(experiment, logger)
+        # A logger's failure must not cost the run: the same results are in files.
         except Exception as error:
             rank_zero_warn(
-                f"LandscapeMonitor could not show everything in {type(logger).__name__}: {error}; its files have it"
+                f"LandscapeMonitor could not show everything in {type(logger).__name__}: {error}. "
+                "The files of the run have all results"
             )

@@ -1,4 +1,4 @@
-"""The verdict: what holds, what it is worth, what theory promises, and what to mind, in plain sentences."""
+"""The verdict on a run in plain sentences: the best pair, its informativeness, and cautions."""
 
 from __future__ import annotations
 
@@ -8,44 +8,59 @@ from lightning_landscape.bounds.assumptions import SAME_GRADIENT
 from lightning_landscape.functional.alpha_beta import mean_and_error
 from lightning_landscape.probes import ProbeTable
 from lightning_landscape.reporting.fidelity import infidelity, is_faithful
-from lightning_landscape.reporting.numbers import shown
+from lightning_landscape.reporting.numbers import of_the_drop, shown
 
 FEW_PROBES = 10
-"""Fewer than these are said to be few"""
+"""The verdict cautions against fewer probes than these"""
 
 
 def verdict(
     alpha_beta: dict[str, Any], drop: dict[str, Any], run: dict[str, Any], probes: int
 ) -> str:
-    """Return one plain sentence: what holds, and what it is worth."""
+    """Return sentences on the best pair of the α-β-condition and whether it is informative.
+
+    Args:
+        alpha_beta: the entry of the α-β-condition in the summary.
+        drop: the estimate of the drop f(x_0) − f(x_p), as ``run.drop`` in the file.
+        run: the ``run`` part of the summary.
+        probes: number of probes with reference columns.
+    """
     size, achieved = alpha_beta["neighbourhood"], drop["value"]
     warning = early_end(run) + (
-        "" if is_faithful(run, achieved) else f"Not to be relied on, {infidelity(run)}. "
+        "" if is_faithful(run, achieved) else f"Do not rely on these results: {infidelity(run)}. "
     )
     if size is None:
-        return f"{warning}Nothing can be said of the α-β-condition: {alpha_beta['reason']}."
+        return f"{warning}The α-β-condition has no result: {alpha_beta['reason']}."
     if alpha_beta["attained"]:
         pair = f"α = {shown(alpha_beta['alpha'])}, β = {shown(alpha_beta['beta'])}"
         what = f"The α-β-condition holds at {_all(probes)} with {pair}"
     else:
-        what = f"The α-β-condition has no best pair ({alpha_beta['reason']})"
+        what = f"The α-β-condition has no best pair: {alpha_beta['reason']}"
         if size == 0:
             return f"{warning}{what}."
+    drop_is = "f(x_0) − f(x_p)"
     if achieved is None:
-        return f"{warning}{what}; its neighbourhood is {size:.4g}, but what training achieved was not measured."
+        return (
+            f"{warning}{what}. Its neighbourhood (β/δ) σ² is {size:.4g}, but the drop {drop_is} to "
+            "compare it with was not measured."
+        )
     if achieved <= 0:
-        return f"{warning}{what}, but it is vacuous: training achieved no drop, the loss rose by {-achieved:.4g}."
-    share = f"{alpha_beta['informativeness']:.2g} of the drop {achieved:.4g} that training achieved"
-    if alpha_beta["informativeness"] < 1:
-        return f"{warning}{what}, and is informative: its neighbourhood {size:.4g} is {share}."
-    return f"{warning}{what}, but it is vacuous: its neighbourhood {size:.4g} is {share}."
+        return (
+            f"{warning}{what}. It is vacuous: training did not lower the loss, {drop_is} = "
+            f"{achieved:.4g}."
+        )
+    share = alpha_beta["informativeness"]
+    if share == 0:
+        worth = f"is 0, the smallest possible; the drop {drop_is} is {achieved:.4g}"
+    else:
+        worth = f"= {size:.4g} is {of_the_drop(share)} {drop_is} = {achieved:.4g}"
+    word = "informative" if share < 1 else "vacuous"
+    return f"{warning}{what}. It is {word}: its neighbourhood (β/δ) σ² {worth}."
 
 
 def early_end(run: dict[str, Any]) -> str:
-    """Say that measuring, or training, stopped before its end, if it did."""
-    return (
-        "" if run["complete"] else f"Measured in part, up to an early end ({run['stopped_by']}). "
-    )
+    """Return a sentence on training or measuring that stopped early; empty if neither did."""
+    return "" if run["complete"] else f"Incomplete: the run ended early ({run['stopped_by']}). "
 
 
 def _all(probes: int) -> str:
@@ -53,9 +68,9 @@ def _all(probes: int) -> str:
 
 
 def caveats(table: ProbeTable, drop: dict[str, Any], windows: int, run: dict[str, Any]) -> str:
-    """Return what to mind, as further sentences."""
+    """Return cautions on gradients, reference and number of probes, as further sentences."""
     rounding = run["fidelity"]["exact"] is False and is_faithful(run, drop["value"])
-    said = f" In rounding, {infidelity(run)}." if rounding else ""
+    said = f" By rounding alone, {infidelity(run)}." if rounding else ""
     return (
         said
         + _part_caveat(run)
@@ -66,37 +81,48 @@ def caveats(table: ProbeTable, drop: dict[str, Any], windows: int, run: dict[str
 
 
 def _part_caveat(run: dict[str, Any]) -> str:
-    """Say that losses changed because parameters that are not x were trained too."""
+    """Return a caution if parameters outside x were trained too."""
     others = run.get("trained_elsewhere")
     if not others:
         return ""
-    return f" x is {run['part']!r}: {others} other tensors were trained too, and each loss is with them as they were at its step."
+    return (
+        f" x is {run['part']!r}. {others} other tensors were trained too; each loss uses their "
+        "values at its own step."
+    )
 
 
 def _gradient_caveat(run: dict[str, Any]) -> str:
-    """Say that the gradient of the table is not that of the loss: a callback changed it, or loss= is not what is trained."""
+    """Return a caution if the recorded gradients are not those of the measured losses."""
     difference = run["fidelity"].get("gradient")
     if difference is None or difference <= SAME_GRADIENT:
         return ""
-    return f" Mind the gradient: gradients differ from those of the measured losses by {difference:.2g} of their length."
+    return (
+        " Caution: the recorded gradients differ from those of the measured losses by "
+        f"{100 * difference:.2g} % of their norm. Either a callback changed them, or loss= is not "
+        "the training loss."
+    )
 
 
 def _reference_caveat(table: ProbeTable, windows: int, run: dict[str, Any]) -> str:
-    """Say what the reference is worth: it may be no minimiser, and the end of the same run is no independent witness."""
+    """Return a caution if x_p is no minimizer or is the last iterate of the same run."""
     *_, (start, _, late) = table.windows(windows, run["steps"])
     if len(late) > 1:
         gap, error = mean_and_error(late.column("loss") - late.column("reference_loss"))
         if gap < -3 * error:
             return (
-                f" Mind the reference, which is no minimiser: from step {start} on the loss was {-float(gap):.3g} below its "
-                "value there, on average."
+                f" Caution: the reference x_p is no minimizer. From step {start} on the mini-batch "
+                f"losses were {-float(gap):.3g} lower than at x_p, on average."
             )
     if len(table) and run["reference"]["kind"] == "final":
-        return " The reference is this run's own end, to which its steps led: another run's, reference=, is a harder test."
+        return (
+            " x_p is this run's own last iterate, which is a lenient test. For a stricter one, "
+            "pass `reference=` the end of another run."
+        )
     return ""
 
 
 def _few_probes_caveat(table: ProbeTable) -> str:
     if 0 < len(table) < FEW_PROBES:
-        return f" {'One probe is' if len(table) == 1 else f'{len(table)} probes are'} few: a worst case over more may be worse."
+        count = "1 probe was" if len(table) == 1 else f"{len(table)} probes were"
+        return f" Only {count} evaluated; more probes may give a worse worst case."
     return ""

@@ -891,4 +891,4 @@ def test_a_pruned_module_still_gives_a_report(tmp_path):
     with pytest.warns(UserWarning, match="LandscapeMonitor"):
         monitor = plain_fit(Regression(sgd()), data(), tmp_path, callbacks=[pruning])
     assert monitor.summary["run"]["complete"] is False
-    assert monitor.summary["verdict"].startswith("Measured in part, up to an early end")
+    assert monitor.summary["verdict"].startswith("Incomplete: the run ended early")

@@ -456,7 +456,7 @@ def test_a_diverged_run_is_reported_as_such():
     fit(monitor, Diverging())
     assert len(monitor.table) == 0
     assert monitor.summary["run"]["dropped"]["non_finite"] == 10
-    assert "Nothing can be said" in monitor.summary["verdict"]
+    assert "has no result" in monitor.summary["verdict"]
 
 
 def test_fast_dev_run_writes_nothing(tmp_path):

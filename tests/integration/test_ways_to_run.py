@@ -327,7 +327,7 @@ def test_noise_that_the_monitor_sees_is_in_its_gradient_and_is_said(hook, tmp_pa
     summary = monitor.summary
     assert summary["run"]["fidelity"]["exact"] is True
     assert summary["run"]["fidelity"]["gradient"] > 0.1
-    assert "Mind the gradient" in summary["verdict"]
+    assert "the recorded gradients differ from those of" in summary["verdict"]
     assert "differs from that of the measured loss" in summary["bounds"]["sgd"]["reason"]
     assert "differs from that of the measured loss" in summary["bounds"]["trajectory"]["reason"]
 

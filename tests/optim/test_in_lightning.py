@@ -1,4 +1,4 @@
-"""With a real Trainer: automatic and manual optimisation, schedulers, checkpoints, mixed precision, no loss."""
+"""With a real Trainer: automatic and manual optimization, schedulers, checkpoints, precision."""
 
 import lightning.pytorch as pl
 import pytest
@@ -164,7 +164,7 @@ def test_a_fit_resumed_from_a_checkpoint_is_the_uninterrupted_one(name, tmp_path
 def test_under_a_grad_scaler_the_loss_is_missing_and_that_is_said(name):
     with pytest.raises(
         RuntimeError,
-        match=rf"{name} .* GradScaler .*16-mixed.* {name}.step\(loss=...\) in manual optimisation",
+        match=rf"{name} .* GradScaler .*16-mixed.* {name}.step\(loss=...\) in manual optimization",
     ):
         fit(Regression(name), **scaler())
 

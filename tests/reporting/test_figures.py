@@ -356,9 +356,8 @@ def test_where_nothing_informs_no_region_is_said_to(of):
     (axes,) = FIGURES["feasible_pairs"](case(of)).axes
     regions = [label for label in labelled(axes) if label.startswith("informative")]
     if of == "vacuous":  # σ² max (a − b)/(b − l) is the drop itself: no pair is below it
-        assert "vacuous: smallest (β/δ) σ² = 1, 1 of the drop 1, approached only as δ → ∞" in texts(
-            axes
-        )
+        worth = "vacuous: smallest (β/δ) σ² = 1, 100 % of the drop 1, approached only as δ → ∞"
+        assert worth in texts(axes)
     assert regions == []
 
 
@@ -407,21 +406,25 @@ def test_each_theorems_pair_is_marked_where_it_is_in_view():
 @pytest.mark.parametrize(
     ("of", "sentence"),
     [
-        ("informative", "informative: smallest (β/δ) σ² = 0, 0 of the drop 2"),
-        ("no drop", "vacuous: training achieved no drop (-0.25)"),
-        ("drop not measured", "the drop of training, to compare it with, was not measured"),
+        (
+            "informative",
+            "informative: smallest (β/δ) σ² = 0, the smallest possible; the drop is 2",
+        ),
+        ("no drop", "vacuous: training did not lower the loss, f(x_0) − f(x_p) = -0.25"),
+        ("drop not measured", "the drop f(x_0) − f(x_p) to compare it with was not measured"),
         (
             "empty envelope",
-            "no pair holds at 1 probes whose loss at the reference equals loss_infimum",
+            "no pair holds at 1 probe, where the loss at the reference equals loss_infimum",
         ),
         ("below infimum", "loss -0.5 at step 0 is below loss_infimum 0"),
         (
             "never above",
-            "every pair holds: the loss of no probe is above its value at the reference",
+            "every pair holds: no probe has a loss above its loss at the reference",
         ),
         (
             "not exact",
-            "not to be relied on: replays differ from the recorded losses by up to 0.25 smallest (β/δ) σ² = 0",
+            "not reliable: replays differ from the recorded losses by up to 0.25 "
+            "smallest (β/δ) σ² = 0",
         ),
         ("zero probes", NO_PROBE),
         ("none evaluated", NO_PROBE),
@@ -534,17 +537,17 @@ def test_what_training_achieved_is_a_line_in_both_panels():
             1,
             "no theorem applies: no pair of the α-β-condition holds at every probe",
         ),
-        ("never above", 0, "no probe's loss is above its value at the reference"),
+        ("never above", 0, "no probe has a loss above its loss at the reference"),
         (
             "drop not measured",
             1,
-            "the drop of training, with which bounds compare, was not measured",
+            "the drop f(x_0) − f(x_p) to compare bounds with was not measured",
         ),
-        ("below infimum", 0, "1 probe at or below the reference: no place on a log axis"),
-        ("beyond float64", 0, "the gaps are beyond the numbers that can be drawn"),
+        ("below infimum", 0, "1 probe with a gap of 0 or below, not on the log axis"),
+        ("beyond float64", 0, "the gaps are too large to draw"),
         ("zero probes", 0, NO_PROBE),
         ("none evaluated", 0, NO_PROBE),
-        ("not exact", 0, "not to be relied on: replays differ"),
+        ("not exact", 0, "not reliable: replays differ"),
     ],
 )
 def test_the_panels_of_bounds_say_what_is_not_there(of, panel, sentence):
@@ -583,7 +586,7 @@ def test_probes_without_an_angle_are_counted():
     assert texts(FIGURES["angle"](case("zero probes")).axes[0]) == NO_PROBE
     assert labelled(below)
     beyond = FIGURES["angle"](case("beyond float64")).axes[0]
-    assert texts(beyond) == "2 probes not drawn: infinite, or beyond any axis"
+    assert texts(beyond) == "2 probes not drawn: infinite or too large"
 
 
 def test_margins_are_those_of_the_reported_pair():
@@ -610,10 +613,7 @@ def test_a_pair_that_does_not_hold_everywhere_is_marked_where_it_does_not():
 )
 def test_without_a_pair_the_panel_of_margins_says_why(of):
     run = case(of)
-    assert (
-        said(FIGURES["margin"](run))
-        == f"no pair whose margin could be drawn: {run.alpha_beta['reason']}"
-    )
+    assert said(FIGURES["margin"](run)) == f"no pair, so no margin: {run.alpha_beta['reason']}"
 
 
 # ------------------------------------------------------------------------------------------------- constants and segments

@@ -86,16 +86,16 @@ def said(tmp_path, lightning_says):
 
 def test_plain_sgd(said, tmp_path):
     message = said(MLP(sgd))
-    assert "f_i: the loss of training_step, training mode, on a mini-batch as it came" in message
+    assert "f_i: the loss of training_step in training mode on a mini-batch with its" in message
     assert "≥ 0 (loss_infimum)" in message
     assert "dropout" not in message
     assert "BatchNorm" not in message
-    assert "x: 140 parameters, those of SGD, all of the module" in message
+    assert "x: the 140 parameters of SGD, which are all of the module" in message
     assert "x_p: the last iterate of this run" in message
-    assert "probes: about 2 in 20 steps, 10 apart at the end" in message
-    assert "1.09 KiB a probe and your mini-batches: from 2.19 KiB up" in message
+    assert "probes: about 2 in 20 steps, 10 steps apart at the end" in message
+    assert "1.09 KiB per probe, and your mini-batches; 2.19 KiB or more" in message
     assert f"removed at the end; in {tmp_path / 'landscape'}" in message
-    assert "about 22 forward passes, at x_p, at x_0 and on lines between" in message
+    assert "about 22 forward passes at x_p, at x_0 and on lines between them" in message
     assert "conditions: α-β, quasar convexity" in message
     assert (
         "theory that may apply: SGD with a constant step, SGD with a schedule, the certificate of this trajectory"
@@ -108,9 +108,9 @@ def test_plain_sgd(said, tmp_path):
 
 def test_adam_batch_norm_and_dropout(said):
     message = said(Deep())
-    assert "dropout is on, with another mask each step" in message
+    assert "dropout: each step draws a new mask" in message
     assert "BatchNorm uses batch statistics, so f_i depends on the whole mini-batch" in message
-    assert "x: 240 parameters, those of Adam; 68 others of the module are not measured" in message
+    assert "x: the 240 parameters of Adam; 68 other parameters of the module are not" in message
     assert "no theorem can apply: steps of Adam are not along the mini-batch gradient" in message
 
 
@@ -158,7 +158,7 @@ def test_adam_batch_norm_and_dropout(said):
         ),
     ],
 )
-def test_theory_by_optimiser(said, make, trainer, words):
+def test_theory_by_optimizer(said, make, trainer, words):
     message = said(MLP(make), **trainer)
     for word in words:
         assert word in message
@@ -202,7 +202,7 @@ def test_loss_of_the_user(said, tmp_path):
     message = said(
         Plain(), monitor=LandscapeMonitor(dirpath=tmp_path, loss=plain_loss, loss_infimum=-2.0)
     )
-    assert "the loss of plain_loss, training mode" in message
+    assert "the loss of plain_loss in training mode" in message
     assert "≥ -2 (loss_infimum)" in message
 
 
@@ -213,18 +213,18 @@ def sample_losses(module, batch):
 def test_single_samples(said, tmp_path):
     arguments = {"loss": sample_losses, "per_sample": True, "dirpath": tmp_path}
     message = said(MLP(sgd), monitor=LandscapeMonitor(every_n_steps=5, **arguments))
-    assert "f_i: the mean of the samples' losses by sample_losses, training mode" in message
+    assert "f_i: the mean of the sample losses of sample_losses in training mode" in message
     assert (
         f"about {4 + 4 + 36 + 3 * 4} forward passes" in message
     )  # at x_p, at x_0, on four lines, single samples
-    assert "those of every single sample (3 passes) a probe among them" in message
+    assert "included per probe: the single samples (3 passes)" in message
 
 
 def test_single_samples_live(said, tmp_path):
     torch.save({name: p.detach() for name, p in MLP(sgd).named_parameters()}, tmp_path / "x.pt")
     arguments = {"loss": sample_losses, "per_sample": True, "dirpath": tmp_path}
     live = said(MLP(sgd), monitor=LandscapeMonitor(reference=str(tmp_path / "x.pt"), **arguments))
-    assert "; at each probe every single sample (3 passes)" in live
+    assert "; in addition at each probe: the single samples (3 passes)" in live
 
 
 def test_reference_file(said, tmp_path):
@@ -232,7 +232,7 @@ def test_reference_file(said, tmp_path):
     message = said(
         MLP(sgd), monitor=LandscapeMonitor(dirpath=tmp_path, reference=str(tmp_path / "x.pt"))
     )
-    assert f"x_p: {tmp_path / 'x.pt'}; every curve is live" in message
+    assert f"x_p: {tmp_path / 'x.pt'}; every curve is logged during training" in message
     assert "disk: up to 32 of your mini-batches" in message
     assert "at x_0 and on a line to x_p" in message
 
@@ -244,7 +244,7 @@ def test_a_codec(said, tmp_path):
     probe = sum(2 * min(n + 4 * math.ceil(n / 128), 4 * n) for n in sizes)
     once = sum(4 * n for n in sizes if n + 4 * math.ceil(n / 128) < 4 * n)
     assert (
-        f"disk: {in_words(probe)} a probe, {in_words(once)} for x_0, and your mini-batches"
+        f"disk: {in_words(probe)} per probe, {in_words(once)} for x_0, and your mini-batches"
         in " ".join(message.split())
     )
 
@@ -257,8 +257,8 @@ def test_unknown_number_of_batches(said, tmp_path):
     data = torch.utils.data.DataLoader(Endless(), batch_size=None)
     monitor = LandscapeMonitor(dirpath=tmp_path, every_n_steps=3, max_overhead=0.2, keep_store=True)
     message = said(MLP(sgd), data, monitor)
-    assert "probes: every 3rd step at first, at most 256; the end is not known" in message
-    assert "fewer where they would take more than 0.2 of the time (max_overhead)" in message
+    assert "probes: every 3rd step at first, at most 256 in all; the number of" in message
+    assert "fewer if measuring would take more than 20 % of the time (max_overhead)" in message
     assert "kept (keep_store)" in message
     assert "up to 324 forward passes" in message
 
@@ -266,7 +266,7 @@ def test_unknown_number_of_batches(said, tmp_path):
 def test_fast_dev_run(said):
     message = said(MLP(sgd), fast_dev_run=True)
     assert "probes: about 1 in 1 steps" in message
-    assert "meanwhile; in a temporary folder, removed at the end (fast_dev_run)" in message
+    assert "; in a temporary folder, removed at the end (fast_dev_run)" in message
 
 
 def test_a_failure_is_one_warning(tmp_path, monkeypatch):

@@ -55,7 +55,9 @@ def test_informative():
         "rows": 2,
         "reason": None,
     }
-    assert "holds at all 4 probes with α = 0.5, β = 0, and is informative" in summary["verdict"]
+    holds = "holds at all 4 probes with α = 0.5, β = 0. It is informative: its neighbourhood"
+    assert holds in summary["verdict"]
+    assert "is 0, the smallest possible; the drop f(x_0) − f(x_p) is 2." in summary["verdict"]
 
 
 def test_vacuous_is_called_so():
@@ -66,14 +68,17 @@ def test_vacuous_is_called_so():
     assert found["informativeness"] == 1.0
     assert found["informative"] is False
     assert "vacuous" in summary["verdict"]
+    assert "(β/δ) σ² = 1 is 100 % of the drop f(x_0) − f(x_p) = 1." in summary["verdict"]
     assert "only as δ → ∞" in found["reason"]
 
 
 def test_no_drop_is_vacuous():
     summary = summary_of(row(0, initial_loss=1.0), row(2, initial_loss=0.5))
     assert summary["conditions"]["alpha_beta"]["informativeness"] is None
-    assert "achieved no drop (-0.25)" in summary["conditions"]["alpha_beta"]["reason"]
-    assert "vacuous: training achieved no drop, the loss rose by 0.25" in summary["verdict"]
+    assert (
+        "lower the loss: f(x_0) − f(x_p) = -0.25" in summary["conditions"]["alpha_beta"]["reason"]
+    )
+    assert "vacuous: training did not lower the loss, f(x_0) − f(x_p) = -0.25" in summary["verdict"]
 
 
 def test_never_above_the_reference_says_nothing():
@@ -93,7 +98,7 @@ def test_an_empty_set():
         found["violated"],
         found["degenerate_rows"],
     ) == (None, None, 1, 1)
-    assert "no pair holds at 1 probes" in summary["verdict"]
+    assert "no pair holds at 1 probe, where" in summary["verdict"]
 
 
 def test_nothing_evaluated():
@@ -134,19 +139,19 @@ def test_one_probe():
 def test_an_inexact_replay_marks_the_verdict():
     off = summary_of(*informative(), fidelity={"exact": False, "max_abs": 0.25, "steps": [0]})
     assert off["verdict"].startswith(
-        "Not to be relied on, replays differ from the recorded losses by up to 0.25."
+        "Do not rely on these results: replays differ from the recorded losses by up to 0.25."
     )
     assert off["conditions"]["alpha_beta"]["informative"] is False
     assert "replays differ" in off["conditions"]["alpha_beta"]["reason"]
     rounding = summary_of(*informative(), fidelity={"exact": False, "max_abs": 1e-6, "steps": [0]})
     assert rounding["conditions"]["alpha_beta"]["informative"] is True
     assert (
-        "In rounding, replays differ from the recorded losses by up to 1e-06."
+        "By rounding alone, replays differ from the recorded losses by up to 1e-06."
         in rounding["verdict"]
     )
-    assert "Not to be relied on" not in rounding["verdict"]
+    assert "Do not rely on" not in rounding["verdict"]
     assert (
-        "by a number that is not finite"
+        "by a non-finite number"
         in summary_of(*informative(), fidelity={"exact": False, "max_abs": None, "steps": [0]})[
             "verdict"
         ]
@@ -155,17 +160,19 @@ def test_an_inexact_replay_marks_the_verdict():
 
 def test_a_reference_above_the_late_losses_is_said():
     rows = [row(0, initial_loss=3.0), row(4, loss=0.2), row(5, loss=0.21), row(6, loss=0.19)]
-    assert "from step 4 on the loss was 0.8 below its value there" in summary_of(*rows)["verdict"]
-    assert "Mind the reference" not in summary_of(*informative())["verdict"]
+    said = "From step 4 on the mini-batch losses were 0.8 lower than at x_p"
+    assert said in summary_of(*rows)["verdict"]
+    assert "Caution" in summary_of(*rows)["verdict"]
+    assert "Caution" not in summary_of(*informative())["verdict"]
 
 
 def test_the_end_of_the_same_run_and_few_probes_are_said():
     own = summary_of(*informative(), reference=FINAL)["verdict"]
-    assert "this run's own end" in own
-    assert "4 probes are few" in own
-    assert "this run's own end" not in summary_of(*informative())["verdict"]
+    assert "x_p is this run's own last iterate" in own
+    assert "Only 4 probes were evaluated" in own
+    assert "own last iterate" not in summary_of(*informative())["verdict"]
     many = [row(k, initial_loss=3.0) for k in range(12)]
-    assert "few" not in summary_of(*many)["verdict"]
+    assert "were evaluated" not in summary_of(*many)["verdict"]
     assert "holds at the only probe" in summary_of(row(0, initial_loss=2.0))["verdict"]
 
 
@@ -270,9 +277,11 @@ def test_violations_have_a_place():
 
 def test_conditions_without_a_constant_say_why():
     below = summary_of(row(0, loss=0.5, inner_product=1.0), row(2, loss=0.5))["conditions"]
-    assert below["quasar_convexity"]["reason"] == "no probe is above the reference: every θ holds"
+    above = "no probe has a loss above its loss at the reference: every θ holds"
+    assert below["quasar_convexity"]["reason"] == above
     there = summary_of(row(0, sq_distance=0.0, inner_product=0.0, loss=1.0))["conditions"]
-    assert there["restricted_secant"]["reason"] == "no probe asks anything of it"
+    every = "no probe restricts the constant: every value holds"
+    assert there["restricted_secant"]["reason"] == every
     assert there["upper_error_bound"]["reason"] == "no constant holds at step 0"
     away = summary_of(row(0, inner_product=-1.0))["conditions"]
     assert away["quasar_convexity"]["reason"] == "no θ > 0 holds at every probe"
@@ -292,21 +301,21 @@ def test_the_verdict_names_what_dominates_and_what_would_help():
     )
     assert summary["bound_in_force"] == "sgd_sharp"
     best = summary["bounds"]["sgd_sharp"]
-    assert f"promises an iterate within {best['value']:.4g} of f(x_p)" in summary["verdict"]
-    assert "is the distance of the start, which more steps shrink" in summary["verdict"]
+    bounds = f"bounds the smallest expected gap f(x_k) − f(x_p) by {best['value']:.4g}. That is"
+    assert bounds in summary["verdict"]
+    assert " % of it is the initial distance, which more steps shrink" in summary["verdict"]
     near = summary_of(
         *steady(loss=3.0, inner_product=2.0, grad_sq_norm=1.0, sq_distance=1e-6), steps=16
     )
     assert (
-        "is the noise of the step size, which a smaller or a decreasing step size shrinks"
-        in near["verdict"]
+        "is step-size noise, which a smaller or a decreasing step size shrinks" in near["verdict"]
     )
     # δ ≤ 2Lγ = 0.4 asks for more than the pair with β = 0 has, δ = 0.05
     forced = summary_of(
         *steady(loss=3.0, inner_product=0.1, grad_sq_norm=12.0, sq_distance=1e-6), steps=16
     )
     assert (
-        "rules out the pair with the smallest β/δ, which a smaller step size would allow"
+        "the step size rules out the pair with the smallest β/δ, which a smaller step size would"
         in forced["verdict"]
     )
 
@@ -330,9 +339,11 @@ def test_the_verdict_without_a_theorem_gives_the_reason():
 
 def test_a_bound_beside_no_drop_is_vacuous():
     rows = [row(2 * k, initial_loss=0.5) for k in range(8)]
-    assert "vacuous, because training achieved no drop" in summary_of(*rows, steps=16)["verdict"]
+    said = "This bound is vacuous, because training did not lower the loss"
+    assert said in summary_of(*rows, steps=16)["verdict"]
     unknown = [row(2 * k) for k in range(8)]
-    assert "was not measured to compare it with" in summary_of(*unknown, steps=16)["verdict"]
+    said = "The drop f(x_0) − f(x_p) to compare this bound with was not measured"
+    assert said in summary_of(*unknown, steps=16)["verdict"]
 
 
 def test_losses_that_float32_rounds_to_the_infimum_leave_a_bound():
@@ -365,7 +376,7 @@ def test_losses_that_float32_rounds_to_the_infimum_leave_a_bound():
 def test_a_run_that_was_cut_says_so_first():
     summary = summary_of(*informative(), complete=False, stopped_by="KeyboardInterrupt")
     assert summary["verdict"].startswith(
-        "Measured in part, up to an early end (KeyboardInterrupt). The α-β-condition holds at"
+        "Incomplete: the run ended early (KeyboardInterrupt). The α-β-condition holds at"
     )
 
 
@@ -393,6 +404,5 @@ def test_advice_is_that_of_the_theorem():
     )
     assert summary["bound_in_force"] == "adagrad_norm_max"
     assert (
-        "is the noise of the step size, which a larger b_init or larger batches shrink"
-        in summary["verdict"]
+        "is step-size noise, which a larger b_init or larger batches shrink" in summary["verdict"]
     )

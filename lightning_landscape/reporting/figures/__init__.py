@@ -1,8 +1,9 @@
-"""Pictures of what the files of a run say; needs matplotlib (``pip install lightning-landscape[plots]``).
+"""Pictures of a measured run; needs matplotlib (``pip install lightning-landscape[plots]``).
 
-Each module draws one picture. Its panels are functions of axes and a run (`Drawn`), so that they can be drawn into a figure of
-one's own; its ``figure`` draws them into a new one. No figure has a title: a caption says what a picture is of. Nothing here
-touches pyplot or settings of matplotlib that outlive a call.
+Each module draws one picture. Its panels are functions of axes and a run (`Drawn`), so a caller can
+draw them into another figure. Its ``figure`` draws them into a new one. Figures have no title,
+since a paper puts one into the caption. This package does not use pyplot, and it restores the
+settings of matplotlib after each call.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What every picture is drawn from: the files of a run, read once."""
+"""The data of a run from which every picture is drawn."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ class Drawn:
 
     @cached_property
     def rows(self) -> ProbeTable:
-        """The rows whose reference columns are known."""
+        """The rows with reference columns."""
         return self.table.evaluated
 
     @cached_property
     def steps(self) -> list[float]:
-        """The optimiser's steps made before each of ``rows``."""
+        """For each of ``rows``, the number of optimizer steps before it."""
         return [float(probe.step) for probe in self.rows]
 
     @cached_property
     def bound_curves(self) -> Curves:
-        """Each applying theorem's bound along ``rows``; certifying anew is expensive, so it is done once."""
+        """The bound of each applicable theorem along ``rows``; cached, because it is expensive."""
         return bound_curves(self.rows, self.summary["run"])
 
     @property
@@ -54,12 +54,12 @@ class Drawn:
 
     @property
     def drop(self) -> float | None:
-        """f(x_0) − f(x_p), None where it was not measured."""
+        """f(x_0) − f(x_p); None if it was not measured."""
         value: float | None = self.summary["run"]["drop"]["value"]
         return value
 
     @property
     def doubt(self) -> str:
-        """A sentence on replays that are off, empty where they are not: nothing drawn from them is to be relied on."""
+        """A warning if replays differ from recorded losses by more than rounding, else empty."""
         run = self.summary["run"]
-        return "" if is_faithful(run, self.drop) else f"not to be relied on: {infidelity(run)}"
+        return "" if is_faithful(run, self.drop) else f"not reliable: {infidelity(run)}"

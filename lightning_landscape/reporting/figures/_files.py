@@ -1,4 +1,4 @@
-"""Pictures in files: a PDF for a paper and a PNG for a screen, whole or not there at all."""
+"""Pictures in files: a PDF for a paper and a PNG for a screen, written atomically."""
 
 from __future__ import annotations
 
@@ -12,18 +12,20 @@ from matplotlib.figure import Figure
 from lightning_landscape.reporting.figures._style import DPI, style
 
 _METADATA: dict[str, dict[str, Any]] = {"pdf": {"CreationDate": None}, "png": {}}
-"""Without a date the same run gives the same file"""
+"""Without a creation date the same run gives the same file"""
 
 
 def save(figures: Mapping[str, Figure], folder: str | os.PathLike[str]) -> list[Path]:
-    """Write each figure as ``<name>.pdf`` and ``<name>.png``; a reader finds the old file or the new one, never half of one.
+    """Write each figure as ``<name>.pdf`` and ``<name>.png``.
+
+    A reader finds either the old file or the complete new one.
 
     Args:
         figures: figures by name, as `draw_all` returns them.
-        folder: where to; it is made if it is not there.
+        folder: the target folder; it is created if it does not exist.
 
     Returns:
-        The files, in the order in which they were written.
+        The files in the order of writing.
     """
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)

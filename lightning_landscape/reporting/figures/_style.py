@@ -1,4 +1,8 @@
-"""How every picture looks: readable as a thumbnail of 480 × 360 pixels, in a paper's column, in grey, to the colour-blind."""
+"""The common style of all pictures.
+
+They are readable as a thumbnail of 480 × 360 pixels, in one column of a paper, in gray and by
+color-blind readers.
+"""
 
 from __future__ import annotations
 
@@ -18,9 +22,9 @@ from torch import Tensor
 from lightning_landscape.reporting.figures._drawn import Drawn
 
 Panel = Callable[[Axes, Drawn], None]
-"""Draws one panel of a run into axes that the caller owns"""
+"""A function that draws one panel of a run into the caller's axes"""
 
-# Okabe and Ito's palette, which colour-blind readers can tell apart
+# The palette of Okabe and Ito, which color-blind readers can tell apart.
 BLACK, BLUE, VERMILION, GREEN = "#000000", "#0072B2", "#D55E00", "#009E73"
 ORANGE, SKY, PURPLE, GREY = "#E69F00", "#56B4E9", "#CC79A7", "#666666"
 SERIES: tuple[tuple[str, str, str], ...] = (
@@ -33,16 +37,16 @@ SERIES: tuple[tuple[str, str, str], ...] = (
     (BLACK, "-.", "X"),
     (GREY, ":", "*"),
 )
-"""Colour, line and marker of each of several series: what differs in colour differs in line and marker as well"""
+"""Color, line and marker of each series; series of different colors differ in all three"""
 
 WIDTH, HEIGHT = 4.8, 3.6
-"""Inches, at 100 dots an inch a thumbnail's 480 × 360 pixels"""
+"""Size in inches: 480 × 360 pixels at 100 dots per inch"""
 DPI = 200
-"""Of the PNG files: a thumbnail twice over"""
+"""Resolution of PNG files: twice that of a thumbnail"""
 _LARGEST = 1e100
-"""Beyond it axes overflow while they are laid out; no loss that trains is there"""
+"""Larger values overflow in matplotlib's layout"""
 _CHARACTERS = 62
-"""Of a line of a note, as wide as axes whose ticks are names of theorems"""
+"""Characters per line of a note; such a line fits the narrowest axes"""
 
 _RC: dict[str, Any] = {
     "font.size": 9,
@@ -65,14 +69,14 @@ _RC: dict[str, Any] = {
 
 
 def style() -> AbstractContextManager[None]:
-    """Return a context in which artists look as they should, whatever the user's own settings are."""
+    """Return a context with our style settings, independent of the user's."""
     return _styles.context(["default", _RC])
 
 
 def picture(
     *panels: Panel, height: float = HEIGHT, share_x: bool = False
 ) -> Callable[[Drawn], Figure]:
-    """Return a function that draws panels of a run, one above the other, in a figure of their own."""
+    """Return a function that draws panels of a run, one above the other, into a new figure."""
 
     def figure(drawn: Drawn) -> Figure:
         with style():
@@ -84,23 +88,25 @@ def picture(
                 if share_x:
                     axes.label_outer()
             figure.draw_without_rendering()
-            figure.set_layout_engine(
-                "none"
-            )  # it is found once: figures are saved more than once, and finding it takes longest
+            # A figure is saved several times and layout takes most of that time, so freeze it.
+            figure.set_layout_engine("none")
         return figure
 
     return figure
 
 
 class _Sentence(Text):
-    """A text that wraps at the width of its axes; matplotlib's own wraps at the edge of the figure, over the next panel."""
+    """A text that wraps at the width of its axes.
+
+    Matplotlib wraps at the edge of the figure, so a text could run into the next panel.
+    """
 
     def _get_wrap_line_width(self) -> float:
         return 0.92 * self.axes.bbox.width if self.axes else 0.0
 
 
 def say(axes: Axes, what: str) -> None:
-    """Write a sentence in place of what cannot be drawn."""
+    """Write a sentence into axes without a plot."""
     text = _Sentence(
         0.5,
         0.5,
@@ -118,15 +124,18 @@ def say(axes: Axes, what: str) -> None:
 
 
 def plain_numbers(axes: Axes) -> None:
-    """Write numbers at linear axes in full, instead of a factor for all of them above the axes, where the key is."""
+    """Write tick labels of linear axes in full.
+
+    By default matplotlib writes a common factor above the axes, where our legend is.
+    """
     for axis in (axes.xaxis, axes.yaxis):
         if isinstance(axis.get_major_formatter(), ScalarFormatter):
             axis.set_major_formatter("{x:.6g}")
 
 
 def over_steps(axes: Axes, steps: Sequence[float]) -> None:
-    """Let the horizontal axis count steps of the optimiser, from the first of these to the last."""
-    axes.set_xlabel("optimiser step")
+    """Make the horizontal axis one of optimizer steps, from the first of ``steps`` to the last."""
+    axes.set_xlabel("optimizer step")
     axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
     if steps:
         room = 0.04 * (steps[-1] - steps[0]) or 1.0
@@ -134,7 +143,7 @@ def over_steps(axes: Axes, steps: Sequence[float]) -> None:
 
 
 def legend(axes: Axes, *notes: str, columns: int = 2) -> None:
-    """Put the key, under sentences on what is drawn and what is not, above the axes, where it hides no data."""
+    """Put notes and the legend above the axes, where they hide no data."""
     lines = [textwrap.fill(note, _CHARACTERS) for note in notes if note]
     handles, labels = axes.get_legend_handles_labels()
     if not handles and not lines:
@@ -157,7 +166,7 @@ def legend(axes: Axes, *notes: str, columns: int = 2) -> None:
 
 
 def drawable(values: Tensor | Iterable[float | None]) -> list[float]:
-    """Return values with ``nan``, which is not drawn, for what is not known, infinite, or beyond any axis."""
+    """Return values with ``nan`` (not drawn) for None, infinite and too large ones."""
     listed: Iterable[float | None] = values.tolist() if isinstance(values, Tensor) else values
     return [
         math.nan if value is None or not abs(value) < _LARGEST else float(value) for value in listed
@@ -165,17 +174,22 @@ def drawable(values: Tensor | Iterable[float | None]) -> list[float]:
 
 
 def finite(values: Iterable[float]) -> list[float]:
-    """Return the values that are drawn."""
+    """Return the values that are not ``nan``."""
     return [value for value in values if not math.isnan(value)]
 
 
 def symlog(axes: Axes, values: Iterable[float], decades: int) -> None:
-    """Scale the vertical axis so that zero, both signs and small values show, where a linear one would hide the small.
+    """Scale the vertical axis so that zero, both signs and small values are visible.
 
-    It is linear below the smallest size, at most so many decades below the largest.
+    Args:
+        axes: axes with the values.
+        values: the drawn values.
+        decades: the scale is logarithmic down to the smallest absolute value, but at most over this
+            many decades below the largest; it is linear below.
     """
     known = finite(values)
     sizes = [abs(value) for value in known if value]
+    # On a linear axis a value of 1/30 of the largest is still visible.
     if not sizes or max(sizes) < 30 * min(sizes):
         return
     smallest = max(min(sizes), max(sizes) * 10.0**-decades)
@@ -187,5 +201,5 @@ def symlog(axes: Axes, values: Iterable[float], decades: int) -> None:
 
 
 def counted(count: int, what: str) -> str:
-    """Return a note such as ``2 probes <what>``, empty for none."""
+    """Return a note such as ``2 probes <what>``; empty for a count of 0."""
     return f"{count} probe{'s' if count > 1 else ''} {what}" if count else ""

@@ -1,4 +1,4 @@
-"""Whether gradients point away from the reference, and by how much, over training."""
+"""Picture of the angle between gradients and the direction from the reference, over training."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from torch import Tensor
 
 from lightning_landscape import functional as F
+from lightning_landscape.reporting.conditions import NO_PROBE
 from lightning_landscape.reporting.figures._drawn import Drawn
 from lightning_landscape.reporting.figures._style import (
     BLUE,
@@ -23,11 +24,9 @@ from lightning_landscape.reporting.figures._style import (
     say,
 )
 
-NO_PROBE = "no probe was evaluated at the reference"
-
 
 def draw_cosine(axes: Axes, drawn: Drawn, columns: int = 2) -> None:
-    """Draw the cosine between the gradient and the direction away from the reference, its key in so many columns."""
+    """Draw the cosine between gradient and x − x_p, with a legend of ``columns`` columns."""
     over_steps(axes, drawn.steps)
     axes.set_ylabel(r"cos(gradient, $x - x_p$)")
     if not len(drawn.rows):
@@ -45,7 +44,7 @@ def draw_cosine(axes: Axes, drawn: Drawn, columns: int = 2) -> None:
 
 
 def draw_aiming(axes: Axes, drawn: Drawn) -> None:
-    """Draw each probe's own θ of the aiming condition."""
+    """Draw the θ of the aiming condition of each probe."""
     over_steps(axes, drawn.steps)
     axes.set_ylabel(r"aiming $\theta$")
     if not len(drawn.rows):
@@ -54,18 +53,18 @@ def draw_aiming(axes: Axes, drawn: Drawn) -> None:
     ratios = F.aiming_ratio(**drawn.rows.columns("loss", "inner_product", "loss_infimum"))
     values = drawable(ratios)
     _series(axes, drawn, values, GREEN, "^")
-    legend(axes, *_missing(ratios, "without a θ: the loss is at its infimum, or below"))
+    legend(axes, *_missing(ratios, "without a θ: the loss is at its lower bound or below"))
 
 
 def _missing(values: Tensor, why: str) -> tuple[str, str]:
-    """Return notes on the probes that have no value, and on those whose value no axis has a place for."""
+    """Return notes on the probes without a value and on those with a value too large to draw."""
     undefined = int(values.isnan().sum())
     lost = sum(map(math.isnan, drawable(values))) - undefined
-    return counted(undefined, why), counted(lost, "not drawn: infinite, or beyond any axis")
+    return counted(undefined, why), counted(lost, "not drawn: infinite or too large")
 
 
 def _series(axes: Axes, drawn: Drawn, values: list[float], colour: str, marker: str) -> None:
-    """Draw values over training, with what is below zero, and the smallest, marked."""
+    """Draw values over training and mark the negative ones and the smallest."""
     axes.axhline(0, color=GREY, linewidth=0.8)
     axes.plot(drawn.steps, values, color=colour, marker=marker, markersize=3.5)
     below = [(step, value) for step, value in zip(drawn.steps, values, strict=True) if value < 0]

@@ -1,4 +1,4 @@
-"""What each theorem that applies promises, beside what the run did, and what its promise is made of."""
+"""Picture of the bound of each applicable theorem, against the measured gap and by its parts."""
 
 from __future__ import annotations
 
@@ -35,15 +35,18 @@ _NAMES = {
     "neighbourhood": r"neighbourhood, $\beta\sigma^2$",
 }
 _FARTHEST = 20.0
-"""A bar longer than so many times the shortest, or the drop, leaves the view: else it would hide all others"""
+"""The view ends at this multiple of the shortest bar or the drop, so that short bars show"""
 
 
 MARGIN = ("bound/lower", "bound/gap", "bound/in_force")
-"""Of TensorBoard's margin chart; no theorem's own curves"""
+"""Curves of TensorBoard's margin chart, which belong to no single theorem"""
 
 
 def draw_curves(axes: Axes, drawn: Drawn) -> None:
-    """Draw the measured gap and, over the number of updates, every bound that applies; what is not positive has no place."""
+    """Draw the measured gap and every applicable bound over the number of updates.
+
+    The vertical axis is logarithmic, so values ≤ 0 are left out.
+    """
     axes.set(xlabel=r"updates since $x_0$", ylabel="gap to the reference")
     if not len(drawn.rows):
         say(axes, "no probe was evaluated at the reference")
@@ -52,11 +55,12 @@ def draw_curves(axes: Axes, drawn: Drawn) -> None:
     gaps = drawable(drawn.rows.column("loss") - drawn.rows.column("reference_loss"))
     lines = _curves(drawn)
     if not any(value > 0 for values in (gaps, *lines.values()) for value in finite(values)):
-        below = "no probe's loss is above its value at the reference, and no bound is to be drawn"
-        say(axes, below if finite(gaps) else "the gaps are beyond the numbers that can be drawn")
+        below = "no probe has a loss above its loss at the reference, and there is no bound to draw"
+        say(axes, below if finite(gaps) else "the gaps are too large to draw")
         return
     stride = updates[1] if len(updates) > 1 else 1.0
-    axes.set_xscale("symlog", linthresh=stride)  # zero updates have a place as well
+    # The first probe is after 0 updates, which a logarithmic axis could not show.
+    axes.set_xscale("symlog", linthresh=stride)
     axes.set_yscale("log")
     axes.plot(
         updates, _positive(gaps), "o", color=GREY, markersize=3, zorder=3, label="gap of a probe"
@@ -71,18 +75,16 @@ def draw_curves(axes: Axes, drawn: Drawn) -> None:
     _bound_lines(axes, updates, lines)
     _drop(axes.axhline, drawn)
     axes.set_xlim(-0.1 * stride, max(updates[-1], 1.0) * 1.1)
-    hidden = counted(
-        sum(gap <= 0 for gap in gaps), "at or below the reference: no place on a log axis"
-    )
+    hidden = counted(sum(gap <= 0 for gap in gaps), "with a gap of 0 or below, not on the log axis")
     legend(axes, drawn.doubt, "" if drawn.applying else "no theorem applies", hidden)
 
 
 def draw_terms(axes: Axes, drawn: Drawn) -> None:
-    """Draw each bound as its three parts, those below zero to the left of it, with its value and what training achieved."""
+    """Draw each bound as a bar of its three parts, negative ones to the left, beside the drop."""
     axes.set(xlabel="bound, in units of the loss")
     bounds = {key: bound for key, bound in drawn.applying.items() if abs(bound["value"]) < 1e100}
     if not bounds:
-        say(axes, _none_applies(drawn) or "the bounds are beyond the numbers that can be drawn")
+        say(axes, _none_applies(drawn) or "the bounds are too large to draw")
         return
     end = _end(drawn, [bound["value"] for bound in bounds.values()])
     sums = [
@@ -108,14 +110,14 @@ def _curves(drawn: Drawn) -> dict[str, list[float]]:
 
 
 def _bound_lines(axes: Axes, updates: list[float], lines: dict[str, list[float]]) -> None:
-    """Draw bounds that may coincide: the earlier ones are wider and show beside those on top of them."""
+    """Draw the bounds; earlier ones are wider, so that lines that coincide all remain visible."""
     for number, (key, values) in enumerate(lines.items()):
         colour, line, marker = SERIES[number % len(SERIES)]
         width = 1.2 + 0.6 * (len(lines) - 1 - number)
         places = max(1, len(values) // 6)
         axes.plot(
-            updates, _positive(values), line, color=colour, linewidth=width, marker=marker, markevery=(number % places, places),
-            markersize=4, markerfacecolor="white", label=key,
+            updates, _positive(values), line, color=colour, linewidth=width, marker=marker,
+            markevery=(number % places, places), markersize=4, markerfacecolor="white", label=key,
         )  # fmt: skip
 
 
@@ -124,7 +126,7 @@ def _positive(values: list[float]) -> list[float]:
 
 
 def _running_mean(values: list[float]) -> list[float]:
-    """Return the mean of the values up to each; those that cannot be drawn count for nothing."""
+    """Return for each value the mean of the values up to it, without ``nan``."""
     sums = accumulate(0.0 if math.isnan(value) else value for value in values)
     counts = accumulate(not math.isnan(value) for value in values)
     return [total / count if count else math.nan for total, count in zip(sums, counts, strict=True)]
@@ -133,7 +135,7 @@ def _running_mean(values: list[float]) -> list[float]:
 def _stack(
     axes: Axes, row: int, terms: dict[str, float | None], labelled: bool
 ) -> tuple[float, float]:
-    """Stack the parts above zero to the right and those below to the left; return where both stacks end."""
+    """Stack positive parts to the right and negative ones to the left; return the two ends."""
     low = high = 0.0
     for name in TERMS:
         size = terms[name] or 0.0
@@ -156,16 +158,14 @@ def _stack(
 
 
 def _value(axes: Axes, row: int, value: float, stacked: float, end: float) -> None:
-    """Mark the value, where parts below zero are taken off, and write it beside the bar."""
+    """Write the value of a bound beside its bar."""
+    # With negative parts the value is less than the end of the bar, so it gets a mark.
     if value < stacked * (1 - 1e-9):
         axes.plot([value], [row], "d", color=BLACK, markersize=6)
     beyond = stacked > end * (1 + 1e-9)
     text = f"{value:.3g} →" if beyond else f" {value:.3g}"
-    paper = {
-        "facecolor": "white",
-        "edgecolor": "none",
-        "pad": 0.5,
-    }  # the line of the drop may run behind it
+    # The line of the drop may run behind the text.
+    paper = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}
     place, side = (1.24 * end, "right") if beyond else (stacked, "left")
     axes.text(place, row, text, va="center", ha=side, fontsize=8, bbox=paper)
 
@@ -177,7 +177,7 @@ def _end(drawn: Drawn, values: list[float]) -> float:
 
 
 def _drop(line: object, drawn: Drawn) -> None:
-    """Mark what training achieved: a bound beyond it is vacuous."""
+    """Draw a line at the drop; a bound beyond it is vacuous."""
     if drawn.drop is not None and 0 < drawn.drop < 1e100 and callable(line):
         line(
             drawn.drop,
@@ -190,8 +190,10 @@ def _drop(line: object, drawn: Drawn) -> None:
 
 def _no_line(drawn: Drawn) -> str:
     if drawn.drop is None:
-        return "the drop of training, with which bounds compare, was not measured"
-    return f"vacuous: training achieved no drop ({drawn.drop:.3g})" if drawn.drop <= 0 else ""
+        return "the drop f(x_0) − f(x_p) to compare bounds with was not measured"
+    if drawn.drop <= 0:
+        return f"vacuous: training did not lower the loss, f(x_0) − f(x_p) = {drawn.drop:.3g}"
+    return ""
 
 
 def _none_applies(drawn: Drawn) -> str:

@@ -1,4 +1,4 @@
-"""The constants of the conditions, each window of training by itself."""
+"""Picture of the constants of the conditions in each window of training."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ CURVATURES = {
     "upper_error_bound": r"upper error bound $L$",
     "smoothness": r"smoothness $L$",
 }
-"""Constants in units of a curvature (of the relaxed inequality and of the error bounds: nearly so)"""
+"""Constants μ and L, which have the unit of a curvature except for the relaxed inequality"""
 SHARES = {
     "quasar_convexity": r"quasar convexity $\theta$",
     "star_convexity": "star convexity, share",
@@ -41,7 +41,7 @@ SHARES = {
 
 
 def draw_curvatures(axes: Axes, drawn: Drawn) -> None:
-    """Draw μ and L of every condition that has them, on an axis on which zero and both signs show."""
+    """Draw μ and L of every condition that has them."""
     axes.set_ylabel(r"$\mu$, $L$")
     values = _lines(axes, drawn, CURVATURES)
     symlog(axes, values, decades=5)
@@ -56,7 +56,7 @@ def draw_shares(axes: Axes, drawn: Drawn) -> None:
 
 
 def _lines(axes: Axes, drawn: Drawn, names: Mapping[str, str]) -> list[float]:
-    """Draw a line for each condition, a point in the middle of each window; return all values."""
+    """Draw a line per condition with a point in the middle of each window; return all values."""
     found = {key: drawn.summary["conditions"][key] for key in names}
     over_steps(
         axes,
@@ -84,7 +84,7 @@ def _lines(axes: Axes, drawn: Drawn, names: Mapping[str, str]) -> list[float]:
 
 
 def windows(entry: Mapping[str, Any]) -> tuple[list[float], list[float]]:
-    """Return the middle of each window and the constant there, ``nan`` where there is none."""
+    """Return the middle of each window and its constant, ``nan`` if it has none."""
     middles = [(window["from"] + window["to"]) / 2 for window in entry["windows"]]
     return middles, drawable(window["value"] for window in entry["windows"])
 

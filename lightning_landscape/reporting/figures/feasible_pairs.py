@@ -1,4 +1,4 @@
-"""Which pairs of the α-β-condition hold at every probe, and which of them say something."""
+"""Picture of the pairs (δ, β) that hold at every probe and of the informative ones among them."""
 
 from __future__ import annotations
 
@@ -24,12 +24,13 @@ from lightning_landscape.reporting.figures._style import (
     picture,
     say,
 )
+from lightning_landscape.reporting.numbers import of_the_drop
 
 _COLUMNS = ("loss", "reference_loss", "inner_product", "loss_infimum")
 
 
 def draw(axes: Axes, drawn: Drawn) -> None:
-    """Draw the feasible set, lines of equal β/δ, each theorem's own pair, and what the certificate is worth."""
+    """Draw the feasible set, lines of equal β/δ, the best pair of each theorem, and a verdict."""
     if not draw_set(axes, drawn):
         return
     _equal_ratios(axes)
@@ -38,10 +39,10 @@ def draw(axes: Axes, drawn: Drawn) -> None:
 
 
 def draw_set(axes: Axes, drawn: Drawn) -> bool:
-    """Draw the exact lower boundary β_min over δ = α − β, the pairs above it, those that inform, and the reported pair.
+    """Draw β_min over δ = α − β, the pairs above it, the informative ones and the reported pair.
 
     Returns:
-        Whether there is a set to draw; else the panel says why not.
+        Whether there is a set to draw. If not, the panel shows the reason.
     """
     axes.set(xlabel=r"$\delta = \alpha - \beta$", ylabel=r"$\beta$")
     found = drawn.alpha_beta
@@ -51,7 +52,7 @@ def draw_set(axes: Axes, drawn: Drawn) -> bool:
     end = _view(drawn)
     rates, betas = envelope(drawn, end)
     if not rates:
-        say(axes, "the pairs that hold are beyond the numbers that can be drawn")
+        say(axes, "the feasible pairs are too large to draw")
         return False
     top = 1.15 * max(betas) or end
     axes.fill_between(
@@ -59,7 +60,8 @@ def draw_set(axes: Axes, drawn: Drawn) -> bool:
     )
     _informative(axes, drawn, rates, betas, top)
     axes.plot(rates, betas, color=BLUE, label=r"$\beta_{\min}(\delta)$, exact")
-    if math.isinf(_beta_min(drawn, end)):  # probes with b = l bound δ, at the last corner
+    # Probes with b = l bound δ. The set then ends at its last corner, in a vertical wall.
+    if math.isinf(_beta_min(drawn, end)):
         axes.plot([rates[-1], rates[-1]], [betas[-1], top], color=BLUE)
     if found["rate"] is not None:
         pair = ([found["rate"]], [found["beta"]])
@@ -77,12 +79,13 @@ def draw_set(axes: Axes, drawn: Drawn) -> bool:
 
 
 def envelope(drawn: Drawn, end: float) -> tuple[list[float], list[float]]:
-    """Return the points between which β_min is straight, for δ in (0, end]: its corners, and its ends."""
+    """Return δ and β of the points between which β_min is straight, for δ in (0, end]."""
     points = {
         rate: beta
         for rate, beta in drawn.alpha_beta["vertices"]
         if None not in (rate, beta) and 0 < rate < end
     }
+    # δ = 0 itself is excluded, so the left end is a small positive δ.
     for rate in (end * 1e-6, end):
         points.setdefault(rate, _beta_min(drawn, rate))
     rates = sorted(points)
@@ -99,7 +102,11 @@ def _beta_min(drawn: Drawn, rate: float) -> float:
 
 
 def _view(drawn: Drawn) -> float:
-    """Return the largest δ in view: around the reported pair, with what is not far from it; else with all corners."""
+    """Return the largest δ in view.
+
+    The view holds the reported pair and the corners and pairs of theorems near it. Without a
+    reported pair it holds all corners.
+    """
     reported = drawn.alpha_beta["rate"]
     corners = [rate for rate, _ in drawn.alpha_beta["vertices"] if rate is not None and rate > 0]
     pairs = [
@@ -114,7 +121,7 @@ def _view(drawn: Drawn) -> float:
 
 
 def slope(drawn: Drawn) -> float | None:
-    """Return drop/σ², the β/δ below which the neighbourhood is less than what training achieved; None if nothing informs."""
+    """Return drop/σ², below which a ratio β/δ is informative; None if no ratio is."""
     error, drop = drawn.alpha_beta["interpolation_error"], drawn.drop
     if error is None or drop is None or drop <= 0 or drawn.doubt or _silent(drawn):
         return None
@@ -124,30 +131,33 @@ def slope(drawn: Drawn) -> float | None:
 def _informative(
     axes: Axes, drawn: Drawn, rates: list[float], betas: list[float], top: float
 ) -> None:
-    """Shade the pairs with (β/δ) σ² < drop; the boundary of each is straight between the points at which it is drawn."""
+    """Shade the pairs with (β/δ) σ² < drop."""
     steepest = slope(drawn)
     if steepest is None:
         return
+    # Both boundaries of the region are straight between these points, so the picture is exact.
     points = {*rates, *_crossings(rates, betas, steepest)}
     if rates[0] < top / steepest < rates[-1]:
-        points.add(top / steepest)  # where the line leaves the view
+        # The line β = steepest · δ leaves the view here.
+        points.add(top / steepest)
     grid = torch.tensor(sorted(points), dtype=torch.float64)
     low = torch.tensor(
         [_between(rates, betas, rate) for rate in grid.tolist()], dtype=torch.float64
     )
     high = (steepest * grid).clamp(max=top)
-    inside = (high >= low * (1 - 1e-12)).tolist()  # at a crossing they are equal but for rounding
+    # At a crossing the two are equal up to rounding.
+    inside = (high >= low * (1 - 1e-12)).tolist()
     if sum(inside) < 2:
         return
     label = r"informative: $(\beta/\delta)\,\sigma^2 <$ drop"
     axes.fill_between(
-        grid.tolist(), low.tolist(), high.tolist(), where=inside, facecolor=(*_rgb(GREEN), 0.25), edgecolor=GREEN, hatch="///",
-        linewidth=0, label=label,
+        grid.tolist(), low.tolist(), high.tolist(), where=inside, facecolor=(*_rgb(GREEN), 0.25),
+        edgecolor=GREEN, hatch="///", linewidth=0, label=label,
     )  # fmt: skip
 
 
 def _crossings(rates: list[float], betas: list[float], steepest: float) -> list[float]:
-    """Return where the line β = steepest · δ meets β_min."""
+    """Return each δ at which the line β = steepest · δ meets β_min."""
     if math.isinf(steepest):
         return []
     found = []
@@ -170,7 +180,7 @@ def _rgb(colour: str) -> tuple[float, float, float]:
 
 
 def _equal_ratios(axes: Axes) -> None:
-    """Draw thin lines of equal β/δ, each named where it leaves the view."""
+    """Draw thin lines of equal β/δ, each with its ratio at the edge of the view."""
     end, top = axes.get_xlim()[1], axes.get_ylim()[1]
     for ratio in _levels(top / end):
         at_right = ratio * end <= top
@@ -190,13 +200,13 @@ def _equal_ratios(axes: Axes) -> None:
             fontsize=8,
         )
     axes.annotate(
-        r"$\beta/\delta$", (1, 0), xycoords="axes fraction", xytext=(3, 0), textcoords="offset points", ha="left", va="center",
-        color=GREY, fontsize=8,
+        r"$\beta/\delta$", (1, 0), xycoords="axes fraction", xytext=(3, 0),
+        textcoords="offset points", ha="left", va="center", color=GREY, fontsize=8,
     )  # fmt: skip
 
 
 def _levels(diagonal: float) -> list[float]:
-    """Return four numbers of one digit around the slope of the view's diagonal, a line each."""
+    """Return four one-digit ratios around the slope of the view's diagonal."""
     steps = [digit * 10.0**power for power in range(-3, 3) for digit in (1, 2, 5)]
     power = 10.0 ** math.floor(math.log10(diagonal))
     allowed = [float(f"{power * step:.0e}") for step in steps]
@@ -208,7 +218,7 @@ def _levels(diagonal: float) -> list[float]:
 
 
 def _theorems(axes: Axes, drawn: Drawn) -> None:
-    """Mark the pair with which each theorem gives its smallest bound, where it is in view; theorems may share one."""
+    """Mark the pairs in view that give theorems their smallest bound; theorems may share a pair."""
     end, top = axes.get_xlim()[1], axes.get_ylim()[1]
     shared: dict[tuple[float, float], list[str]] = {}
     for key, bound in drawn.applying.items():
@@ -227,26 +237,29 @@ def _theorems(axes: Axes, drawn: Drawn) -> None:
 
 
 def _silent(drawn: Drawn) -> bool:
-    """Return whether every pair holds, since no loss was above its value at the reference: none of them says anything."""
+    """Return whether every pair holds because no probe has a loss above that at the reference."""
     return drawn.alpha_beta["neighbourhood"] == 0 and not drawn.alpha_beta["attained"]
 
 
 def worth(drawn: Drawn) -> str:
-    """Return a sentence on what the smallest neighbourhood is worth, and why there is no pair that attains it."""
+    """Return a sentence on the smallest neighbourhood: informative or vacuous, attained or not."""
     found, drop = drawn.alpha_beta, drawn.drop
     if _silent(drawn):
         return f"every pair holds: {found['reason']}"
     open_end = "" if found["attained"] else ", approached only as δ → ∞"
     size = f"smallest (β/δ) σ² = {found['neighbourhood']:.3g}"
     if drop is None:
-        return f"{size}{open_end}; the drop of training, to compare it with, was not measured"
+        return f"{size}{open_end}; the drop f(x_0) − f(x_p) to compare it with was not measured"
     if drop <= 0:
-        return f"vacuous: training achieved no drop ({drop:.3g})"
+        return f"vacuous: training did not lower the loss, f(x_0) − f(x_p) = {drop:.3g}"
     share = found["informativeness"]
     if share is None:
-        return f"{size}{open_end}; beside the drop, {drop:.3g}, it is beyond float64"
+        return f"{size}{open_end}; its ratio to the drop {drop:.3g} exceeds float64"
     verdict = "" if drawn.doubt else "informative: " if share < 1 else "vacuous: "
-    return f"{verdict}{size}, {share:.2g} of the drop {drop:.3g}{open_end}"
+    part = f"the smallest possible; the drop is {drop:.3g}"
+    if share > 0:
+        part = f"{of_the_drop(share)} {drop:.3g}"
+    return f"{verdict}{size}, {part}{open_end}"
 
 
 figure = picture(draw)

@@ -1,4 +1,4 @@
-"""By how much the reported pair of the α-β-condition holds at each probe, and on batches that were held out."""
+"""Picture of the margin of the reported pair at each probe and on held-out batches."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ Beside = Callable[[Axes, Drawn, float, float], list[float]]
 
 
 def draw(axes: Axes, drawn: Drawn, beside: Beside | None = None) -> None:
-    """Draw the margin of each probe, on an axis on which zero and both signs show; violations are marked."""
+    """Draw the margin of each probe and mark violations."""
     over_steps(axes, drawn.steps)
     axes.set_ylabel(r"margin of $(\alpha, \beta)$")
     found = drawn.alpha_beta
     alpha, beta = found["alpha"], found["beta"]
     if alpha is None or beta is None:
-        say(axes, f"no pair whose margin could be drawn: {found['reason']}")
+        say(axes, f"no pair, so no margin: {found['reason']}")
         return
     columns = drawn.rows.columns(*_COLUMNS)
     margins = drawable(F.alpha_beta_margin(alpha, beta, **columns))

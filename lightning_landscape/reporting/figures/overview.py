@@ -1,10 +1,11 @@
-"""One picture of a run beside its table and summary: pairs, losses, angle."""
+"""Picture with an overview of a run: feasible pairs, losses, angle."""
 
 from __future__ import annotations
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from lightning_landscape.reporting.conditions import NO_PROBE
 from lightning_landscape.reporting.figures._drawn import Drawn
 from lightning_landscape.reporting.figures._style import (
     BLUE,
@@ -17,12 +18,12 @@ from lightning_landscape.reporting.figures._style import (
     say,
     style,
 )
-from lightning_landscape.reporting.figures.angle import NO_PROBE, draw_cosine
+from lightning_landscape.reporting.figures.angle import draw_cosine
 from lightning_landscape.reporting.figures.feasible_pairs import draw_set
 
 
 def overview(drawn: Drawn) -> Figure:
-    """Draw the feasible pairs, the loss beside the reference's, and the angle, of one run.
+    """Draw the feasible pairs, the loss beside the reference's, and the angle of one run.
 
     Args:
         drawn: the run. Probes without reference columns are left out.
@@ -43,7 +44,7 @@ def overview(drawn: Drawn) -> Figure:
 
 
 def draw_losses(axes: Axes, drawn: Drawn) -> None:
-    """Draw each mini-batch's loss at the iterate and at the reference."""
+    """Draw the loss of each probed mini-batch at the iterate and at the reference."""
     over_steps(axes, drawn.steps)
     axes.set_ylabel("mini-batch loss")
     if not len(drawn.rows):
@@ -57,5 +58,6 @@ def draw_losses(axes: Axes, drawn: Drawn) -> None:
         color=GREEN,
         label="at the reference",
     )
+    # An invisible line takes 0 into view, so that the height of the curves can be judged.
     axes.axhline(0, color=GREY, linewidth=0)
     legend(axes)
