@@ -23,7 +23,7 @@ import lightning.pytorch as pl
 from demos.data import Images
 from demos.mlp import MLP
 from demos.sweep import quiet
-from lightning_landscape import LandscapeMonitor, ProbeTable, load
+from lightning_landscape import LandscapeMonitor, ProbeTable, Report, Store, load
 from lightning_landscape.loading import Run
 
 CODECS = ("bfloat16", "int8")
@@ -35,7 +35,11 @@ def train(folder: Path, store_dtype: str, width: int, epochs: int) -> Run:
     """Return a measured run of an MLP on digits."""
     pl.seed_everything(0, verbose=False)
     monitor = LandscapeMonitor(
-        every_n_steps=5, store_dtype=store_dtype, dirpath=folder, prefix=store_dtype, figures=False
+        every_n_steps=5,
+        dirpath=folder,
+        prefix=store_dtype,
+        store=Store(dtype=store_dtype),
+        report=Report(images=None),
     )  # type: ignore[arg-type]
     switched_off: dict[str, Any] = dict.fromkeys(
         ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False

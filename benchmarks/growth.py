@@ -42,7 +42,7 @@ from demos.sweep import quiet
 from lightning_landscape.conditions import AlphaBeta
 from lightning_landscape.functional.alpha_beta import feasible_set
 
-QUIETLY: dict[str, Any] = {"every_n_steps": PERIOD, "live_epochs": None, "segments": 0}
+QUIETLY: dict[str, Any] = {"every_n_steps": PERIOD, "live_epochs": None}
 PARAMETERS = (1e4, 1e5, 1e6, 1e7, 1e8)
 STEPS = (100, 1000, 10_000, 100_000, 1_000_000)
 PROBES = (16, 64, 256, 1024, 4096)

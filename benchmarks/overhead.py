@@ -38,6 +38,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning_landscape.evaluation.completion import PROVISIONAL
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
@@ -46,8 +47,7 @@ from benchmarks import floors, unprobed_step
 from demos.resnet import resnet
 from demos.sweep import quiet
 from demos.transformer_language_model import Decoder
-from lightning_landscape import LandscapeMonitor
-from lightning_landscape.evaluation.completion import PROVISIONAL
+from lightning_landscape import LandscapeMonitor, Report, Store
 from lightning_landscape.recording.schedule import Schedule
 
 BATCH = 128
@@ -287,7 +287,9 @@ def fit(
     torch.manual_seed(0)
     start, batch, module = Start(let_others), case.batch(), Module(case.net())
     end = End(start.now)
-    measuring = LandscapeMonitor(dirpath=folder, figures=False, **monitor) if monitor else None
+    measuring = (
+        LandscapeMonitor(dirpath=folder, report=Report(images=None), **monitor) if monitor else None
+    )
     still: dict[str, Any] = dict.fromkeys(
         ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False
     )
@@ -452,12 +454,7 @@ def per_sample(case: Case, probes: int, plain: float, folder: Path) -> float:
     def mean(module: pl.LightningModule, batch: tuple[Tensor, Tensor]) -> Tensor:
         return sample_losses(module, batch).mean()
 
-    how: dict[str, Any] = {
-        "every_n_steps": 2,
-        "live_epochs": None,
-        "segments": 0,
-        "store_gib": ROOM,
-    }
+    how: dict[str, Any] = {"every_n_steps": 2, "live_epochs": None, "store": Store(gib=ROOM)}
     beside = fit(case, 2 * probes, folder / "mean", loss=mean, **how)
     timed = fit(case, 2 * probes, folder / "samples", loss=sample_losses, per_sample=True, **how)
     assert timed.monitor is not None
@@ -491,8 +488,7 @@ def memory_of(name: str, kind: str, reference: str | None) -> None:
     arguments: dict[str, Any] = {
         "every_n_steps": 4,
         "live_epochs": None,
-        "segments": 0,
-        "save_reference": False,
+        "store": Store(save_reference=False),
     }
     if kind == "live":
         arguments["reference"] = reference
@@ -515,8 +511,7 @@ def measure(name: str, quick: bool) -> dict[str, Any]:
         quietly: dict[str, Any] = {
             "max_probes": probes + 2,
             "live_epochs": None,
-            "segments": 0,
-            "store_gib": ROOM,
+            "store": Store(gib=ROOM),
         }
         warm = fit(case, 6, folder / "warm-up", every_n_steps=3, **quietly)
         slow = statistics.median(warm.steps) > SLOW

@@ -25,6 +25,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from lightning_landscape import HeldOut
 from lightning_landscape.functional.alpha_beta import feasible_set
 from lightning_landscape.loading import Run
 from lightning_landscape.reporting.compare import Group, compare
@@ -107,10 +108,8 @@ def train(folder: Path, start: str, seed: int, steps: int, every: int) -> Run:
         monitor={
             "every_n_steps": every,
             "max_probes": -(-steps // every),
-            "held_out": single_samples_and_all,
-            "fixed_batches": SAMPLES + 1,
             "live_epochs": None,
-            "segments": 0,
+            "extras": [HeldOut(single_samples_and_all, fixed=SAMPLES + 1)],
         },
         max_steps=steps,
         max_epochs=-1,

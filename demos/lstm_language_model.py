@@ -24,6 +24,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, dropout
 
+from lightning_landscape import Store
 from lightning_landscape.functional import aiming_ratio, cosine, polyak_lojasiewicz_ratio
 from lightning_landscape.loading import Run
 from lightning_landscape.reporting.compare import Group, compare
@@ -324,7 +325,7 @@ FULL: dict[str, Any] = {
     "text": {"size": None, "length": 70, "batch_size": 20},
     "model": {"embedding": 400, "hidden": 1150, "lr": 1.0},
     "epochs": 100,
-    "monitor": {"every_n_steps": 50, "max_probes": 64, "store_gib": 16.0},
+    "monitor": {"every_n_steps": 50, "max_probes": 64, "store": Store(gib=16.0)},
 }
 
 

@@ -104,7 +104,7 @@ def train(folder: Path, method: str, model: str, seed: int, epochs: int) -> Run:
         lambda: Classifier(method, model),
         Images,
         seed=seed,
-        monitor={"every_n_steps": 4, "max_probes": 400, "live_epochs": None, "segments": 0},
+        monitor={"every_n_steps": 4, "max_probes": 400, "live_epochs": None},
         max_epochs=epochs,
         accelerator="cpu",
         log_every_n_steps=1000,

@@ -124,12 +124,7 @@ def train(
         max_epochs=epochs,
         accelerator="cpu",
         log_every_n_steps=100,
-        monitor={
-            "reference": str(reference),
-            "every_n_steps": 4,
-            "live_epochs": None,
-            "segments": 0,
-        },
+        monitor={"reference": str(reference), "every_n_steps": 4, "live_epochs": None},
         callbacks=others,
     )
 

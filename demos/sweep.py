@@ -13,6 +13,7 @@ from typing import Any, Literal
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from lightning_landscape import Store
 from lightning_landscape.loading import Run
 from lightning_landscape.reporting.compare import RATES, Comparison, Group, compare, pool
 from lightning_landscape.reporting.compare_figure import COLOURS, LINES, MARKERS
@@ -27,7 +28,7 @@ SLIGHT = 1e-3
 """Constants that are all smaller are called 0: of losses in single precision they are rounding, and they would move no bound"""
 LEVEL = 0.1
 """Numbers that differ by less than this share of the largest are called level"""
-MONITOR: dict[str, Any] = {"segments": 0, "live_epochs": None, "save_reference": False}
+MONITOR: dict[str, Any] = {"live_epochs": None, "store": Store(save_reference=False)}
 """Constants of whole runs are all that a sweep needs: the rest of what the monitor can do would cost time and disk"""
 NAMES = {
     **{f"beta at {rate:g}": f"smallest β at δ = {rate:g}" for rate in RATES},

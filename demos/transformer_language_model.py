@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, scaled_dot_product_attention
 
+from lightning_landscape import Store
 from lightning_landscape.loading import Run
 from lightning_landscape.reporting.compare import compare
 
@@ -232,7 +233,7 @@ FULL: dict[str, Any] = {
     "shapes": ("70m", "160m"),
     "steps": 480,  # one pass through WikiText-2, which has two million words
     "repeats": 20,
-    "monitor": {"every_n_steps": 20, "max_probes": 24, "store_gib": 40.0},
+    "monitor": {"every_n_steps": 20, "max_probes": 24, "store": Store(gib=40.0)},
     "trainer": {"precision": "bf16-mixed"},
 }
 

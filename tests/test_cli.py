@@ -8,11 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from lightning_landscape.records import SegmentPoint, records_to_csv
 
 from lightning_landscape import load
 from lightning_landscape.cli import main
 from lightning_landscape.probes import ProbeTable, to_json_line
-from lightning_landscape.records import SegmentPoint, records_to_csv
 from tests.helpers.grid import train
 from tests.reporting.test_tables import check_latex, check_markdown
 

@@ -8,6 +8,7 @@ import sys
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from lightning_landscape.records import LayerRow, records_to_csv
 
 from lightning_landscape import load
 from lightning_landscape.probes import (
@@ -20,7 +21,6 @@ from lightning_landscape.probes import (
     to_scalars,
     write_atomically,
 )
-from lightning_landscape.records import LayerRow, records_to_csv
 
 numbers = st.floats(allow_nan=False, allow_infinity=False)
 unknown = st.none() | numbers

@@ -15,8 +15,8 @@ from lightning_landscape.recording.door import Doorstep
 from lightning_landscape.recording.freezing import Frozen
 from lightning_landscape.recording.manual import Traces
 from lightning_landscape.recording.state import frozen_moment, iterators
-from lightning_landscape.store.kept import sampled
 from lightning_landscape.store.memory import Memory
+from lightning_landscape.store.others import sampled
 from lightning_landscape.training import lightning_compat
 from lightning_landscape.training.loss import scalar_loss
 from lightning_landscape.training.scaling import (

@@ -14,7 +14,7 @@ TINY = {
     "text": {"size": 40, "length": 8, "batch_size": 8, "limit": 1_000},
     "model": {"embedding": 6, "hidden": 8, "lr": 0.3},
     "epochs": 2,
-    "monitor": {"every_n_steps": 1, "segments": 0, "live_epochs": None},
+    "monitor": {"every_n_steps": 1, "live_epochs": None},
 }
 
 

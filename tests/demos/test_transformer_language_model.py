@@ -15,7 +15,7 @@ TINY = {
     "shapes": ("tiny",),
     "steps": 12,
     "repeats": 4,
-    "monitor": {"every_n_steps": 2, "segments": 0, "live_epochs": None},
+    "monitor": {"every_n_steps": 2, "live_epochs": None},
     "trainer": {"accelerator": "cpu"},
 }
 

@@ -365,7 +365,7 @@ MINIATURE = {
         "Transformer stand-in": {"lr": 1e-2, "batch_size": 16, "sizes": {"width": 8, "depth": 1}},
         workloads.CONTROL: {"lr": 1e-2, "batch_size": 16, "sizes": {"width": 8}},
     },
-    "monitor": {"every_n_steps": 2, "segments": 0, "live_epochs": None},
+    "monitor": {"every_n_steps": 2, "live_epochs": None},
     "trainer": {"accelerator": "cpu"},
 }
 

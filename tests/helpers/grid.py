@@ -5,7 +5,7 @@ import torch
 from lightning.pytorch.loggers import CSVLogger
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_landscape import LandscapeMonitor
+from lightning_landscape import LandscapeMonitor, Report
 
 WIDTHS, SEEDS = (24, 3), (0, 1)
 
@@ -42,7 +42,7 @@ def train(folder, width, seed, epochs=2, **settings):
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        callbacks=[LandscapeMonitor(every_n_steps=1, figures=False, **settings)],
+        callbacks=[LandscapeMonitor(every_n_steps=1, report=Report(images=None), **settings)],
     )
     network = Network(width, seed, training={"noise": {"scale": 0.5 if width == 3 else 2}})
     trainer.fit(network, DataLoader(TensorDataset(x, y), 4, shuffle=True))

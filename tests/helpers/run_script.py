@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch.nn.functional import cross_entropy
 
-from lightning_landscape import LandscapeMonitor
+from lightning_landscape import LandscapeMonitor, Report, Store
 from tests.helpers.modules import CLASSES, FEATURES, Plain, loader
 
 
@@ -91,14 +91,13 @@ def main(argv):
     module = globals()[options.module]()
     module.pause = options.pause
     monitor = LandscapeMonitor(
-        figures=False,
         every_n_steps=options.every,
         reference=options.reference,
         max_probes=options.max_probes,
-        keep_store=options.keep_store,
-        store_dtype=options.store_dtype,
         loss=sample_losses if options.per_sample else None,
         per_sample="mixing" if options.per_sample else False,
+        store=Store(keep=options.keep_store, dtype=options.store_dtype),
+        report=Report(images=None),
     )
     checkpoints = ModelCheckpoint(
         options.folder / "checkpoints", save_last=True, every_n_train_steps=7, save_top_k=-1

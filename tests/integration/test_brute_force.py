@@ -1,20 +1,15 @@
 """Every column of the table against a recomputation from a full recording of an unmonitored run."""
 
 import math
-import sys
-from types import SimpleNamespace
 
 import pytest
 import torch
 
 from lightning_landscape import LandscapeMonitor, load
-from lightning_landscape.recording.measurement import Measurement
 from tests.helpers.brute_force import BruteForce, Recording, recorded
 from tests.helpers.modules import plain_loss
 from tests.helpers.settings import SETTINGS, train
 from tests.helpers.slow import some
-
-TREES = "torch._inductor.cudagraph_trees"
 
 
 def record(setting, folder):
@@ -81,12 +76,12 @@ def test_final(name, tmp_path):
 )
 def test_reference_file_gives_the_same_table(name, tmp_path):
     setting = SETTINGS[name]
-    one, two = LandscapeMonitor(every_n_steps=3), LandscapeMonitor(every_n_steps=3, prefix="live")
+    one = LandscapeMonitor(every_n_steps=3)
     train(setting, tmp_path / "one", [one])
     reference = (
         load(tmp_path / "one" / "lightning_logs" / "version_0").path / "reference.safetensors"
     )
-    two.reference = str(reference)
+    two = LandscapeMonitor(reference, every_n_steps=3, prefix="live")
     train(setting, tmp_path / "two", [two])
     assert len(one.table) == len(two.table) > 1
     for a, b in zip(one.table, two.table, strict=True):
@@ -112,15 +107,15 @@ def test_reference_file_gives_the_same_table(name, tmp_path):
 def test_loss_of_the_user(name, mode, tmp_path):
     setting = SETTINGS[name]
     recording = record(setting, tmp_path)
-    monitor = LandscapeMonitor(every_n_steps=1, loss=plain_loss)
-    reference = None
+    reference, where = None, "final"
     if mode == "file":
         generator = torch.Generator().manual_seed(0)
         reference = {
             n: torch.randn(p.shape, generator=generator) for n, p in recording.last.items()
         }
-        torch.save(reference, tmp_path / "reference.pt")
-        monitor.reference = str(tmp_path / "reference.pt")
+        where = str(tmp_path / "reference.pt")
+        torch.save(reference, where)
+    monitor = LandscapeMonitor(where, every_n_steps=1, loss=plain_loss)
     train(setting, tmp_path / "run", [monitor])
     for step in recording.steps:
         for micro in step.micro_batches:
@@ -138,30 +133,6 @@ def test_strides_and_thinning_keep_the_right_rows(tmp_path):
     assert [probe.step for probe in monitor.table] == [0, 8, 16]
     assert_equals_brute_force(monitor.table, recording, setting, every=8)
     assert not (load(tmp_path / "run" / "lightning_logs" / "version_0").path / "store").exists()
-
-
-@pytest.mark.parametrize(
-    "name", some(["momentum_encoder", "plain", "scaler", "accumulation", "bf16_mixed"], every=3)
-)
-def test_the_first_replay_may_be_before_or_after_its_step(name, tmp_path, monkeypatch):
-    setting, found = SETTINGS[name], []
-    for before in (True, False):
-        monkeypatch.setattr(Measurement, "_replays_before_steps", before)
-        monitor = LandscapeMonitor(every_n_steps=1)
-        train(setting, tmp_path / str(before), [monitor])
-        found.append((list(monitor.table), monitor.summary["run"]["fidelity"]))
-    assert found[0] == found[1]
-    assert found[0][1]["exact"]
-
-
-def test_where_graphs_of_cuda_may_be_there_the_first_replay_is_after_its_step(monkeypatch):
-    measurement = object.__new__(Measurement)
-    for kind, trees, before in (("cpu", True, True), ("cuda", False, True), ("cuda", True, False)):
-        measurement._module = SimpleNamespace(device=torch.device(kind))
-        monkeypatch.delitem(sys.modules, TREES, raising=False)
-        if trees:
-            monkeypatch.setitem(sys.modules, TREES, torch)
-        assert measurement._replays_before_steps is before
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from lightning_landscape import LandscapeMonitor, ending, load, session
+from lightning_landscape import LandscapeMonitor, Store, ending, load, session
 from lightning_landscape.evaluation.replay import Replayer
 from lightning_landscape.recording import clock as run_clock
 from lightning_landscape.recording import measurement
@@ -78,7 +78,7 @@ def test_slow_probes_are_few_and_their_rows_are_right(tmp_path, clock, monkeypat
 
 def test_the_evaluation_at_the_end_counts(tmp_path, clock, monkeypatch):
     slow(monkeypatch, clock, replay=1.0)
-    monitor = LandscapeMonitor(every_n_steps=1, max_overhead=0.4, segments=0, dirpath=tmp_path)
+    monitor = LandscapeMonitor(every_n_steps=1, max_overhead=0.4, dirpath=tmp_path)
     trainer = pl.Trainer(
         accelerator="cpu",
         max_epochs=8,
@@ -130,7 +130,7 @@ def test_resume_goes_on_with_clock_costs_and_stride(tmp_path, clock, monkeypatch
 
     def fit(epochs, folder, checkpoint=None):
         monitor = LandscapeMonitor(
-            every_n_steps=1, max_overhead=0.5, keep_store=True, dirpath=tmp_path / folder
+            every_n_steps=1, max_overhead=0.5, dirpath=tmp_path / folder, store=Store(keep=True)
         )
         trainer = pl.Trainer(
             accelerator="cpu",
@@ -172,5 +172,5 @@ def test_refuses_what_is_no_share(value):
 
 def test_refuses_what_it_could_not_keep():
     assert_refused(
-        LandscapeMonitor(max_overhead=0.05, exact_sums=True), "exact_sums=True", "max_overhead=0.05"
+        LandscapeMonitor(max_overhead=0.05, every_step=True), "exact_sums=True", "max_overhead=0.05"
     )

@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch.plugins import MixedPrecision
 from torch.utils.data import DataLoader, RandomSampler, TensorDataset
 
-from lightning_landscape import LandscapeMonitor, load
+from lightning_landscape import LandscapeMonitor, Secant, Store, load
 from lightning_landscape.bounds import Evidence
 from lightning_landscape.optim import NGN, AdaGradNormMax, DecSPS, SPSMax
 from tests.helpers.modules import FEATURES, loader
@@ -338,7 +338,7 @@ SUMMED += ["overflowing", "unfreezing", "partly_unused", "momentum_encoder", "ti
 @pytest.mark.parametrize("name", some(SUMMED, every=2))
 def test_exact_sums_are_those_over_every_step(name, tmp_path):
     setting = SETTINGS[name]
-    few = LandscapeMonitor(every_n_steps=7, exact_sums=True)
+    few = LandscapeMonitor(every_n_steps=7, every_step=True)
     train(setting, tmp_path / "few", [few])
     sums = few.summary["run"]["exact_sums"]
     recording = record(setting, tmp_path)
@@ -407,7 +407,7 @@ def test_the_secant_is_the_change_of_the_same_batch_gradient(name, tmp_path):
     setting = SETTINGS[name]
     recording = record(setting, tmp_path)
     brute = BruteForce(recording, setting.module, setting.autocast)
-    monitor = LandscapeMonitor(every_n_steps=3, secant=True)
+    monitor = LandscapeMonitor(every_n_steps=3, extras=[Secant()])
     train(setting, tmp_path / "run", [monitor])
     found = load(tmp_path / "run" / "lightning_logs" / "version_0").secants
     assert sorted(found) == [probe.step for probe in monitor.table]
@@ -438,7 +438,11 @@ def test_sums_and_secants_go_on_after_a_checkpoint(tmp_path):
     def run(folder, epochs, checkpoint=None):
         pl.seed_everything(5, verbose=False)
         monitor = LandscapeMonitor(
-            every_n_steps=4, dirpath=folder, exact_sums=True, secant=True, keep_store=True
+            every_n_steps=4,
+            dirpath=folder,
+            every_step=True,
+            extras=[Secant()],
+            store=Store(keep=True),
         )
         saver = pl.callbacks.ModelCheckpoint(folder, save_last=True)
         trainer = pl.Trainer(
@@ -481,7 +485,7 @@ def test_training_is_bit_identical_with_everything_measured(tmp_path):
 
     plain, rng = weights([])
     monitored, rng_with = weights(
-        [LandscapeMonitor(every_n_steps=3, dirpath=tmp_path, exact_sums=True, secant=True)]
+        [LandscapeMonitor(every_n_steps=3, dirpath=tmp_path, every_step=True, extras=[Secant()])]
     )
     assert all(torch.equal(plain[name], monitored[name]) for name in plain)
     assert torch.equal(rng, rng_with)
@@ -726,7 +730,7 @@ def squared_error(module, batch):
     return (module.net(x).squeeze(1) - y).square().mean()
 
 
-@pytest.mark.parametrize("ours", [{"secant": True}, {"loss": squared_error}])
+@pytest.mark.parametrize("ours", [{"extras": [Secant()]}, {"loss": squared_error}])
 def test_hooks_of_parameters_do_not_see_our_backward_passes(ours, tmp_path):
     plain = Hooked(sgd())
     monitored = copy.deepcopy(plain)

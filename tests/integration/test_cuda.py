@@ -16,7 +16,7 @@ import pytest
 import torch
 from lightning.pytorch.loggers import CSVLogger
 
-from lightning_landscape import LandscapeMonitor
+from lightning_landscape import LandscapeMonitor, Layers, Report, Secant, Store
 from tests.helpers import modules
 from tests.helpers.brute_force import Recording, recorded
 from tests.helpers.settings import SETTINGS
@@ -80,7 +80,7 @@ def left(trainer, module):
 def test_with_and_without_the_monitor(name, tmp_path):
     setting = SETTINGS[name]
     without = left(*train(setting, tmp_path / "without"))
-    monitor = LandscapeMonitor(every_n_steps=3, per_layer=True, figures=False)
+    monitor = LandscapeMonitor(every_n_steps=3, extras=[Layers()], report=Report(images=None))
     assert_same(without, left(*train(setting, tmp_path / "with", [monitor])))
     assert len(monitor.table) > 1
     assert monitor.summary["run"]["fidelity"]["exact"] is True
@@ -98,14 +98,14 @@ def test_the_table_equals_a_recomputation(name, tmp_path):
     recording, module_class = Recording(), recorded(setting.module)
     module_class.recording = recording
     train(setting, tmp_path / "recorded", [recording], module_class)
-    monitor = LandscapeMonitor(every_n_steps=1, figures=False)
+    monitor = LandscapeMonitor(every_n_steps=1, report=Report(images=None))
     train(setting, tmp_path / "run", [monitor])
     assert_equals_brute_force(monitor.table, recording, setting)
 
 
 def one_recurrent_run(folder, monitored):
     """Train a recurrent module with dropout between its layers; return weights and fidelity."""
-    callbacks = [LandscapeMonitor(every_n_steps=3, figures=False)] if monitored else []
+    callbacks = [LandscapeMonitor(every_n_steps=3, report=Report(images=None))] if monitored else []
     _, module = train(SETTINGS["recurrent"], folder, callbacks)
     fidelity = callbacks[0].summary["run"]["fidelity"] if monitored else None
     return {name: value.cpu() for name, value in module.state_dict().items()}, fidelity
@@ -130,7 +130,9 @@ def test_dropout_between_recurrent_layers_is_not_moved(tmp_path):
 def test_secants_and_exact_sums(tmp_path):
     setting = SETTINGS["plain"]
     without = left(*train(setting, tmp_path / "without"))
-    monitor = LandscapeMonitor(every_n_steps=2, secant=True, exact_sums=True, figures=False)
+    monitor = LandscapeMonitor(
+        every_n_steps=2, every_step=True, extras=[Secant()], report=Report(images=None)
+    )
     assert_same(without, left(*train(setting, tmp_path / "with", [monitor])))
     assert monitor.summary["run"]["exact_sums"]["steps"] == 20
     assert monitor.summary["conditions"]["smoothness"]["secant"]["probes"] > 1
@@ -149,7 +151,7 @@ def test_what_is_queued_is_on_the_host_and_training_is_not_moved(codec, tmp_path
 
     monkeypatch.setattr(ProbeStore, "_write", write)
     ends = []
-    for monitors in ([], [LandscapeMonitor(every_n_steps=1, store_dtype=codec)]):
+    for monitors in ([], [LandscapeMonitor(every_n_steps=1, store=Store(dtype=codec))]):
         ends.append(left(*train(SETTINGS["plain"], tmp_path / str(len(ends)), monitors)))
     assert devices == {"cpu"}
     assert_same(*ends)

@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
-
-from lightning_landscape import LandscapeMonitor, load
 from lightning_landscape.evaluation.stored_probes import StoredProbes
 from lightning_landscape.recording.measurement import Measurement
+
+from lightning_landscape import LandscapeMonitor, Layers, Secant, load
 from lightning_landscape.reporting.folder import RunFolder
 from lightning_landscape.store.store import ProbeStore
 from tests.helpers import distributed, run_script
@@ -77,7 +77,7 @@ SETTINGS = {
     "loss": ({}, {"loss": smoothed_loss}),
     "loss_accumulation": ({"accumulate_grad_batches": 2}, {"loss": smoothed_loss}),
     "uneven": ({"data": InOrder(drop=4)}, {}),
-    "layers_secants_sums": ({}, {"per_layer": True, "secant": True, "exact_sums": True}),
+    "layers_secants_sums": ({}, {"every_step": True, "extras": [Layers(), Secant()]}),
     "thinned": ({}, {"max_probes": 5}),
 }
 

@@ -13,7 +13,7 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.loggers import CSVLogger
 
-from lightning_landscape import LandscapeMonitor, load
+from lightning_landscape import HeldOut, LandscapeMonitor, Report, load
 from lightning_landscape.functional import alpha_beta_margin, alpha_beta_violations, beta_min
 from tests.helpers import distributed
 from tests.helpers.brute_force import BruteForce
@@ -96,7 +96,7 @@ def assert_equal_brute_force(run, recording, setting, loss=None):
 def test_each_row_is_a_recomputation_from_scratch(name, tmp_path):
     setting = SETTINGS[name]
     recording = record(setting, tmp_path)
-    monitor = LandscapeMonitor(every_n_steps=1, held_out=held_out_batches, fixed_batches=FIXED)
+    monitor = LandscapeMonitor(every_n_steps=1, extras=[HeldOut(held_out_batches, fixed=FIXED)])
     train(setting, tmp_path / "run", [monitor])
     assert_equal_brute_force(
         load(tmp_path / "run" / "lightning_logs" / "version_0"), recording, setting
@@ -107,7 +107,7 @@ def test_with_a_loss_of_the_user(tmp_path):
     setting = SETTINGS["accumulation"]
     recording = record(setting, tmp_path)
     monitor = LandscapeMonitor(
-        every_n_steps=1, held_out=held_out_batches, fixed_batches=FIXED, loss=plain_loss
+        every_n_steps=1, loss=plain_loss, extras=[HeldOut(held_out_batches, fixed=FIXED)]
     )
     train(setting, tmp_path / "run", [monitor])
     run = load(tmp_path / "run" / "lightning_logs" / "version_0")
@@ -119,7 +119,7 @@ def test_with_a_loss_of_the_user(tmp_path):
 )
 def test_live_against_a_reference_is_the_same(name, tmp_path):
     setting = SETTINGS[name]
-    arguments = {"every_n_steps": 1, "held_out": held_out_batches, "fixed_batches": FIXED}
+    arguments = {"every_n_steps": 1, "extras": [HeldOut(held_out_batches, fixed=FIXED)]}
     train(setting, tmp_path / "one", [LandscapeMonitor(**arguments)])
     one = load(tmp_path / "one" / "lightning_logs" / "version_0")
     train(
@@ -152,7 +152,7 @@ def test_training_and_validation_are_the_same_with_and_without(mode, sanity, tmp
         fit(tmp_path / "first", [LandscapeMonitor()], sanity)
         reference = str(load(tmp_path / "first" / "log").path / "reference.safetensors")
     monitor = LandscapeMonitor(
-        every_n_steps=2, held_out="val", fixed_batches=1, reference=reference
+        every_n_steps=2, reference=reference, extras=[HeldOut("val", fixed=1)]
     )
     without, with_monitor = (
         fit(tmp_path / "without", [], sanity),
@@ -209,7 +209,7 @@ def test_two_processes_give_the_table_of_one(tmp_path):
     tables = []
     for processes in (1, 2):
         monitor = LandscapeMonitor(
-            every_n_steps=2, held_out=distributed.held_out_batches, fixed_batches=FIXED
+            every_n_steps=2, extras=[HeldOut(distributed.held_out_batches, fixed=FIXED)]
         )
         distributed.train(tmp_path / str(processes), [monitor], processes=processes)
         tables.append(load(tmp_path / str(processes) / "run"))
@@ -217,7 +217,7 @@ def test_two_processes_give_the_table_of_one(tmp_path):
 
 
 def test_the_summary_puts_the_pair_to_the_test(tmp_path):
-    monitor = LandscapeMonitor(every_n_steps=1, held_out=held_out_batches, fixed_batches=FIXED)
+    monitor = LandscapeMonitor(every_n_steps=1, extras=[HeldOut(held_out_batches, fixed=FIXED)])
     train(SETTINGS["plain"], tmp_path, [monitor])
     run = load(tmp_path / "lightning_logs" / "version_0")
     found, held, fixed = (
@@ -277,9 +277,8 @@ def test_thinning_drops_their_rows_too(tmp_path):
     monitor = LandscapeMonitor(
         every_n_steps=1,
         max_probes=4,
-        held_out=held_out_batches,
-        fixed_batches=1,
         reference=reference,
+        extras=[HeldOut(held_out_batches, fixed=1)],
     )
     train(setting, tmp_path / "run", [monitor])
     run = load(tmp_path / "run" / "lightning_logs" / "version_0")
@@ -300,7 +299,7 @@ def test_a_batch_that_cannot_be_evaluated_costs_nothing_else(mode, tmp_path):
         reference = str(
             load(tmp_path / "first" / "lightning_logs" / "version_0").path / "reference.safetensors"
         )
-    monitor = LandscapeMonitor(every_n_steps=4, held_out=unsuitable, reference=reference)
+    monitor = LandscapeMonitor(every_n_steps=4, reference=reference, extras=[HeldOut(unsuitable)])
     with pytest.warns(
         UserWarning, match="could not evaluate a held-out batch at step 0.*training_step"
     ):
@@ -313,7 +312,7 @@ def test_a_batch_that_cannot_be_evaluated_costs_nothing_else(mode, tmp_path):
 def test_more_fixed_batches_than_there_are_is_said_once_and_those_that_are_there_are_evaluated(
     tmp_path,
 ):
-    monitor = LandscapeMonitor(every_n_steps=4, held_out=held_out_batches, fixed_batches=5)
+    monitor = LandscapeMonitor(every_n_steps=4, extras=[HeldOut(held_out_batches, fixed=5)])
     with pytest.warns(
         UserWarning, match=r"fixed_batches=5\) found 3 batches.*let it yield more"
     ) as said:
@@ -326,10 +325,10 @@ def test_more_fixed_batches_than_there_are_is_said_once_and_those_that_are_there
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ({"held_out": "val"}, "found no validation loader"),
-        ({"held_out": "test"}, "held_out='test'.*'val', functions of the trainer"),
+        ({"extras": [HeldOut("val")]}, "found no validation loader"),
+        ({"extras": [HeldOut("test")]}, "held_out='test'.*'val', functions of the trainer"),
         ({"fixed_batches": 2}, "found no held_out="),
-        ({"held_out": held_out_batches, "fixed_batches": -1}, "whole numbers of 0 or more"),
+        ({"extras": [HeldOut(held_out_batches, fixed=-1)]}, "whole numbers of 0 or more"),
     ],
 )
 def test_refused(arguments, said, tmp_path):
@@ -342,7 +341,7 @@ def test_they_are_in_the_picture_of_the_margin(tmp_path, monkeypatch):
     from lightning_landscape.reporting.figures import Drawn, margin
 
     monitor = LandscapeMonitor(
-        every_n_steps=1, held_out=held_out_batches, fixed_batches=FIXED, figures=False
+        every_n_steps=1, extras=[HeldOut(held_out_batches, fixed=FIXED)], report=Report(images=None)
     )
     train(SETTINGS["plain"], tmp_path, [monitor])
     run = load(tmp_path / "lightning_logs" / "version_0")

@@ -13,7 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.hparams import metadata as hparams_metadata
 
-from lightning_landscape import LandscapeMonitor, load
+from lightning_landscape import LandscapeMonitor, Report, load
 from lightning_landscape.reporting.tensorboard import RESULTS
 from tests.helpers.modules import FEATURES, loader
 
@@ -115,7 +115,7 @@ def test_a_layout_of_the_module_replaces_ours(tmp_path):
 
 
 def test_no_layout_where_none_is_wanted(tmp_path):
-    fit(tmp_path, monitor=LandscapeMonitor(every_n_steps=3, layout=False))
+    fit(tmp_path, monitor=LandscapeMonitor(every_n_steps=3, report=Report(layout=False)))
     assert "custom_scalars__config__" not in read(tmp_path / "run").Tags()["tensors"]
 
 
@@ -203,7 +203,7 @@ def test_pictures_are_in_the_logger_and_in_files(tmp_path):
 def test_no_pictures_where_none_are_wanted_and_a_failing_one_costs_nothing_else(
     tmp_path, monkeypatch
 ):
-    fit(tmp_path / "a", monitor=LandscapeMonitor(every_n_steps=3, figures=False))
+    fit(tmp_path / "a", monitor=LandscapeMonitor(every_n_steps=3, report=Report(images=None)))
     assert not read(tmp_path / "a" / "run").Tags()["images"]
     assert not (tmp_path / "a" / "run" / "landscape" / "figures").exists()
 
@@ -256,7 +256,7 @@ def test_the_progress_bar_shows_two_values_on_request(tmp_path):
     assert not [name for name in shown if name.startswith("landscape/")]
     _, monitor = fit(
         tmp_path / "b",
-        monitor=LandscapeMonitor(every_n_steps=3, progress_bar=True),
+        monitor=LandscapeMonitor(every_n_steps=3, report=Report(progress_bar=True)),
         callbacks=[TQDMProgressBar(), Looking()],
     )
     newest = monitor.table[-1]
@@ -291,7 +291,10 @@ def test_the_progress_bar_does_not_take_the_users_names(tmp_path):
     other = copy.deepcopy(one)
     plain, _ = fit(tmp_path / "a", one, LandscapeMonitor(every_n_steps=3), callbacks=bars)
     shown, monitor = fit(
-        tmp_path / "b", other, LandscapeMonitor(every_n_steps=3, progress_bar=True), callbacks=bars
+        tmp_path / "b",
+        other,
+        LandscapeMonitor(every_n_steps=3, report=Report(progress_bar=True)),
+        callbacks=bars,
     )
     for a, b in zip(
         plain.lightning_module.parameters(), shown.lightning_module.parameters(), strict=True

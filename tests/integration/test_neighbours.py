@@ -11,12 +11,12 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Callback, StochasticWeightAveraging, WeightAveraging
 from lightning.pytorch.tuner import Tuner
-from safetensors.torch import load_file
-
-from lightning_landscape import LandscapeMonitor, load
-from lightning_landscape.evaluation import reference, untouched
 from lightning_landscape.evaluation.stored_probes import StoredProbes
 from lightning_landscape.recording.measurement import Measurement
+from safetensors.torch import load_file
+
+from lightning_landscape import LandscapeMonitor, Secant, Store, load
+from lightning_landscape.evaluation import reference, untouched
 from lightning_landscape.reporting import folder
 from lightning_landscape.store.store import ProbeStore
 from tests.helpers.modules import CLASSES, FEATURES, Plain, loader
@@ -136,7 +136,7 @@ def test_two_fits_with_one_trainer_are_two_tables(tmp_path):
 
 def test_another_module_in_the_same_trainer_is_another_table(tmp_path):
     """The trainer's counters go on, but the rows of the first module are none of the second one's."""
-    monitor = LandscapeMonitor(dirpath=tmp_path, every_n_steps=4, keep_store=True)
+    monitor = LandscapeMonitor(dirpath=tmp_path, every_n_steps=4, store=Store(keep=True))
     trainer = trainer_with(monitor, max_epochs=1)
     trainer.fit(Plain(), loader())
     trainer.fit_loop.max_epochs = 2
@@ -145,7 +145,7 @@ def test_another_module_in_the_same_trainer_is_another_table(tmp_path):
 
 
 def test_a_checkpoint_saved_after_fit_extends_a_run_that_kept_its_store(tmp_path):
-    monitor = LandscapeMonitor(dirpath=tmp_path, every_n_steps=4, keep_store=True)
+    monitor = LandscapeMonitor(dirpath=tmp_path, every_n_steps=4, store=Store(keep=True))
     trainer = trainer_with(monitor, max_epochs=1)
     trainer.fit(Plain(), loader())
     trainer.save_checkpoint(tmp_path / "after.ckpt")
@@ -156,7 +156,7 @@ def test_a_checkpoint_saved_after_fit_extends_a_run_that_kept_its_store(tmp_path
 
 
 def test_a_table_that_cannot_be_taken_over_costs_nothing_else(tmp_path, monkeypatch):
-    monitor = LandscapeMonitor(dirpath=tmp_path, every_n_steps=4, keep_store=True)
+    monitor = LandscapeMonitor(dirpath=tmp_path, every_n_steps=4, store=Store(keep=True))
     trainer = trainer_with(monitor, max_epochs=1)
     trainer.fit(Plain(), loader())
     trainer.save_checkpoint(tmp_path / "after.ckpt")
@@ -298,7 +298,7 @@ def test_a_state_that_cannot_be_written_costs_no_checkpoint(tmp_path, monkeypatc
 
 
 def test_a_resume_against_another_reference_starts_a_new_table(tmp_path, lightning_says):
-    monitor = LandscapeMonitor(dirpath=tmp_path, every_n_steps=4, keep_store=True)
+    monitor = LandscapeMonitor(dirpath=tmp_path, every_n_steps=4, store=Store(keep=True))
     trainer = trainer_with(monitor, max_epochs=1)
     trainer.fit(Plain(), loader())
     trainer.save_checkpoint(tmp_path / "after.ckpt")
@@ -359,7 +359,7 @@ def test_a_callback_that_moves_a_teacher_now_and_then_does_not_mislead_live_eval
 
     def fit(folder, **arguments):
         pl.seed_everything(1, verbose=False)
-        monitor = LandscapeMonitor(every_n_steps=2, dirpath=folder, secant=True, **arguments)
+        monitor = LandscapeMonitor(every_n_steps=2, dirpath=folder, extras=[Secant()], **arguments)
         trainer = pl.Trainer(
             accelerator="cpu",
             max_epochs=2,

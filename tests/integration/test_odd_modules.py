@@ -15,7 +15,7 @@ from torch import nn
 from torch.quasirandom import SobolEngine
 from torch.utils.data import Dataset
 
-from lightning_landscape import LandscapeMonitor
+from lightning_landscape import LandscapeMonitor, Secant
 from tests.helpers.brute_force import Recording
 from tests.helpers.modules import OwnOptimizerStep, Plain, Tied, loader, plain_loss
 from tests.helpers.slow import some
@@ -331,7 +331,7 @@ class SparseEmbedding(pl.LightningModule):
 
 
 def test_sparse_gradients_are_measured_and_taken_again(tmp_path):
-    monitor = LandscapeMonitor(every_n_steps=1, dirpath=tmp_path, secant=True)
+    monitor = LandscapeMonitor(every_n_steps=1, dirpath=tmp_path, extras=[Secant()])
     settings = {
         "logger": False,
         "enable_checkpointing": False,

@@ -9,9 +9,8 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch.nn.functional import cross_entropy
 
-from lightning_landscape import LandscapeMonitor, load
+from lightning_landscape import LandscapeMonitor, PerSample, Store, load
 from lightning_landscape import functional as F
-from lightning_landscape.extras.per_sample import PerSample
 from tests.helpers import distributed
 from tests.helpers import per_sample as modules
 from tests.helpers.brute_force import BruteForce
@@ -91,7 +90,7 @@ def told_of_differences(expected):
 def test_each_sample_is_a_gradient_by_itself(name, tmp_path):
     setting = CASES[name]
     recording = record(setting, tmp_path)
-    monitor = LandscapeMonitor(every_n_steps=3, loss=modules.losses, per_sample=True)
+    monitor = LandscapeMonitor(every_n_steps=3, loss=modules.losses, extras=[PerSample()])
     with told_of_differences(name == "own_function"):
         train(setting, tmp_path / "run", [monitor], epochs=1)
     recording.last = recording.steps[len(recording.steps) // 2].before  # that of one epoch
@@ -105,7 +104,7 @@ def test_each_sample_is_a_gradient_by_itself(name, tmp_path):
 def fit(folder, case="perceptron", told=False, **arguments):
     setting = CASES[case] if isinstance(case, str) else Setting(case)
     monitor = LandscapeMonitor(
-        **{"every_n_steps": 3, "loss": modules.losses, "per_sample": True} | arguments
+        **{"every_n_steps": 3, "loss": modules.losses, "extras": [PerSample()]} | arguments
     )
     with told_of_differences(told):
         train(setting, folder, [monitor])
@@ -136,7 +135,7 @@ def test_training_is_the_same_with_and_without(case, mode, tmp_path):
     ends = []
     for name in ("without", "with"):
         monitors = (
-            [LandscapeMonitor(reference=reference, loss=modules.losses, per_sample=True)]
+            [LandscapeMonitor(reference=reference, loss=modules.losses, extras=[PerSample()])]
             if name == "with"
             else []
         )
@@ -282,7 +281,7 @@ def test_more_that_forward_mode_goes_through(kind, tmp_path):
 
 def test_double_precision(tmp_path):
     pl.seed_everything(1, verbose=False)
-    monitor = LandscapeMonitor(every_n_steps=3, loss=modules.losses, per_sample=True)
+    monitor = LandscapeMonitor(every_n_steps=3, loss=modules.losses, extras=[PerSample()])
     trainer = pl.Trainer(
         accelerator="cpu",
         max_epochs=1,
@@ -434,11 +433,11 @@ def a_matrix(module, batch):
     ("arguments", "said"),
     [
         ({"loss": None}, "found no loss="),
-        ({"per_sample": "yes"}, "per_sample='yes'.*True and False, and 'mixing'"),
+        ({"extras": [PerSample()]}, "per_sample='yes'.*True and False, and 'mixing'"),
         ({"loss": mean_loss}, r"found a tensor of shape \(\) as losses of single samples"),
         ({"loss": a_matrix}, r"found a tensor of shape \(6, 4\) as losses of single samples"),
         ({"loss": too_short}, r"found 5 losses for a batch of tensors with \[6, 12\] items"),
-        ({"per_sample": False}, r"found a tensor of shape \(6,\) as loss; supported is one number"),
+        ({}, r"found a tensor of shape \(6,\) as loss; supported is one number"),
     ],
 )
 def test_refused(arguments, said, tmp_path):
@@ -552,7 +551,7 @@ def test_thinning_drops_their_rows_too(tmp_path):
 
 @pytest.mark.parametrize("mode", some(["final", "file"], every=2))
 def test_two_processes_have_the_samples_of_one(mode, tmp_path):
-    arguments = {"every_n_steps": 2, "loss": distributed.sample_losses, "per_sample": True}
+    arguments = {"every_n_steps": 2, "loss": distributed.sample_losses, "extras": [PerSample()]}
     if mode == "file":
         distributed.train(tmp_path / "first", [LandscapeMonitor()], processes=1)
         arguments["reference"] = str(
@@ -590,7 +589,7 @@ def one_sided(module, batch):
 
 @pytest.mark.filterwarnings("ignore:.*finite differences")
 def test_all_processes_take_the_same_way(tmp_path):
-    monitor = LandscapeMonitor(every_n_steps=3, loss=one_sided, per_sample=True)
+    monitor = LandscapeMonitor(every_n_steps=3, loss=one_sided, extras=[PerSample()])
     distributed.train(tmp_path, [monitor])
     run = load(tmp_path / "run")
     about = run.summary["per_sample"]
@@ -619,8 +618,8 @@ def test_a_failure_in_one_process_ends_the_samples_in_all(mode, tmp_path, monkey
     arguments = {
         "every_n_steps": 3,
         "loss": distributed.sample_losses,
-        "per_sample": True,
         "reference": reference,
+        "extras": [PerSample()],
     }
     distributed.train(tmp_path, [LandscapeMonitor(**arguments)])
     run = load(tmp_path / "run")
@@ -641,8 +640,8 @@ def test_resuming_keeps_the_samples_of_before(mode, tmp_path):
     arguments = {
         "every_n_steps": 2,
         "loss": distributed.sample_losses,
-        "per_sample": True,
-        "keep_store": True,
+        "extras": [PerSample()],
+        "store": Store(keep=True),
     }
     if mode == "file":
         distributed.train(tmp_path / "first", [LandscapeMonitor()], processes=1)

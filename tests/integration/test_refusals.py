@@ -8,10 +8,10 @@ import pytest
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.demos.boring_classes import BoringModel
+from lightning_landscape.recording.measurement import Measurement
 from torch.utils.data import DataLoader
 
-from lightning_landscape import LandscapeMonitor
-from lightning_landscape.recording.measurement import Measurement
+from lightning_landscape import LandscapeMonitor, Report, Store
 from lightning_landscape.store.store import ProbeStore
 from tests.helpers.modules import Plain, loader, plain_loss
 
@@ -52,10 +52,10 @@ def assert_refused(monitor, *words, module=None, data=None, **kwargs):
         ({"every_n_steps": 0}, "every_n_steps=0"),
         ({"max_probes": 1}, "max_probes=1"),
         ({"loss_infimum": float("nan")}, "loss_infimum=nan"),
-        ({"store_dtype": "int4"}, "store_dtype='int4'"),
-        ({"store_gib": 0.0}, "store_gib=0.0"),
+        ({"store": Store(dtype="int4")}, "store_dtype='int4'"),
+        ({"store": Store(gib=0.0)}, "store_gib=0.0"),
         ({"prefix": "a/b"}, "prefix='a/b'"),
-        ({"windows": 0}, "windows=0"),
+        ({"report": Report(windows=0)}, "windows=0"),
         ({"reference": "nowhere.ckpt"}, "nowhere.ckpt"),
         ({"reference": None}, "reference=None"),
         ({"loss_infimum": "x"}, "loss_infimum='x'"),
@@ -242,19 +242,23 @@ def test_a_loss_that_falls_below_its_infimum_later_is_kept_and_said():
 
 
 def test_a_budget_below_two_probes_by_parameters():
-    assert_refused(LandscapeMonitor(store_gib=1e-6), "store_gib", "two probes or more")
+    assert_refused(LandscapeMonitor(store=Store(gib=1e-6)), "store_gib", "two probes or more")
 
 
 def test_a_budget_below_two_probes_by_the_first_batch():
     parameters = sum(p.nbytes for p in Plain().parameters())
     assert_refused(
-        LandscapeMonitor(store_gib=4.5 * parameters / 2**30), "store_gib", "two probes or more"
+        LandscapeMonitor(store=Store(gib=4.5 * parameters / 2**30)),
+        "store_gib",
+        "two probes or more",
     )
 
 
 def test_a_small_budget_halves_the_table_instead(tmp_path):
     parameters = sum(p.nbytes for p in Plain().parameters())
-    monitor = LandscapeMonitor(every_n_steps=1, store_gib=60 * parameters / 2**30, dirpath=tmp_path)
+    monitor = LandscapeMonitor(
+        every_n_steps=1, dirpath=tmp_path, store=Store(gib=60 * parameters / 2**30)
+    )
     fit(monitor)
     assert 2 <= len(monitor.table) < 10
     assert monitor.summary["run"]["store"]["bytes"] <= 60 * parameters

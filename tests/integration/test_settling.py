@@ -7,10 +7,10 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
-
-from lightning_landscape import LandscapeMonitor, load
-from lightning_landscape import functional as F
 from lightning_landscape.records import LayerRow, SegmentPoint
+
+from lightning_landscape import LandscapeMonitor, Layers, Segments, load
+from lightning_landscape import functional as F
 from tests.helpers.modules import FEATURES, loader
 from tests.integration.test_event_files import curves
 
@@ -116,7 +116,7 @@ def test_provisional_values_are_those_at_the_iterate_of_that_epoch(live_epochs, 
 
 
 def test_the_table_is_the_same_whatever_is_seen_on_the_way(tmp_path):
-    plain, everything = {"live_epochs": None, "segments": 0}, {"per_layer": True, "segments": 7}
+    plain, everything = {"live_epochs": None}, {"extras": [Layers(), Segments(7)]}
     one, first = fit(tmp_path / "a", **plain)
     other, second = fit(tmp_path / "b", **everything)
     assert first.table == second.table
@@ -195,12 +195,12 @@ def test_parts_of_earlier_probes_go_on_after_a_resume(tmp_path):
         "logger": False,
     }
     monitor = LandscapeMonitor(
-        every_n_steps=3, per_layer=True, reference=reference, dirpath=tmp_path / "a"
+        every_n_steps=3, reference=reference, dirpath=tmp_path / "a", extras=[Layers()]
     )
     saving = pl.callbacks.ModelCheckpoint(tmp_path, "x", every_n_epochs=1)
     pl.Trainer(max_epochs=2, callbacks=[monitor, saving], **settings).fit(Recorded(), loader(12))
     later = LandscapeMonitor(
-        every_n_steps=3, per_layer=True, reference=reference, dirpath=tmp_path / "b"
+        every_n_steps=3, reference=reference, dirpath=tmp_path / "b", extras=[Layers()]
     )
     trainer = pl.Trainer(max_epochs=3, callbacks=[later, saving], **settings)
     trainer.fit(Recorded(), loader(12), ckpt_path=tmp_path / "x.ckpt")

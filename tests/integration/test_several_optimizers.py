@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.plugins import MixedPrecision
 
-from lightning_landscape import LandscapeMonitor, load
+from lightning_landscape import LandscapeMonitor, Layers, Store, load
 from tests.helpers.modules import Momentum, Plain, loader
 from tests.helpers.players import (
     LATENT,
@@ -253,9 +253,9 @@ def test_part_of_the_parameters_of_one_optimiser_under_automatic_optimisation(tm
         return module
 
     head = LandscapeMonitor(
-        dirpath=tmp_path, every_n_steps=1, parameters="net.4", prefix="head", exact_sums=True
+        dirpath=tmp_path, every_n_steps=1, parameters="net.4", prefix="head", every_step=True
     )
-    every = LandscapeMonitor(dirpath=tmp_path, every_n_steps=1, per_layer=True)
+    every = LandscapeMonitor(dirpath=tmp_path, every_n_steps=1, extras=[Layers()])
     plain, watched = run(tmp_path), run(tmp_path, head, every)
     assert all(
         torch.equal(a, b) for a, b in zip(plain.parameters(), watched.parameters(), strict=True)
@@ -419,7 +419,7 @@ def test_two_monitors_of_one_name(tmp_path):
 
 
 def test_sums_over_every_step_are_not_for_a_loss_of_the_user():
-    monitor = LandscapeMonitor(loss=LOSSES["generator"], parameters="generator", exact_sums=True)
+    monitor = LandscapeMonitor(loss=LOSSES["generator"], parameters="generator", every_step=True)
     refused(monitor, "exact_sums=True, loss=...", "leave exact_sums out")
 
 
@@ -440,6 +440,6 @@ def test_a_budget_without_room_for_the_other_player(tmp_path):
     }
     room = (4 * sizes["generator"] + 2 * sizes["discriminator"]) / 2**30
     monitor = LandscapeMonitor(
-        loss=LOSSES["generator"], parameters="generator", store_gib=0.99 * room
+        loss=LOSSES["generator"], parameters="generator", store=Store(gib=0.99 * room)
     )
     refused(monitor, "of them for other parameters in training", "two probes or more")

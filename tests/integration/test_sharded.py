@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning_landscape.store.encoding import PARAMETERS, Encoder
 from safetensors.torch import load_file
 
-from lightning_landscape import LandscapeMonitor, load
-from lightning_landscape.store.encoding import PARAMETERS, Encoder
+from lightning_landscape import HeldOut, LandscapeMonitor, Layers, PerSample, Secant, Store, load
 from tests.helpers import distributed
 from tests.helpers.sharded_script import Sharded
 from tests.integration.test_ddp import assert_same_tables
@@ -23,15 +23,9 @@ pytestmark = [
 ]  # one worker makes the runs for all tests here
 ROOT = Path(__file__).parents[2]
 SECONDS = 200
-EVERYTHING = {
-    "secant": True,
-    "exact_sums": True,
-    "per_layer": True,
-    "held_out": True,
-    "fixed_batches": 2,
-}
-SAMPLES = {"monitor": {"per_sample": True}}
-KEPT = {"monitor": {"keep_store": True}, "trainer": {"max_steps": 12}}
+EVERYTHING = {"every_step": True, "extras": [Secant(), Layers(), HeldOut(True, fixed=2)]}
+SAMPLES = {"monitor": {"extras": [PerSample()]}}
+KEPT = {"monitor": {"store": Store(keep=True)}, "trainer": {"max_steps": 12}}
 ERRORS = {
     "read_in_one": {
         "function": "store.store.ProbeStore.moments",
@@ -106,7 +100,7 @@ def runs(tmp_path_factory):
     common = {
         "everything": {"monitor": EVERYTHING},
         "without": {"module": "Dropout", "without": True},
-        "with": {"module": "Dropout", "monitor": {"secant": True}},
+        "with": {"module": "Dropout", "monitor": {"extras": [Secant()]}},
         "file": {"monitor": {"reference": file}},
         "shards": {"monitor": {"reference": shards}},
         **{codec: {"monitor": {**EVERYTHING, "store_dtype": codec}} for codec in CODED},
@@ -126,7 +120,7 @@ def runs(tmp_path_factory):
         "kept_int8": {**KEPT, "monitor": {**KEPT["monitor"], "store_dtype": "int8"}},
         "again_int8": {
             "resume": checkpoint.replace("kept", "kept_int8"),
-            "monitor": {"store_dtype": "int8"},
+            "monitor": {"store": Store(dtype="int8")},
         },
         "checkpoint": {"monitor": {"reference": checkpoint}},
     }

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning_landscape.store.encoding import GRADIENT, PARAMETERS, Encoder
+from lightning_landscape.store.moments import MOMENTS, read_about, read_moments, write_moments
 from safetensors.torch import load_file
 
 from lightning_landscape import load
 from lightning_landscape.probes import from_json_lines
-from lightning_landscape.store.encoding import GRADIENT, PARAMETERS, Encoder
-from lightning_landscape.store.moments import MOMENTS, read_about, read_moments, write_moments
 from tests.helpers import run_script
 from tests.integration.test_event_files import (
     CONDITIONS,

@@ -14,7 +14,16 @@ from torch.utils.data import DataLoader
 
 from demos.data import Images
 from demos.mlp import MLP
-from lightning_landscape import LandscapeMonitor, load
+from lightning_landscape import (
+    HeldOut,
+    LandscapeMonitor,
+    Layers,
+    Report,
+    Secant,
+    Segments,
+    Store,
+    load,
+)
 from tests.helpers import distributed
 from tests.helpers.modules import Plain, loader
 from tests.helpers.settings import SETTINGS
@@ -98,7 +107,11 @@ def train_digits(folder, callbacks=(), **settings):
 
 def digits(folder, codec, **arguments):
     monitor = LandscapeMonitor(
-        every_n_steps=5, dirpath=folder, store_dtype=codec, figures=False, **arguments
+        every_n_steps=5,
+        dirpath=folder,
+        store=Store(dtype=codec),
+        report=Report(images=None),
+        **arguments,
     )
     train_digits(folder, [monitor])
     return load(folder / "landscape")
@@ -107,13 +120,7 @@ def digits(folder, codec, **arguments):
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("digits")
-    more = {
-        "per_layer": True,
-        "segments": 3,
-        "held_out": of_training,
-        "fixed_batches": 2,
-        "secant": True,
-    }
+    more = {"extras": [Layers(), Segments(3), HeldOut(of_training, fixed=2), Secant()]}
     return {codec: digits(folder / codec, codec, **more) for codec in ("native", *CODED)}
 
 
@@ -171,7 +178,7 @@ def test_training_is_the_same_to_the_last_bit(codec, tmp_path):
     ends = {}
     for name, monitors in {
         "without": [],
-        codec: [LandscapeMonitor(every_n_steps=1, store_dtype=codec)],
+        codec: [LandscapeMonitor(every_n_steps=1, store=Store(dtype=codec))],
     }.items():
         folder = tmp_path / name
         trainer, module = train_digits(folder, monitors, max_epochs=2)
@@ -185,7 +192,9 @@ def test_every_kind_of_run(name, codec, tmp_path):
     """Whatever the module, the precision and the loss scale are."""
     monitors = {}
     for dtype in ("native", codec):
-        monitors[dtype] = LandscapeMonitor(every_n_steps=2, store_dtype=dtype, figures=False)
+        monitors[dtype] = LandscapeMonitor(
+            every_n_steps=2, store=Store(dtype=dtype), report=Report(images=None)
+        )
         train_with(SETTINGS[name], tmp_path / dtype, [monitors[dtype]])
     for one, other in zip(monitors[codec].table, monitors["native"].table, strict=True):
         assert dataclasses.replace(one, inner_product=0.0, sq_distance=0.0) == dataclasses.replace(
@@ -203,7 +212,9 @@ def test_every_kind_of_run(name, codec, tmp_path):
 def test_two_processes(codec, tmp_path):
     found = {}
     for dtype in ("native", codec):
-        monitor = LandscapeMonitor(every_n_steps=1, store_dtype=dtype, figures=False)
+        monitor = LandscapeMonitor(
+            every_n_steps=1, store=Store(dtype=dtype), report=Report(images=None)
+        )
         distributed.train(tmp_path / dtype, [monitor])
         found[dtype] = load(tmp_path / dtype / "run")
     assert_within_what_is_said(found[codec], found["native"])
@@ -238,7 +249,7 @@ def test_int8_has_room_for_more_probes(tmp_path):
 def test_too_little_room_even_for_a_codec_is_refused():
     parameters = sum(p.nbytes for p in Plain().parameters())
     assert_refused(
-        LandscapeMonitor(store_dtype="int8", store_gib=1.9 * parameters / 2**30),
+        LandscapeMonitor(store=Store(dtype="int8", gib=1.9 * parameters / 2**30)),
         "for x_0",
         "two probes or more",
     )
@@ -263,7 +274,10 @@ def test_layers_that_are_unfrozen_later(codec, tmp_path):
     runs = []
     for dtype in ("native", codec):
         monitor = LandscapeMonitor(
-            every_n_steps=1, store_dtype=dtype, figures=False, dirpath=tmp_path / dtype
+            every_n_steps=1,
+            dirpath=tmp_path / dtype,
+            store=Store(dtype=dtype),
+            report=Report(images=None),
         )
         trainer = pl.Trainer(
             accelerator="cpu",
@@ -288,7 +302,10 @@ def test_workers_that_are_forked_while_probes_are_written(tmp_path):
     for workers in (0, 2):
         pl.seed_everything(3, verbose=False)
         monitor = LandscapeMonitor(
-            every_n_steps=1, store_dtype="int8", dirpath=tmp_path / str(workers), figures=False
+            every_n_steps=1,
+            dirpath=tmp_path / str(workers),
+            store=Store(dtype="int8"),
+            report=Report(images=None),
         )
         trainer = pl.Trainer(
             accelerator="cpu",

@@ -10,11 +10,11 @@ import torch
 
 pytest.importorskip("matplotlib")
 
+from lightning_landscape.records import SegmentPoint
 from matplotlib.colors import to_hex
 
 from lightning_landscape import functional as F
 from lightning_landscape.probes import ProbeTable
-from lightning_landscape.records import SegmentPoint
 from lightning_landscape.reporting import figures
 from lightning_landscape.reporting.figures import FIGURES, Drawn, draw_all, overview, save
 from lightning_landscape.reporting.figures._style import SERIES

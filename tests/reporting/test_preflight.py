@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import IterableDataset
 
-from lightning_landscape import LandscapeMonitor, bounds, load
+from lightning_landscape import LandscapeMonitor, PerSample, Store, bounds, load
 from lightning_landscape.optim import NGN, SPSMax
 from lightning_landscape.reporting.preflight import expected_probes
 from tests.helpers.modules import CLASSES, FEATURES, Plain, loader, plain_loss
@@ -211,7 +211,7 @@ def sample_losses(module, batch):
 
 
 def test_single_samples(said, tmp_path):
-    arguments = {"loss": sample_losses, "per_sample": True, "dirpath": tmp_path}
+    arguments = {"loss": sample_losses, "dirpath": tmp_path, "extras": [PerSample()]}
     message = said(MLP(sgd), monitor=LandscapeMonitor(every_n_steps=5, **arguments))
     assert "f_i: the mean of the sample losses of sample_losses in training mode" in message
     assert (
@@ -222,7 +222,7 @@ def test_single_samples(said, tmp_path):
 
 def test_single_samples_live(said, tmp_path):
     torch.save({name: p.detach() for name, p in MLP(sgd).named_parameters()}, tmp_path / "x.pt")
-    arguments = {"loss": sample_losses, "per_sample": True, "dirpath": tmp_path}
+    arguments = {"loss": sample_losses, "dirpath": tmp_path, "extras": [PerSample()]}
     live = said(MLP(sgd), monitor=LandscapeMonitor(reference=str(tmp_path / "x.pt"), **arguments))
     assert "; in addition at each probe: the single samples (3 passes)" in live
 
@@ -240,7 +240,7 @@ def test_reference_file(said, tmp_path):
 def test_a_codec(said, tmp_path):
     module = MLP(sgd)
     sizes = [p.numel() for p in module.parameters()]
-    message = said(module, monitor=LandscapeMonitor(dirpath=tmp_path, store_dtype="int8"))
+    message = said(module, monitor=LandscapeMonitor(dirpath=tmp_path, store=Store(dtype="int8")))
     probe = sum(2 * min(n + 4 * math.ceil(n / 128), 4 * n) for n in sizes)
     once = sum(4 * n for n in sizes if n + 4 * math.ceil(n / 128) < 4 * n)
     assert (
@@ -255,7 +255,9 @@ def in_words(count):
 
 def test_unknown_number_of_batches(said, tmp_path):
     data = torch.utils.data.DataLoader(Endless(), batch_size=None)
-    monitor = LandscapeMonitor(dirpath=tmp_path, every_n_steps=3, max_overhead=0.2, keep_store=True)
+    monitor = LandscapeMonitor(
+        dirpath=tmp_path, every_n_steps=3, max_overhead=0.2, store=Store(keep=True)
+    )
     message = said(MLP(sgd), data, monitor)
     assert "probes: every 3rd step at first, at most 256 in all; the number of" in message
     assert "fewer if measuring would take more than 20 % of the time (max_overhead)" in message

@@ -4,12 +4,12 @@ import math
 import random
 
 import pytest
+from lightning_landscape.records import Accuracy
+from lightning_landscape.reporting.stored import accuracy_entry, accuracy_sentence
 
 from lightning_landscape import functional as F
 from lightning_landscape.bounds import Evidence, certify, in_force
 from lightning_landscape.probes import Probe, ProbeTable
-from lightning_landscape.records import Accuracy
-from lightning_landscape.reporting.stored import accuracy_entry, accuracy_sentence
 from tests.reporting.test_summary import RUN
 
 

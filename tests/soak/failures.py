@@ -30,7 +30,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback
 
 import lightning_landscape
-from lightning_landscape import LandscapeMonitor, load
+from lightning_landscape import LandscapeMonitor, Layers, Secant, load
 from lightning_landscape.training.failures import NotMeasurable
 from tests.helpers.distributed import train
 from tests.integration.test_bit_identity import assert_same
@@ -51,9 +51,8 @@ COLUMNS = (
 ARGUMENTS = {
     "every_n_steps": 1,
     "max_probes": 8,
-    "secant": True,
-    "per_layer": True,
-    "exact_sums": True,
+    "every_step": True,
+    "extras": [Secant(), Layers()],
 }
 
 # what the processes talk with, and what puts the user's things back: an error there is no error of measuring

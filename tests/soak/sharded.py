@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
 
-from lightning_landscape import LandscapeMonitor, load
+from lightning_landscape import LandscapeMonitor, Report, load
 from tests.helpers import distributed
 from tests.helpers.brute_force import BruteForce, Recording, recorded
 from tests.helpers.sharded_script import Sharded, WholeParameters
@@ -75,7 +75,10 @@ def started(folder, one, **arguments):
 def arguments_of(one):
     names = ("every_n_steps", "max_probes", "secant", "exact_sums", "per_layer", "segments")
     live = list(one.live_epochs) if isinstance(one.live_epochs, tuple) else one.live_epochs
-    return {name: getattr(one, name) for name in names} | {"live_epochs": live, "figures": False}
+    return {name: getattr(one, name) for name in names} | {
+        "live_epochs": live,
+        "report": Report(images=None),
+    }
 
 
 def judge(one, folder):

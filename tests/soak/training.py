@@ -13,7 +13,7 @@ from lightning.pytorch.plugins import MixedPrecision
 from torch import nn
 from torch.utils.data import DataLoader, Subset
 
-from lightning_landscape import LandscapeMonitor, optim
+from lightning_landscape import LandscapeMonitor, Report, optim
 from tests.helpers import foreign, modules, players
 from tests.helpers.modules import CLASSES, FEATURES, plain_loss
 from tests.integration.test_bit_identity import plain
@@ -240,12 +240,12 @@ def monitors(one, reference):
     )
     return [
         LandscapeMonitor(
-            **arguments,
-            figures=False,
             loss=user_loss(one, player),
             parameters=player,
             prefix=f"landscape-{player}" if player else "landscape",
             reference=str(reference / f"{player}.pt") if one.reference == "file" else "final",
+            report=Report(images=None),
+            **arguments,
         )
         for player in (one.players or (None,))
     ]

@@ -6,9 +6,9 @@ import shutil
 
 import pytest
 import torch
+from lightning_landscape.store.kept import Kept
 
 from lightning_landscape.recording.freezing import freeze
-from lightning_landscape.store.kept import Kept
 from lightning_landscape.store.store import ProbeStore
 from lightning_landscape.training.failures import NotMeasurable
 from lightning_landscape.vectors.gradients import Gradient

@@ -4,10 +4,6 @@ import json
 
 import pytest
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
-
-from lightning_landscape.recording.freezing import Frozen, freeze, thaw
 from lightning_landscape.store.moments import (
     MOMENTS,
     digest_of,
@@ -15,6 +11,10 @@ from lightning_landscape.store.moments import (
     read_moments,
     write_moments,
 )
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from lightning_landscape.recording.freezing import Frozen, freeze, thaw
 
 
 def batches():

@@ -8,13 +8,13 @@ import subprocess
 import lightning.pytorch as pl
 import pytest
 import torch
+from lightning_landscape.store.kept import Kept
+from lightning_landscape.store.moments import MOMENTS
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from lightning_landscape import LandscapeMonitor
 from lightning_landscape.recording.freezing import freeze, thaw
-from lightning_landscape.store.kept import Kept
-from lightning_landscape.store.moments import MOMENTS
 from lightning_landscape.store.store import ProbeStore
 from lightning_landscape.store.tensor_files import save_tensors
 from lightning_landscape.training.failures import NotMeasurable
