@@ -1,31 +1,27 @@
-"""Jobs done beside training, one after the other: a thread that ends soon after there is nothing more to do.
+"""Jobs beside training, one after the other, in one thread.
 
-A process that ends waits for the jobs it was given, and a moment for the thread. A job has to deal with its own errors, must
-not draw from a global random generator (a fork in that moment hangs the child) and must keep its tensor operations small enough
-that torch does them in one thread: ``torch.set_num_threads`` would also set what threads of the user's start with, and parallel
-regions of ours would slow training down.
+A job must not draw from a global random generator: a fork at that moment would hang the child.
+Its tensor operations take at most `ELEMENTS` elements, which torch does in one thread. More
+threads would slow training down, and ``torch.set_num_threads`` here would also change the number
+that the user's new threads start with.
 """
 
 from __future__ import annotations
 
 import os
-import threading
 from collections import deque
 from collections.abc import Callable
-
-_WAKE = 1.0  # seconds after which whoever waits looks whether there still is a thread
-_LINGER = 0.2
-"""Seconds for which the thread waits for another job: to start one takes as long as a short training step"""
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 
 ELEMENTS = 1 << 14
-"""Of so many elements an operation on tensors never takes more than one thread: torch's grain is 2^15"""
+"""Elements of an operation that torch does in one thread: its grain is 2^15"""
 
 
 class Background:
-    """Does jobs in the order in which they come.
+    """Does jobs in the order in which they come. A process that ends does its jobs first.
 
     Args:
-        most: how many may be unfinished; whoever brings one more waits.
+        most: how many jobs may be unfinished; the next one waits.
 
     Example:
         >>> background, done = Background(most=2), []
@@ -37,80 +33,58 @@ class Background:
     """
 
     def __init__(self, most: int) -> None:
-        self._most, self._unfinished, self._active, self._idle = most, 0, False, False
-        self._jobs: deque[Callable[[], None]] = deque()
-        self._changed = threading.Condition()
-        self._thread: threading.Thread | None = None
-        self._process = os.getpid()
+        self._most = most
+        self._forget()
 
-    def do(self, job: Callable[[], None]) -> None:
-        """Do a job later; returns at once while there is room for it."""
-        with self._changed:
-            self._wait_for(self._most - 1)
+    def _forget(self) -> None:
+        self._process = os.getpid()
+        self._jobs: deque[Callable[[], object]] = deque()
+        self._futures: list[Future[None]] = []
+        self._executor: ThreadPoolExecutor | None = None
+
+    def do(self, job: Callable[[], object]) -> None:
+        """Do a job later; return at once while there is room for it."""
+        self._leave_to_parent()
+        try:
+            while len(self._unfinished()) >= self._most:
+                wait(self._futures, return_when=FIRST_COMPLETED)
+        finally:  # an interrupt while waiting must not lose the job
             self._jobs.append(job)
-            self._unfinished += 1
-            self._start()
+            self._submit()
 
     def wait(self) -> None:
-        """Wait until everything is done; in a forked process, whose parent does it, for nothing."""
-        if os.getpid() == self._process:
-            with self._changed:
-                self._wait_for(0)
+        """Wait until every job is done, and end the thread."""
+        self._leave_to_parent()
+        wait(self._futures)
+        while self._jobs:  # no thread could be started for them
+            self._next()
+        executor, self._executor = self._executor, None
+        if executor is not None:
+            executor.shutdown()
 
-    def _wait_for(self, at_most: int) -> None:
-        while self._unfinished > at_most:
-            self._start()
-            self._changed.wait(_WAKE)
+    def _leave_to_parent(self) -> None:
+        """In a forked process: the jobs so far are the parent's."""
+        if os.getpid() != self._process:
+            self._forget()
 
-    def _start(self) -> None:
-        """See to it that there is a thread; where none can be started the jobs are done here."""
-        if self._idle:
-            self._changed.notify_all()
-            return
-        if not self._jobs or self._active or (self._thread is not None and self._thread.is_alive()):
-            return
-        self._thread = threading.Thread(target=self._work, name="LandscapeMonitor")
+    def _unfinished(self) -> list[Future[None]]:
+        self._futures = [future for future in self._futures if not future.done()]
+        return self._futures
+
+    def _submit(self) -> None:
+        if self._executor is None:
+            self._executor = ThreadPoolExecutor(1, thread_name_prefix="LandscapeMonitor")
         try:
-            self._thread.start()
-        except RuntimeError:  # no more threads, or Python is about to end
-            while self._jobs:
-                self._jobs.popleft()()
-                self._unfinished -= 1
+            self._futures.append(self._executor.submit(self._next))
+        except BaseException as error:
+            # a thread that the executor does not know of would wait for ever at the end of Python
+            self._executor.shutdown(wait=False)
+            self._executor = None
+            if not isinstance(error, RuntimeError):
+                raise
+            self.wait()  # no more threads, or Python is about to end: the job is done here
 
-    def _work(self) -> None:
-        with self._changed:
-            if self._active:  # an interrupt came between the start of a thread and the note of it
-                return
-            self._active = True
-        try:
-            while self._one():
-                pass
-        except (
-            BaseException
-        ):  # jobs deal with their own errors: this is no way to end, but it hangs nobody
-            with self._changed:
-                self._active, self._thread = False, None
-            raise
-
-    def _one(self) -> bool:
-        """Do one job; False where none comes."""
-        with self._changed:
-            if not self._jobs:
-                self._idle = True
-                self._changed.wait_for(lambda: self._jobs, _LINGER)
-                self._idle = False
-            if not self._jobs:
-                self._active, self._thread = (
-                    False,
-                    None,
-                )  # at once: a job that comes now needs another thread
-                return False
-            job = self._jobs.popleft()
-        try:
-            job()
-        finally:
-            del job  # what it holds is large
-            with self._changed:
-                self._unfinished -= 1
-                self._changed.notify_all()
-        return True
+    def _next(self) -> None:
+        # the job is not passed to the executor: its tensors are free before the job counts as done
+        if self._jobs:
+            self._jobs.popleft()()

@@ -1,19 +1,20 @@
-"""Memory for x_k and g_k that is used again and again, laid out as the files in which they go to disk.
+"""Memory for large x_k and g_k, used again and again, and laid out as the files that they become.
 
-Fresh memory is dear: until it has been touched for the first time there are no pages, and on a CPU making them takes several
-times as long as copying into them. Tensors that lie as a file of safetensors has them are written without another copy.
+Fresh memory is slow: a CPU takes several times as long to make its pages as to copy into them.
+Tensors that lie in memory as in their file are written without another copy.
 """
 
 from __future__ import annotations
 
 import ctypes
+import functools
 import itertools
 import json
 import math
 import mmap
 import threading
 import weakref
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -21,7 +22,11 @@ import torch
 from torch import Tensor
 
 PAGE = 4096
-"""Bytes: what reads and writes past the cache of the system has to be a multiple of"""
+"""Bytes: direct writes take multiples of it"""
+LARGE = 1 << 25
+"""Bytes from which memory that is used again and direct writes are faster than the usual ways"""
+_METADATA = 512
+"""Bytes that a header leaves free for texts that are known only when the file is written"""
 
 _KINDS = {
     torch.float64: "F64",
@@ -41,44 +46,38 @@ _KINDS = {
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
-"""How safetensors calls them"""
+"""The dtypes of safetensors and their names in its headers"""
 DTYPES = {name: dtype for dtype, name in _KINDS.items()}
-_LAYOUTS = 8  # remembered: x_k and g_k have one or two, more only where parameters come and go
-_METADATA = 512
-"""Bytes that the header leaves for what is known only when a file is written"""
 
 Key = tuple[tuple[str, torch.dtype, torch.Size], ...]
 
 
 class Layout:
-    """Where tensors lie in a file of safetensors: wide elements first, so that each is aligned to its own size.
+    """Where tensors lie in a safetensors file: wide dtypes first, so that each tensor is aligned.
 
     Args:
-        key: name, dtype and shape of each.
+        key: name, dtype and shape of each tensor.
 
     Raises:
-        TypeError: if safetensors has no such dtype.
+        TypeError: if safetensors does not have a dtype.
 
     Example:
-        >>> layout = Layout((("a", torch.int8, torch.Size([3])), ("b", torch.float32, torch.Size([2, 2]))))
-        >>> layout.spans
+        >>> a, b = ("a", torch.int8, torch.Size([3])), ("b", torch.float32, torch.Size([2, 2]))
+        >>> Layout((a, b)).spans
         {'b': (0, 16), 'a': (16, 19)}
     """
 
     def __init__(self, key: Key) -> None:
         unknown = sorted({str(dtype) for _, dtype, _ in key if dtype not in _KINDS})
         if unknown:
-            raise TypeError(
-                f"found tensors of {', '.join(unknown)}; supported is what safetensors holds: other dtypes"
-            )
+            found = ", ".join(unknown)
+            raise TypeError(f"found tensors of {found}; supported are the dtypes of safetensors")
         self.key = key
         self._by_width = sorted(key, key=lambda entry: (-entry[1].itemsize, _KINDS[entry[1]]))
         sizes = (dtype.itemsize * math.prod(shape) for _, dtype, shape in self._by_width)
         edges = list(itertools.accumulate(sizes, initial=0))
-        self.spans = {
-            name: span
-            for (name, _, _), span in zip(self._by_width, itertools.pairwise(edges), strict=True)
-        }
+        names = [name for name, _, _ in self._by_width]
+        self.spans = dict(zip(names, itertools.pairwise(edges), strict=True))
         self.nbytes = edges[-1]
         about = {
             name: {
@@ -90,50 +89,59 @@ class Layout:
         }
         self._entries = json.dumps(about, separators=(",", ":"))[1:]
 
-    def header(self, metadata: Mapping[str, str], *, nbytes: int | None = None) -> bytes:
-        """Return what stands before the tensors in a file.
+    def header(self, texts: Mapping[str, str], *, nbytes: int | None = None) -> bytes:
+        """Return the bytes before the tensors.
 
         Args:
-            metadata: text by name.
-            nbytes: how long it has to be; by default as short as it can be, a multiple of 8.
+            texts: metadata by name.
+            nbytes: length of the header; by default the shortest multiple of 8.
 
         Raises:
             ValueError: if that is too short.
         """
         comma = "" if self._entries == "}" else ","
-        text = f'{{"__metadata__":{json.dumps(dict(metadata))}{comma}{self._entries}'.encode()
+        text = f'{{"__metadata__":{json.dumps(dict(texts))}{comma}{self._entries}'.encode()
         size = nbytes if nbytes is not None else 8 + -(-len(text) // 8) * 8
         if size < 8 + len(text):
             raise ValueError(f"found a header of {8 + len(text)} bytes; supported are {size}")
         return (size - 8).to_bytes(8, "little") + text.ljust(size - 8)
 
     def tensors(self, flat: Tensor) -> dict[str, Tensor]:
-        """Return views of a file's bytes behind the header, in the order of the key."""
+        """Return views of the bytes behind the header, in the order of the key."""
         views: dict[str, Tensor] = {}
         for dtype, group in itertools.groupby(self._by_width, key=lambda entry: entry[1]):
             entries = list(group)
             start, end = self.spans[entries[0][0]][0], self.spans[entries[-1][0]][1]
-            pieces = torch.split(
-                flat[start:end].view(dtype), [math.prod(shape) for _, _, shape in entries]
-            )
-            views |= {
-                name: piece.view(shape)
-                for (name, _, shape), piece in zip(entries, pieces, strict=True)
-            }
+            sizes = [math.prod(shape) for _, _, shape in entries]
+            pieces = torch.split(flat[start:end].view(dtype), sizes)
+            for (name, _, shape), piece in zip(entries, pieces, strict=True):
+                views[name] = piece.view(shape)
         return {name: views[name] for name, _, _ in self.key}
 
     @property
     def before(self) -> int:
-        """Bytes, whole pages, that a header takes where it is laid out before it is known."""
+        """Bytes, whole pages, of a header whose texts are not known yet."""
         return -(-(8 + len(self._entries) + _METADATA) // PAGE) * PAGE
 
 
+_layout = functools.lru_cache(maxsize=8)(Layout)
+
+
+def layout_of(tensors: Mapping[str, Tensor]) -> Layout:
+    """Return how tensors lie in a file.
+
+    Raises:
+        TypeError: if safetensors does not have a dtype.
+    """
+    return _layout(tuple((name, value.dtype, value.shape) for name, value in tensors.items()))
+
+
 class Laid(dict[str, Tensor]):
-    """Tensors by name in one piece of memory, which is an image of their file but for its header.
+    """Tensors by name in one piece of memory, which is their file but for the header.
 
     Args:
         tensors: by name.
-        image: the bytes of the file; they begin on a page's edge and fill whole pages.
+        image: the bytes of the file: whole pages, the first of which begins at a page's edge.
         layout: where the tensors lie, behind ``layout.before`` bytes.
     """
 
@@ -143,7 +151,7 @@ class Laid(dict[str, Tensor]):
 
 
 class _Place:
-    """One piece of memory, used by tensors as long as any of them is there.
+    """One piece of memory, lent as long as a tensor in it is there.
 
     Args:
         size: bytes.
@@ -151,9 +159,9 @@ class _Place:
 
     def __init__(self, size: int) -> None:
         size = -(-size // PAGE) * PAGE
-        private = (
-            {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
-        )
+        private: dict[str, Any] = {}
+        if hasattr(mmap, "MAP_PRIVATE"):
+            private["flags"] = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
         self._pages = mmap.mmap(-1, size, **private)
         if hasattr(mmap, "MADV_HUGEPAGE"):
             with suppress(OSError):  # a system without large pages
@@ -163,27 +171,26 @@ class _Place:
 
     @property
     def free(self) -> bool:
-        """Whether no tensor is here any more."""
+        """Whether every tensor that was here is gone."""
         return self._lease is None or self._lease() is None
 
     def lend(self, size: int) -> tuple[Tensor, memoryview]:
-        """Return the first bytes as a tensor, whole pages; the place is free again when it and all of its views are gone."""
-        lease = (ctypes.c_uint8 * self.size).from_buffer(
-            self._pages
-        )  # a tensor's storage holds what it was made from
+        # the storage of a tensor, and so every view of it, keeps the lease alive
+        lease = (ctypes.c_uint8 * self.size).from_buffer(self._pages)
         self._lease = weakref.ref(lease)
         whole = -(-size // PAGE) * PAGE
         return torch.frombuffer(lease, dtype=torch.uint8)[:whole], memoryview(self._pages)[:whole]
 
 
 class Memory:
-    """Lends memory to tensors that earlier ones have left.
+    """Lends memory to tensors, and lends it again when they are gone.
 
     Args:
-        most: how many pieces to keep; where more are wanted at a time they are made anew, and not kept.
+        most: how many pieces to keep; pieces beyond that are made anew each time.
+        large: bytes from which tensors come into such memory, `LARGE` by default.
 
     Example:
-        >>> memory = Memory(most=2)
+        >>> memory = Memory(most=2, large=0)
         >>> first = memory.copied({"x": torch.ones(3)})
         >>> where = first["x"].data_ptr()
         >>> del first
@@ -191,57 +198,55 @@ class Memory:
         True
     """
 
-    def __init__(self, most: int) -> None:
-        self._most = most
+    def __init__(self, most: int, large: int | None = None) -> None:
+        self._most, self.large = most, LARGE if large is None else large
         self._places: list[_Place] = []
+        # a probe is read in the background while parameters are copied
         self._lending = threading.Lock()
-        """A probe is read in the background while the parameters are copied: no place is to be given to both"""
-        self._layouts: dict[Key, Layout] = {}
 
     @torch.no_grad()
     def copied(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return copies on the same devices: on the CPU in memory of ours, elsewhere in that of torch, which is kept as well.
+        """Return copies on the same devices.
 
         Args:
             tensors: by name, strided.
         """
-        if any(
-            tensor.device.type != "cpu" or tensor.dtype not in _KINDS for tensor in tensors.values()
-        ):
+        if any(tensor.device.type != "cpu" for tensor in tensors.values()):
             return {name: tensor.detach().clone() for name, tensor in tensors.items()}
         return self.on_host(tensors)
 
     @torch.no_grad()
-    def on_host(self, tensors: Mapping[str, Tensor]) -> Laid:
-        """Return copies on the host.
+    def on_host(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return contiguous copies on the host.
 
         Args:
             tensors: by name, strided, on any device.
-
-        Raises:
-            TypeError: if safetensors has no such dtype.
         """
-        layout = self._layout(tensors)
+        detached = {name: tensor.detach() for name, tensor in tensors.items()}
+        if not self._lays_out(detached):
+            order = torch.contiguous_format
+            return {
+                name: tensor.to("cpu", copy=True, memory_format=order)
+                for name, tensor in detached.items()
+            }
+        layout = layout_of(detached)
         flat, image = self.lend(layout.before + layout.nbytes)
         laid = Laid(layout.tensors(flat[layout.before :]), image, layout)
-        if laid:
-            torch._foreach_copy_(
-                list(laid.values()), [tensor.detach() for tensor in tensors.values()]
-            )
+        torch._foreach_copy_(list(laid.values()), list(detached.values()))
         return laid
 
-    def _layout(self, tensors: Mapping[str, Tensor]) -> Layout:
-        key = tuple((name, tensor.dtype, tensor.shape) for name, tensor in tensors.items())
-        if key not in self._layouts:
-            if len(self._layouts) >= _LAYOUTS:
-                self._layouts.clear()
-            self._layouts[key] = Layout(key)
-        return self._layouts[key]
+    def _lays_out(self, tensors: Mapping[str, Tensor]) -> bool:
+        nbytes = sum(tensor.nbytes for tensor in tensors.values())
+        storable = all(tensor.dtype in _KINDS for tensor in tensors.values())
+        return bool(tensors) and nbytes >= self.large and storable
 
     def lend(self, size: int) -> tuple[Tensor, memoryview]:
-        """Return memory of some bytes, filled up to whole pages, as a tensor and as a buffer; what it holds is undefined.
+        """Return whole pages of memory, undefined, as a tensor and as a buffer.
 
-        It is lent as long as the tensor, or a view of it, is there.
+        They are lent as long as the tensor, or a view of it, is there.
+
+        Args:
+            size: bytes that are needed.
         """
         with self._lending:
             free = [place for place in self._places if place.free]
@@ -254,18 +259,3 @@ class Memory:
             if len(self._places) < self._most:
                 self._places.append(place)
             return place.lend(size)
-
-
-def laid_out(tensors: Mapping[str, Tensor]) -> Layout:
-    """Return how tensors lie in a file.
-
-    Raises:
-        TypeError: if safetensors has no such dtype.
-    """
-    return Layout(tuple((name, tensor.dtype, tensor.shape) for name, tensor in tensors.items()))
-
-
-def bytes_of(tensors: Iterable[Tensor]) -> list[memoryview]:
-    """Return the memory of contiguous tensors on the host, but of those without elements."""
-    flat = (tensor.reshape(-1).view(torch.uint8) for tensor in tensors if tensor.numel())
-    return [tensor.numpy().data for tensor in flat]
