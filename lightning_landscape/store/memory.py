@@ -187,7 +187,7 @@ class Memory:
 
     Args:
         most: how many pieces to keep; pieces beyond that are made anew each time.
-        large: bytes of tensors that come into such memory; smaller ones get torch's.
+        large: bytes from which tensors come into such memory, `LARGE` by default.
 
     Example:
         >>> memory = Memory(most=2, large=0)
@@ -198,8 +198,8 @@ class Memory:
         True
     """
 
-    def __init__(self, most: int, large: int = LARGE) -> None:
-        self._most, self.large = most, large
+    def __init__(self, most: int, large: int | None = None) -> None:
+        self._most, self.large = most, LARGE if large is None else large
         self._places: list[_Place] = []
         # a probe is read in the background while parameters are copied
         self._lending = threading.Lock()

@@ -2,21 +2,20 @@
 
 import math
 import random
-import typing
 
 import pytest
 import torch
 
-from lightning_landscape import LandscapeMonitor
-from lightning_landscape.settings import STORE_DTYPES
-from lightning_landscape.store.codecs import BLOCK, CODECS, decoded, encoded
+from lightning_landscape.store.codecs import (
+    BLOCK,
+    CODECS,
+    bytes_of_probe,
+    bytes_of_start,
+    decoded,
+    encoded,
+)
 
 LOSSY = {name: codec for name, codec in CODECS.items() if codec is not None}
-
-
-def test_the_names_are_those_of_the_argument():
-    hint = typing.get_type_hints(LandscapeMonitor.__init__)["store_dtype"]
-    assert typing.get_args(hint) == STORE_DTYPES == tuple(CODECS)
 
 
 def through(codec, values, base=None, seed="seed"):
@@ -40,9 +39,10 @@ def test_shape_dtype_and_size(name, dtype, shape):
     codec, values = LOSSY[name], drawn(shape, dtype=dtype)
     found, planes = through(codec, values)
     assert (found.shape, found.dtype) == (values.shape, values.dtype)
-    assert {plane: (len(tensor), tensor.dtype) for plane, tensor in planes.items()} == codec.planes(
-        values.numel()
-    )
+    assert {plane: (len(tensor), tensor.dtype) for plane, tensor in planes.items()} == {
+        plane: (math.ceil(values.numel() / group), kind)
+        for plane, (group, kind) in codec.planes.items()
+    }
     if codec.shrinks(values):
         assert (
             codec.nbytes(values) == sum(tensor.nbytes for tensor in planes.values()) < values.nbytes
@@ -83,7 +83,7 @@ def test_int8_rounds_up_or_down_and_the_scale_holds_the_largest(dtype):
 
 @pytest.mark.parametrize("size", [1.0, 1e-30, 1e30, 2.0**-149])
 def test_int8_is_unbiased(size):
-    """The mean over many draws is the value, to what its standard error leaves, also of the largest and of denormal numbers."""
+    """Of the largest and of denormal numbers, too, the mean over draws is the value."""
     shares = torch.tensor(
         [0.0, 0.25, 0.3, 0.9, 1.0, -0.1, -0.75, 1e-3] * 25
     )  # 200: the second group is not whole
@@ -138,6 +138,13 @@ def test_what_is_not_floating_is_left_alone(values):
 
 
 def test_160_million_parameters_fit_16_probes_in_6_gib():
-    x = torch.empty(160_000_000, device="meta")
-    assert LOSSY["int8"].nbytes(x) * 2 * 16 + x.nbytes < 6 * 2**30
-    assert x.nbytes * 2 * 16 > 18 * 2**30
+    x = {"x": torch.empty(160_000_000, device="meta")}
+    assert bytes_of_probe(x, "int8") * 16 + bytes_of_start(x, "int8") < 6 * 2**30
+    assert bytes_of_probe(x, "native") * 16 > 18 * 2**30
+    assert bytes_of_start(x, "native") == 0
+
+
+def test_blocks_are_whole_groups_and_below_the_grain_of_torch():
+    groups = [group for codec in LOSSY.values() for group, _ in codec.planes.values()]
+    assert all(BLOCK % group == 0 for group in groups)
+    assert BLOCK < 1 << 15

@@ -1,0 +1,131 @@
+"""The store in whole runs."""
+
+import shutil
+import typing
+
+import lightning.pytorch as pl
+import torch
+
+from lightning_landscape import LandscapeMonitor, settings
+from lightning_landscape.recording.window import Window
+from lightning_landscape.store import memory
+from lightning_landscape.store.codecs import CODECS
+from tests.helpers.modules import Plain, loader
+
+
+def test_the_names_of_the_codecs_are_those_of_the_setting():
+    hint = typing.get_type_hints(settings.RecordStore)["dtype"]
+    assert typing.get_args(hint) == tuple(CODECS)
+
+
+def test_a_run_on_a_small_disk_thins_and_ends_well(small_disk):
+    """The disk fills up while training; the probes until then are evaluated."""
+
+    class Large(Plain):
+        def __init__(self):
+            super().__init__()
+            self.net.append(torch.nn.Linear(4, 4))
+            self.wide = torch.nn.Parameter(torch.zeros(10_000))
+
+        def compute_loss(self, batch):
+            return super().compute_loss(batch) + (self.wide - 1).square().mean()
+
+    class Fill(pl.Callback):
+        def on_train_batch_end(self, trainer, *args):
+            if trainer.global_step == 3:  # another program takes most of the rest of the disk
+                # else less may be free when it is taken
+                monitor._session.measurement.rows.store.wait()
+                (small_disk / "ballast").write_bytes(
+                    b"0" * (shutil.disk_usage(small_disk).free - 60_000)
+                )
+
+    monitor = LandscapeMonitor(every_n_steps=1, dirpath=small_disk)
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        max_epochs=2,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[monitor, Fill()],
+    )
+    trainer.fit(Large(), loader())
+    assert trainer.global_step == 20
+    assert len(monitor.table) >= 2
+    assert monitor.summary["run"]["stride"] > 1
+    assert all(probe.evaluated for probe in monitor.table)
+    assert monitor.summary["run"]["fidelity"]["exact"]
+
+
+def test_a_run_uses_the_same_two_pieces_for_all_of_its_probes(tmp_path, monkeypatch):
+    where, hold = [], Window.hold_gradient
+    monkeypatch.setattr(memory, "LARGE", 0)
+
+    def noting(window):
+        hold(window)
+        window._store.wait()  # else the writing of the one before may still need its own
+        where.append(
+            (
+                min(v.data_ptr() for v in window.before.values()),
+                min(v.data_ptr() for v in window.gradient.raw.values()),
+            )
+        )
+
+    monkeypatch.setattr(Window, "hold_gradient", noting)
+    monitor = LandscapeMonitor(dirpath=tmp_path, every_n_steps=1)
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        max_epochs=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[monitor],
+    )
+    trainer.fit(Plain(), loader())
+    assert len(where) > 5
+    # the first two, and two while those were written
+    assert len({place for pair in where for place in pair}) <= 4
+    assert len(set(where[2:])) <= 2
+
+
+class Counts(pl.Callback):
+    """Notes after each step how many pieces were made until then."""
+
+    def __init__(self, monkeypatch):
+        self.made, self.after_steps, init = 0, [], memory._Place.__init__
+
+        def noting(place, size):
+            self.made += 1
+            init(place, size)
+
+        monkeypatch.setattr(memory._Place, "__init__", noting)
+
+    def on_train_batch_end(self, trainer, *args):
+        # x_0 is needed until it is written
+        trainer.callbacks[0]._session.measurement.rows.store.wait()
+        self.after_steps.append(self.made)
+
+
+def test_a_live_run_needs_no_third_piece(tmp_path, monkeypatch):
+    """x_{k+1} waits in the place of g_k while the loss at x_p is evaluated: three copies."""
+
+    def trained(folder, *others, **settings):
+        monitor = LandscapeMonitor(dirpath=folder, every_n_steps=1, **settings)
+        still = dict.fromkeys(
+            ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False
+        )
+        trainer = pl.Trainer(accelerator="cpu", max_epochs=1, callbacks=[monitor, *others], **still)
+        trainer.fit(Plain(), loader())
+        return monitor
+
+    monkeypatch.setattr(memory, "LARGE", 0)
+    trained(tmp_path / "first")
+    counts, reference = (
+        Counts(monkeypatch),
+        tmp_path / "first" / "landscape" / "reference.safetensors",
+    )
+    monitor = trained(tmp_path / "second", counts, reference=str(reference))
+    assert len(monitor.table) == len(counts.after_steps) > 5
+    assert all(probe.evaluated for probe in monitor.table)
+    assert len(set(counts.after_steps[1:])) == 1
