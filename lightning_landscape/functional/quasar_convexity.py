@@ -58,9 +58,9 @@ def quasar_convexity_interval(
         reference_loss: ``b_k``, shape ``(n,)``.
         inner_product: ``p_k``, shape ``(n,)``.
 
-    Returns: Lower and upper end, float64, shape ``()``. Both are ``nan`` if no θ > 0 holds. The
-        upper end is ``inf`` if ``a_k ≤ b_k`` at every probe. A lower end of 0 is not part of the
-        interval.
+    Returns:
+        Lower and upper end, float64, shape ``()``. Both are ``nan`` if no θ > 0 holds. The upper
+        end is ``inf`` if ``a_k ≤ b_k`` at every probe. A lower end of 0 is not in the interval.
 
     Raises:
         ValueError: if a column is malformed.
