@@ -47,7 +47,7 @@ def near_envelope(
     """
     below = reference_loss - loss_infimum
     slope, height = (loss - reference_loss) / below, -inner_product / below
-    # Keep degenerate rows, and rows whose line is spoilt by cancellation or overflow.
+    # Keep degenerate rows, and rows whose line is spoiled by cancellation or overflow.
     unsure = below <= 1e-6 * (reference_loss.abs() + loss_infimum.abs()) * (loss_infimum != 0)
     unsure |= (
         (below <= 0)
