@@ -163,8 +163,10 @@ class FeasibleSet:
         for line, left, right in zip(
             self.lines, [ZERO.slope, *breaks], [*breaks, None], strict=True
         ):
+            # On this line the step-size condition fails everywhere.
             if right is not None and right <= bound.least_rate:
                 continue
+            # This line starts beyond the largest admissible δ.
             if ends and left >= ends[0]:
                 break
             start = max(left, bound.least_rate)

@@ -61,6 +61,7 @@ def near_envelope(
     if not len(sure):
         return kept
     x, y = slope[sure], height[sure]
+    # Compare each point with the hull's height above it, interpolated between two corners.
     hull = _upper_hull(x, y)
     xs, ys = hull[:, 0].contiguous(), hull[:, 1]
     right = torch.searchsorted(xs, x).clamp(1 if len(xs) > 1 else 0, len(xs) - 1)

@@ -334,6 +334,7 @@ def alpha_beta_violations(
         ... )
         tensor([ True, False])
     """
+    # A pair that attains the infimum has margins of 0, which rounding makes slightly negative.
     columns = {"loss": loss, "reference_loss": reference_loss, "inner_product": inner_product}
     margin = alpha_beta_margin(alpha, beta, loss_infimum=loss_infimum, **columns)
     a, b, p, low = (

@@ -79,6 +79,7 @@ def quasar_convexity_interval(
         loss=loss, reference_loss=reference_loss, inner_product=inner_product
     )
     gap = loss.double() - reference_loss.double()
+    # 0 and ∞ are the ends if no probe bounds θ from that side.
     lower = torch.cat([ratio.new_zeros(1), ratio[gap < 0]]).max()
     upper = torch.cat([ratio.new_tensor([torch.inf]), ratio[gap > 0]]).min()
     impossible = bool(ratio.isneginf().any()) or bool(upper <= 0) or bool(lower > upper)

@@ -105,9 +105,11 @@ def _gradient_caveat(run: dict[str, Any]) -> str:
 
 def _reference_caveat(table: ProbeTable, windows: int, run: dict[str, Any]) -> str:
     """Return a caution if x_p is no minimizer or is the last iterate of the same run."""
+    # Only the last window counts: early in training losses are above those at any good reference.
     *_, (start, _, late) = table.windows(windows, run["steps"])
     if len(late) > 1:
         gap, error = mean_and_error(late.column("loss") - late.column("reference_loss"))
+        # Mini-batch losses are noisy; three standard errors are hardly chance.
         if gap < -3 * error:
             return (
                 f" Caution: the reference x_p is no minimizer. From step {start} on the mini-batch "

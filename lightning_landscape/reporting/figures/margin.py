@@ -51,6 +51,7 @@ def draw(axes: Axes, drawn: Drawn) -> None:
             label=f"violated: {len(marked)}",
         )
     shown = [*margins, *_draw_held_out(axes, drawn, alpha, beta)]
+    # Margins span orders of magnitude, and the small ones near 0 matter most.
     if any(finite(shown)):
         symlog(axes, shown, decades=3)
     tight = min(zip(margins, drawn.steps, strict=True))
