@@ -1,4 +1,4 @@
-"""Batches that did not make the trajectory: brute force, the same training, both modes, several processes, what is refused."""
+"""Held-out batches: brute force, unchanged training, both modes, several processes, refusals."""
 
 import copy
 import csv
@@ -52,7 +52,7 @@ def held_out_batches(trainer):
 
 
 def with_batch(step, batch):
-    """Return a recorded step as if its only micro-batch had been another batch, in the state of its first one."""
+    """Return a recorded step with another batch as its only micro-batch, in the same state."""
     micro = copy.copy(step.micro_batches[0])
     micro.args = (batch, micro.args[1])
     return replace(step, micro_batches=[micro])
@@ -146,7 +146,7 @@ class Validated(Plain):
 @pytest.mark.parametrize("mode", ["final", "file"])
 @pytest.mark.parametrize("sanity", [0, 2])
 def test_training_and_validation_are_the_same_with_and_without(mode, sanity, tmp_path):
-    """Also where the validation loader shuffles, with a generator of its own, and held-out batches come from it meanwhile."""
+    """Also if held-out batches come from a shuffling validation loader with its own generator."""
     reference = "final"
     if mode == "file":
         fit(tmp_path / "first", [LandscapeMonitor()], sanity)
@@ -228,9 +228,8 @@ def test_the_summary_puts_the_pair_to_the_test(tmp_path):
     names = ("loss", "reference_loss", "inner_product", "loss_infimum")
     columns = run.held_out.columns(*names)
     violated = int(alpha_beta_violations(found["alpha"], found["beta"], **columns).sum())
-    assert (
-        held["violated"] == violated > 0
-    )  # labels are random: what is learnt of some batches is worth nothing on others
+    # Labels are random, so training on some batches does not help on others.
+    assert held["violated"] == violated > 0
     assert held["violated_share"] == violated / len(run.held_out)
     margins = alpha_beta_margin(found["alpha"], found["beta"], **columns)
     assert held["smallest_margin"]["value"] == float(margins.min())

@@ -1,4 +1,4 @@
-"""What loggers are shown beside curves: layout, hyper-parameters with results, text, pictures; progress bars."""
+"""Output of loggers besides curves: layout, hyper-parameters, text, pictures; progress bars."""
 
 import copy
 import html
@@ -36,7 +36,7 @@ class Saved(pl.LightningModule):
 
 
 class WithLayout(Saved):
-    """Has a layout of its own, which it writes when training starts."""
+    """Writes its own layout when training starts."""
 
     def on_train_start(self):
         self.logger.experiment.add_custom_scalars({"Mine": {"loss": ["Multiline", ["train_loss"]]}})
@@ -72,7 +72,7 @@ def read(folder):
 
 
 def layouts(folder):
-    """Return the categories of each layout that was written, in order."""
+    """Return the categories of each written layout, in order."""
     events = read(folder).Tensors("custom_scalars__config__")
     found = []
     for event in events:
@@ -95,9 +95,8 @@ def test_the_layout_names_tags_that_there_are(tmp_path):
         [e.step for e in read(tmp_path / "run").Scalars(tag)]
         for tag in (margin.value, margin.lower, margin.upper)
     ]
-    assert (
-        steps[0] == steps[1] == steps[2]
-    )  # else TensorBoard shows an error in the place of the chart
+    # With different steps TensorBoard shows an error in place of the chart.
+    assert steps[0] == steps[1] == steps[2]
     assert len(steps[0]) > 5
     import re
 
@@ -120,7 +119,7 @@ def test_no_layout_where_none_is_wanted(tmp_path):
 
 
 def experiment(folder):
-    """Return what the HParams tab of TensorBoard takes as the run's declaration."""
+    """Return the declaration of a run that TensorBoard's HParams tab uses."""
     content = read(folder).SummaryMetadata(hparams_metadata.EXPERIMENT_TAG).plugin_data.content
     return hparams_metadata.parse_experiment_plugin_data(content)
 
@@ -142,7 +141,7 @@ def test_results_are_declared_beside_hp_metric_and_have_values_at_the_end(tmp_pa
 
 
 class OwnResults(Saved):
-    """Declares results of its own, as Lightning's documentation shows it."""
+    """Declares its own results as in Lightning's documentation."""
 
     def on_train_start(self):
         self.logger.log_hyperparams(self.hparams, {"hp/best": 0.0})
@@ -268,7 +267,7 @@ def test_the_progress_bar_shows_two_values_on_request(tmp_path):
 
 def test_the_progress_bar_does_not_take_the_users_names(tmp_path):
     class Named(Saved):
-        """Logs values of the names that we might have taken, and lets a scheduler look at one."""
+        """Logs values under names that we might use; a scheduler reads one of them."""
 
         def training_step(self, batch, batch_idx):
             loss = super().training_step(batch, batch_idx)

@@ -1,4 +1,4 @@
-"""Beside other callbacks, tuners and second fits."""
+"""The monitor with other callbacks, tuners and second fits."""
 
 import copy
 import errno
@@ -23,7 +23,7 @@ from tests.helpers.modules import CLASSES, FEATURES, Plain, loader
 
 
 class WithoutScheduler(Plain):
-    """SWA brings a scheduler of its own."""
+    """SWA adds its own scheduler."""
 
     def __init__(self, batch_norm=True, lr=0.1):
         super().__init__()
@@ -135,7 +135,7 @@ def test_two_fits_with_one_trainer_are_two_tables(tmp_path):
 
 
 def test_another_module_in_the_same_trainer_is_another_table(tmp_path):
-    """The trainer's counters go on, but the rows of the first module are none of the second one's."""
+    """The trainer's counters continue, but the second module's table has no rows of the first."""
     monitor = LandscapeMonitor(dirpath=tmp_path, every_n_steps=4, store=Store(keep=True))
     trainer = trainer_with(monitor, max_epochs=1)
     trainer.fit(Plain(), loader())
@@ -249,7 +249,7 @@ def test_ctrl_c_in_the_first_replay_leaves_nothing_of_it_behind(tmp_path, monkey
 
 @pytest.mark.parametrize("failing", ["save_tensors", "write_atomically"])
 def test_on_a_full_disk_the_store_makes_room_for_the_report(failing, tmp_path, monkeypatch):
-    """x_K, or the table: whatever does not fit, it does once the store is gone, of which everything is evaluated."""
+    """If x_K or the table does not fit on disk, it fits once the evaluated store is deleted."""
     module = {"save_tensors": reference, "write_atomically": folder}[failing]
     original = getattr(module, failing)
 
@@ -337,7 +337,7 @@ def test_early_stopping_is_a_good_end(tmp_path):
 
 
 def test_a_callback_that_moves_a_teacher_now_and_then_does_not_mislead_live_evaluations(tmp_path):
-    """The teacher moves after the step of a probe and before our turn: the probe is of the teacher that the loss saw."""
+    """The teacher moves between a probe's step and our hook; the probe has the old teacher."""
 
     class Distilled(Plain):
         def __init__(self):
@@ -380,7 +380,7 @@ def test_a_callback_that_moves_a_teacher_now_and_then_does_not_mislead_live_eval
     second, again = fit(tmp_path / "two", reference=str(reference))
     assert [p.reference_loss for p in second.table] == [p.reference_loss for p in first.table]
     assert again == secants
-    # a teacher that moved by 1 would make the gradient change by far more than a step of 0.05 does
+    # If the teacher had moved by 1, the gradient would change far more than by a step of 0.05.
     lengths = [(0.05**2 * p.grad_sq_norm) for p in first.table]
     assert (
         max(secants[p.step] / length for p, length in zip(first.table, lengths, strict=True)) < 1e3

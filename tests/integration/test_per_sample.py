@@ -1,4 +1,4 @@
-"""Single samples: brute force by a gradient of each, both ways to differentiate, several processes, what is refused."""
+"""Single samples: brute force by single gradients, both derivatives, processes, refusals."""
 
 from contextlib import nullcontext
 from dataclasses import replace
@@ -41,7 +41,7 @@ def run_of(folder):
 
 
 def expected_rows(recording, setting, step, reference=None):
-    """Return what one gradient a sample gives, micro-batch after micro-batch, by brute force."""
+    """Return the values of each sample from its own gradient, by brute force."""
     by_step = {recorded.step: recorded for recorded in recording.steps}
     first, rows = recording.steps[0], []
     for micro in by_step[step].micro_batches:
@@ -196,7 +196,8 @@ def test_all_else_is_as_with_the_mean_as_loss(tmp_path):
     assert two.summary["per_sample"] is None
 
 
-# ------------------------------------------------------------------------------------------------------------- derivatives
+# ------------------------------------------------------------------------------------------------ -
+# derivatives
 
 
 class Kinks(modules.Base):
@@ -254,7 +255,7 @@ def test_differences_say_how_they_were_taken(tmp_path):
 
 
 class FastPath(modules.Transformer):
-    """In evaluation mode torch fuses whole layers where autograd does not record: they have no forward derivative."""
+    """In evaluation mode without autograd torch fuses whole layers: no forward derivative."""
 
     def on_train_start(self):
         self.net.eval()
@@ -306,7 +307,7 @@ class StraightThrough(torch.autograd.Function):
 
 
 class Estimated(modules.Base):
-    """Its gradients are none: those of a straight-through estimator."""
+    """A straight-through estimator, whose gradients are not derivatives."""
 
     def network(self):
         class Layer(torch.nn.Linear):
@@ -338,7 +339,8 @@ def test_a_loss_that_is_not_that_of_training_is_told(tmp_path):
     assert "what is measured is not what was trained" not in same.summary["verdict"]
 
 
-# -------------------------------------------------------------------------------------------------------------- what mixes
+# ------------------------------------------------------------------------------------------------ -
+# what mixes
 
 
 def test_samples_that_mix_are_refused_before_the_first_step(tmp_path):
@@ -351,7 +353,7 @@ def test_samples_that_mix_are_refused_before_the_first_step(tmp_path):
 
 
 def test_samples_that_mix_are_measured_on_demand(tmp_path):
-    """Each with the rest of its mini-batch as it is."""
+    """Each sample with the rest of its mini-batch unchanged."""
     setting = Setting(modules.Mixing)
     recording = record(setting, tmp_path)
     run = fit(tmp_path / "run", modules.Mixing, per_sample="mixing")
@@ -365,7 +367,7 @@ def test_samples_that_do_not_mix_are_found_not_to(tmp_path):
 
 
 class Sorted(modules.Perceptron):
-    """Takes no batch of repeated samples."""
+    """Rejects batches of repeated samples."""
 
 
 def of_distinct(module, batch):
@@ -374,7 +376,7 @@ def of_distinct(module, batch):
 
 
 class Sample:
-    """A batch that nobody sees into."""
+    """An opaque batch."""
 
     def __init__(self, x, y):
         self.x, self.y = x, y
@@ -401,7 +403,7 @@ def test_whether_samples_mix_may_stay_unknown(kind, loss, tmp_path):
 
 
 class SkipsAtFirst(modules.Mixing):
-    """Its first step has no loss: by the time of the first probe one was made, and nothing may be refused."""
+    """Its first step has no loss, so the first probe comes after a step and may not be refused."""
 
     def training_step(self, batch, batch_idx):
         return super().training_step(batch, batch_idx) if self.trainer.global_step else None
@@ -418,7 +420,8 @@ def test_after_the_first_step_nothing_is_refused(tmp_path):
     assert "No single sample was evaluated: MisconfigurationException" in run.summary["verdict"]
 
 
-# ---------------------------------------------------------------------------------------------------------------- refused
+# ------------------------------------------------------------------------------------------------ -
+# refused
 
 
 def too_short(module, batch):
@@ -463,7 +466,8 @@ def test_what_fails_costs_the_samples_alone(tmp_path, monkeypatch):
     )
 
 
-# ---------------------------------------------------------------------------------------------------------------- summary
+# ------------------------------------------------------------------------------------------------ -
+# summary
 
 
 def test_the_summary_puts_the_pair_to_the_test(tmp_path):
@@ -524,7 +528,7 @@ def test_the_summary_puts_the_pair_to_the_test(tmp_path):
 
 
 def test_a_sample_below_the_infimum(tmp_path):
-    """The mean of a mini-batch may be above what a single sample is below."""
+    """The mean of a mini-batch can be above a bound that a single sample is below."""
     run = fit(tmp_path, loss_infimum=0.6)
     entry = run.summary["per_sample"]
     lowest = min(min(row.loss, row.reference_loss) for row in run.per_sample)
@@ -546,7 +550,8 @@ def test_thinning_drops_their_rows_too(tmp_path):
     )
 
 
-# -------------------------------------------------------------------------------------------------- processes and resuming
+# ------------------------------------------------------------------------------------------------ -
+# processes and resuming
 
 
 @pytest.mark.parametrize("mode", some(["final", "file"], every=2))
@@ -578,7 +583,7 @@ def test_two_processes_have_the_samples_of_one(mode, tmp_path):
 
 
 def one_sided(module, batch):
-    """What has no forward derivative is in the second process alone."""
+    """Only the second process has an operation without a forward derivative."""
     x, y = batch
     hidden = module.net[0](x)
     hidden = (

@@ -1,4 +1,4 @@
-"""Bad input: one clear message, before the first optimiser step; afterwards nothing of ours raises."""
+"""Bad input: one clear message before the first optimizer step; after it nothing of ours raises."""
 
 import threading
 from typing import ClassVar
@@ -36,7 +36,7 @@ def fit(monitor, module=None, data=None, **kwargs):
 
 
 def assert_refused(monitor, *words, module=None, data=None, **kwargs):
-    """Assert a refusal that has all the words, before any parameter moved."""
+    """Assert a refusal with all the words, before any parameter changes."""
     module = module or Plain()
     before = {name: p.detach().clone() for name, p in module.named_parameters()}
     with pytest.raises(MisconfigurationException) as refusal:
@@ -72,7 +72,7 @@ def test_unwritable_folder(tmp_path):
 
 
 def refused_strategy(kind, world_size=1, **attributes):
-    """Return what is said to a trainer with a strategy whose class is derived from one of that name."""
+    """Return the refusal of a strategy whose class is derived from one of the given name."""
     from lightning_landscape.training.refusals import check_strategy
 
     class Trainer:
@@ -133,7 +133,8 @@ def test_manual_optimization_with_a_loss_is_measured():
     fit(monitor, Manual())
     assert [probe.step for probe in monitor.table] == list(range(10))
     assert monitor.summary["run"]["fidelity"]["exact"]
-    # plain SGD on another loss than the measured one: the step is not along the measured gradient, and that is seen
+    # Plain SGD trains another loss than the measured one. The monitor has to see that the step is
+    # not along the measured gradient.
     assert all(probe.step_residual > 0 for probe in monitor.table)
 
 
@@ -236,7 +237,7 @@ def test_a_loss_that_falls_below_its_infimum_later_is_kept_and_said():
     assert monitor.table.column("loss").min() < 1.5
     assert alpha_beta["alpha"] is None
     assert alpha_beta["informative"] is False
-    assert "below loss_infimum 1.5: pass loss_infimum=" in alpha_beta["reason"]
+    assert "below loss_infimum 1.5: pass as loss_infimum=" in alpha_beta["reason"]
     assert alpha_beta["reason"] in monitor.summary["verdict"]
     assert monitor.summary["run"]["drop"]["value"] is not None
 
@@ -348,7 +349,8 @@ def test_a_failure_of_ours_leaves_training_alone(hook, monkeypatch):
     broken = LandscapeMonitor(every_n_steps=1)
     with pytest.warns(
         UserWarning,
-        match="stopped measuring at step . RuntimeError: broken on purpose. Training goes on|broken",
+        match="stopped measuring at step . RuntimeError: broken on purpose. "
+        "Training goes on|broken",
     ):
         again = fit(broken, seeded(Plain))
     assert all(
@@ -365,7 +367,7 @@ def test_a_failure_of_ours_leaves_training_alone(hook, monkeypatch):
 
 
 class OnceOnly(Plain):
-    """Refuses to evaluate a batch twice; which it has seen is kept outside, where nothing is put back."""
+    """Refuses to evaluate a batch twice; keeps the seen ones where replays do not restore them."""
 
     SEEN: ClassVar[set] = set()
 

@@ -1,4 +1,4 @@
-"""One optimiser of several: a monitor for each player of a GAN, each with a table of its own."""
+"""Several optimizers: one monitor and one table for each player of a GAN."""
 
 import contextlib
 import copy
@@ -37,7 +37,7 @@ class Compiled(Gan):
         self.generator = torch.compile(self.generator, backend="eager")
 
 
-# module, arguments of the trainer, autocast, batches that a generator's step is of
+# module, arguments of the trainer, autocast, batches per step of the generator
 WAYS = {
     "gan": (Gan, {}, contextlib.nullcontext, 1),
     "critic": (Critic, {}, contextlib.nullcontext, 1),
@@ -136,7 +136,7 @@ def test_each_player_has_the_obvious_table_and_nobody_is_moved(way, tmp_path):
 def test_with_a_reference_from_a_file_the_table_is_the_same(way, tmp_path):
     recordings = [PlayersRecording(player) for player in PLAYERS]
     plainly = left_behind(way, tmp_path / "without", recordings)
-    # another place than the end, in one file for both players
+    # A reference that is not the end of the run, in one file for both players.
     generator = torch.Generator().manual_seed(0)
     state = {
         n: p + 0.1 * torch.randn(p.shape, generator=generator)
@@ -206,7 +206,7 @@ def test_theorems_about_fixed_losses_do_not_apply_and_schedulers_of_the_other_ar
     tmp_path,
 ):
     class Scheduled(Gan):
-        """Draws no random numbers, so that the losses are what is trained."""
+        """Draws no random numbers, so that the measured losses are the trained ones."""
 
         def __init__(self):
             super().__init__()
@@ -235,7 +235,7 @@ def test_theorems_about_fixed_losses_do_not_apply_and_schedulers_of_the_other_ar
 
 
 def test_part_of_the_parameters_of_one_optimiser_under_automatic_optimisation(tmp_path):
-    """x is the last layer; the others move with every step, and each probe is of them as they were."""
+    """x is the last layer; other layers move too, and a probe uses their values at its step."""
 
     def run(folder, *callbacks):
         pl.seed_everything(3, verbose=False)
@@ -278,7 +278,7 @@ def test_part_of_the_parameters_of_one_optimiser_under_automatic_optimisation(tm
     assert sum(p.step_size for p in head.table) == pytest.approx(
         summary["exact_sums"]["step_size"], rel=1e-6
     )
-    # at the last step but one x_p differs from x_k in the last layer alone
+    # At the second to last step x_p differs from x_k only in the last layer.
     assert head.table[-1].reference_loss != every.table[-1].reference_loss
 
 
@@ -287,7 +287,7 @@ def distance_to_key(module, batch):
 
 
 def test_a_loss_of_the_user_sees_what_training_step_has_made_of_other_parameters(tmp_path):
-    """A momentum encoder moves inside training_step; the loss is evaluated after that, when the optimiser steps."""
+    """A momentum encoder moves inside training_step, before the optimizer steps."""
     seen = []
 
     class Seeing(Callback):
@@ -314,7 +314,7 @@ def test_a_loss_of_the_user_sees_what_training_step_has_made_of_other_parameters
 
 
 class Late(Plain):
-    """Steps by hand after the batch has ended, of the gradient of that batch alone."""
+    """Steps manually after the end of a batch, with the gradient of that batch only."""
 
     def __init__(self):
         super().__init__()
@@ -351,15 +351,15 @@ def test_a_step_after_the_batch_has_ended_is_of_that_batch(tmp_path):
     )
     module = Late()
     trainer.fit(module, loader())
-    assert [probe.step for probe in monitor.table] == list(
-        range(9)
-    )  # training ends before the last one is seen whole
+    # Training ends before the last step is complete.
+    assert [probe.step for probe in monitor.table] == list(range(9))
     assert [probe.loss for probe in monitor.table] == module.trained_losses[:9]
     assert monitor.table.column("step_size").tolist() == pytest.approx([0.1] * 9, rel=1e-3)
     assert monitor.summary["run"]["fidelity"]["exact"] is True
 
 
-# ----------------------------------------------------------------------------------------------------------- refusals
+# ------------------------------------------------------------------------------------------------ -
+# refusals
 
 
 def refused(monitor, *words, module=None):

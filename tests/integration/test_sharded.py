@@ -1,4 +1,4 @@
-"""Real processes with sharded parameters: FSDP2, tensor parallelism, and both on a mesh of two dimensions."""
+"""Sharded parameters in several processes: FSDP2, tensor parallelism, both on a 2-D mesh."""
 
 import json
 import os
@@ -57,7 +57,7 @@ MESHES = {"fsdp2": (2, 1), "tensor_parallel": (1, 2), "both": (2, 2)}
 
 
 def run(folder, data, tensor, jobs):
-    """Train several times in the same processes; return the folder, in which each job has its own."""
+    """Train several times in the same processes; return the folder with a subfolder per job."""
     clean = {
         key: value
         for key, value in os.environ.items()
@@ -86,7 +86,7 @@ def run(folder, data, tensor, jobs):
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """Return a folder with runs on every mesh: a process takes seconds to start, a run does not."""
+    """Return a folder with runs on every mesh; runs share processes, which start slowly."""
     folder = tmp_path_factory.mktemp("sharded")
     run(
         folder / "one",
@@ -182,7 +182,7 @@ def test_held_out_batches(mesh, runs):
 
 @pytest.mark.parametrize("mesh", MESHES)
 def test_single_samples_by_finite_differences(mesh, runs):
-    """Forward mode does not go through sharded parameters: each process moves its part of them."""
+    """Sharded parameters have no forward mode, so each process shifts its part of them."""
     one, sharded = of(runs / "one" / "samples"), of(runs / mesh / "samples")
     about = sharded.summary["per_sample"]
     assert one.summary["per_sample"]["method"] == "forward mode"
@@ -192,9 +192,8 @@ def test_single_samples_by_finite_differences(mesh, runs):
         here, there = (
             sorted((r.loss, r) for r in run.per_sample if r.step == step) for run in (one, sharded)
         )
-        assert (
-            len(here) == len(there) == 2 * distributed.BATCH
-        )  # those of a tensor-parallel group count once
+        # The samples of a tensor-parallel group count once.
+        assert len(here) == len(there) == 2 * distributed.BATCH
         for (_, a), (_, b) in zip(here, there, strict=True):
             assert a.loss == pytest.approx(b.loss, rel=2e-5)
             assert a.reference_loss == pytest.approx(b.reference_loss, rel=2e-5)
@@ -240,7 +239,7 @@ def test_a_loss_of_the_user(runs):
     "where", ["fsdp2/file", "fsdp2/shards", "both/file", "both/shards", "alone/shards"]
 )
 def test_a_reference_from_shards_and_from_one_file(where, runs):
-    """A folder that two processes wrote is read by four, and by one; each of many reads its parts of a whole file."""
+    """Four processes, or one, read a folder that two wrote; each reads its part of whole files."""
     live = of(runs / where)
     assert_same_tables(live.table, of(runs / "one" / "everything").table)
     assert live.summary["run"]["reference"]["kind"] == "file"
@@ -260,7 +259,7 @@ def test_parameters_that_nobody_shards_are_refused(runs):
 
 
 def test_a_loss_that_needs_autograd_in_one_process(runs):
-    """All evaluate it again with autograd, or none: a forward pass waits for the others."""
+    """All processes evaluate again with autograd, or none: a forward pass waits for the others."""
     found, plain = of(runs / "fsdp2" / "autograd_in_one"), of(runs / "fsdp2" / "everything")
     assert found.summary["run"]["fidelity"]["autograd"] is True
     assert found.summary["run"]["fidelity"]["exact"] is True
@@ -308,10 +307,8 @@ def test_each_process_encodes_its_part(mesh, codec, runs):
     assert_within_what_is_said(found, exact)
     for rank in range(2):
         assert_same_end(runs / mesh / "everything", runs / mesh / codec, rank)
-    for column in (
-        "inner_product",
-        "sq_distance",
-    ):  # of what was decoded, too, the parts sum to the whole
+    # The parts sum to the whole for decoded values too.
+    for column in ("inner_product", "sq_distance"):
         for probe in found.table:
             layers = [getattr(row, column) for row in found.layers if row.step == probe.step]
             assert sum(layers) == pytest.approx(getattr(probe, column), rel=1e-4, abs=1e-5), column

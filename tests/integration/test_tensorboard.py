@@ -1,4 +1,4 @@
-"""TensorBoard on a run of the demo, as a headless browser shows it: every tab with our content, nothing from outside."""
+"""TensorBoard on a run of the demo in a headless browser: every tab, and no outside requests."""
 
 import importlib.util
 import os
@@ -25,15 +25,14 @@ missing = [
 ]
 pytestmark = [
     pytest.mark.skipif(bool(missing), reason=f"needs {', '.join(missing)}"),
-    pytest.mark.xdist_group(
-        "browser"
-    ),  # one worker makes the run, and starts TensorBoard and the browser
+    # One worker makes the run and starts TensorBoard and the browser.
+    pytest.mark.xdist_group("browser"),
 ]
 
 
 @pytest.fixture(scope="module")
 def shown(tmp_path_factory):
-    """Yield a function that opens a tab and returns the browser's page; at the end nothing was asked of other hosts."""
+    """Yield a function that opens a tab and returns its page; no other host may be contacted."""
     folder = tmp_path_factory.mktemp("tensorboard")
     command = [
         sys.executable,
@@ -66,7 +65,7 @@ def shown(tmp_path_factory):
 
 
 def picture(browser, name):
-    """Keep a screenshot where LANDSCAPE_SCREENSHOTS names a folder: the README's come from here."""
+    """Save a screenshot, such as those of the README, if LANDSCAPE_SCREENSHOTS names a folder."""
     folder = os.environ.get("LANDSCAPE_SCREENSHOTS")
     if folder:
         browser.wait_for_timeout(1500)  # curves are drawn with an animation
@@ -74,7 +73,7 @@ def picture(browser, name):
 
 
 def assert_visible(browser, *texts):
-    """Each text is somewhere on the page, in shadow roots too, or becomes so while the page loads."""
+    """Assert that each text appears on the page, shadow roots included, while the page loads."""
     for text in texts:
         browser.get_by_text(text, exact=True).first.wait_for(state="visible")
         assert browser.get_by_text(text, exact=True).first.is_visible(), text
@@ -103,9 +102,8 @@ def test_custom_scalars_have_our_charts_and_none_is_an_error(shown):
     browser.wait_for_timeout(2000)
     assert found.count() == len(charts)
     assert browser.get_by_text("Matches (0)").count() == 0
-    assert (
-        browser.get_by_text("do not match").count() == 0
-    )  # of a margin chart whose curves have other steps
+    # TensorBoard says so if the curves of a margin chart have different steps.
+    assert browser.get_by_text("do not match").count() == 0
     picture(browser, "custom_scalars")
 
 
