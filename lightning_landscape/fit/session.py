@@ -137,6 +137,10 @@ class Session:
 
     def read_gradient(self) -> None:
         """Copy x_k and g_k before the optimizer's step; the first probe may be refused."""
+        with interrupts.put_off():  # loss= is evaluated there
+            self._read_gradient()
+
+    def _read_gradient(self) -> None:
         self.recorder.read_gradient()
         first = self.recorder.first
         if first is None:
