@@ -22,7 +22,6 @@ from tests.helpers.modules import CLASSES, FEATURES, Plain, loader, plain_loss
 from tests.helpers.settings import SETTINGS, train
 from tests.helpers.slow import some
 from tests.integration.test_brute_force import record
-from tests.integration.test_sharded import assert_same_held_out
 
 FIXED = 2
 NAMES = [
@@ -209,6 +208,16 @@ def metrics_without_ours(folder):
         row for row in rows if any(row[name] for name in names if name not in ("epoch", "step"))
     )
     return out.getvalue()
+
+
+def assert_same_held_out(one, two):
+    for table, each in {"held_out": 1, "fixed_batches": FIXED}.items():
+        here, there = one.tables[table], two.tables[table]
+        assert len(here) == len(there) == each * len(one.table)
+        for a, b in zip(here, there, strict=True):
+            for column in ("loss", "reference_loss", "grad_sq_norm"):
+                assert getattr(a, column) == pytest.approx(getattr(b, column), rel=2e-5), column
+            assert a.inner_product == pytest.approx(b.inner_product, abs=1e-5)
 
 
 def test_two_processes_give_the_table_of_one(tmp_path):
