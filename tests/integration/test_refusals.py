@@ -434,7 +434,7 @@ def test_a_failing_report_leaves_files_and_training(monkeypatch, tmp_path):
     def failing(*args):
         raise RuntimeError("broken report")
 
-    monkeypatch.setattr("lightning_landscape.ending.summarise", failing)
+    monkeypatch.setattr("lightning_landscape.fit.ending.summarise", failing)
     with pytest.warns(
         UserWarning, match="could not finish its report: RuntimeError: broken report"
     ):
