@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from lightning_landscape.probes import SCHEMA
-from lightning_landscape.store.memory import DTYPES, Laid, Memory, layout_of
+from lightning_landscape.store.layout import DTYPES, Laid, layout_of
+from lightning_landscape.store.memory import Memory
 
 _TEXTS = {"format": "pt", "schema": str(SCHEMA)}
 _ANEW = os.O_WRONLY | os.O_CREAT | os.O_TRUNC

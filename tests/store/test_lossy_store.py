@@ -12,7 +12,7 @@ import torch
 
 from lightning_landscape.recording.freezing import freeze
 from lightning_landscape.recording.record import CodecError, Record
-from lightning_landscape.store import store as module
+from lightning_landscape.store import probe_files
 from lightning_landscape.store.codecs import bytes_of_probe, bytes_of_start
 from lightning_landscape.store.store import Store
 from lightning_landscape.training.failures import NotMeasurable
@@ -281,17 +281,17 @@ def test_the_random_numbers_of_x_and_g_are_not_the_same(tmp_path):
 def test_a_full_disk_while_x_0_is_written(tmp_path, monkeypatch):
     store, original, broken = (
         Store(tmp_path / "store", BUDGET, "int8"),
-        module.write_moments,
+        probe_files.write_moments,
         [True],
     )
 
-    def full(*args):
+    def full(*args, **how):
         if broken:
             broken.clear()
             raise OSError(errno.ENOSPC, "No space left on device")
-        original(*args)
+        original(*args, **how)
 
-    monkeypatch.setattr(module, "write_moments", full)
+    monkeypatch.setattr(probe_files, "write_moments", full)
     store.write(record(0))
     store.write(record(1))
     lost, kept = store.take_unwritten()
@@ -303,15 +303,19 @@ def test_a_full_disk_while_x_0_is_written(tmp_path, monkeypatch):
 
 
 def test_a_record_is_written_again_after_a_full_disk(tmp_path, monkeypatch):
-    store, original, broken = Store(tmp_path / "store", BUDGET, "int8"), module.write_parts, [True]
+    store, original, broken = (
+        Store(tmp_path / "store", BUDGET, "int8"),
+        probe_files.write_tensors,
+        [True],
+    )
 
-    def full(*args):
+    def full(*args, **how):
         if broken:
             broken.clear()
             raise OSError(errno.ENOSPC, "No space left on device")
-        original(*args)
+        original(*args, **how)
 
-    monkeypatch.setattr(module, "write_parts", full)
+    monkeypatch.setattr(probe_files, "write_tensors", full)
     store.write(record(0))
     store.write(record(1))
     for one in store.take_unwritten():
