@@ -19,8 +19,12 @@ from torch import Tensor
 
 from lightning_landscape.store.layout import KINDS, PAGE, Laid, layout_of
 
-LARGE = 1 << 25
-"""Bytes from which memory that is used again and direct writes are faster than the usual ways"""
+LARGE = 1 << 24
+"""Bytes from which memory that is used again, and direct reads and writes, pay.
+
+Below, a file goes to the system's cache and back in less time. Above, the CPU has less to do: half
+for a copy, a fifth or less for a file. Measured with 1 to 128 MiB on two cores.
+"""
 
 
 class _Place:
