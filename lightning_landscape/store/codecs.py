@@ -51,9 +51,13 @@ class Codec(ABC):
         """Return whether a tensor is encoded: only floats are, and only to take fewer bytes."""
         return self.nbytes(tensor) < tensor.nbytes
 
+    def sizes(self, elements: int) -> dict[str, int]:
+        """Return the sizes of the planes of so many elements."""
+        return {name: -(-elements // group) for name, (group, _) in self.planes.items()}
+
     def _encoded(self, tensor: Tensor) -> int:
-        sizes = ((-(-tensor.numel() // group), dtype) for group, dtype in self.planes.values())
-        return sum(size * dtype.itemsize for size, dtype in sizes)
+        sizes = self.sizes(tensor.numel())
+        return sum(sizes[name] * dtype.itemsize for name, (_, dtype) in self.planes.items())
 
 
 class Bfloat16(Codec):
@@ -169,8 +173,8 @@ def encoded(codec: Codec, tensor: Tensor, base: Tensor | None, seed: str) -> Pla
     """
     generator = torch.Generator().manual_seed(zlib.crc32(seed.encode()))
     whole = {
-        name: torch.empty(-(-tensor.numel() // group), dtype=dtype)
-        for name, (group, dtype) in codec.planes.items()
+        name: torch.empty(size, dtype=codec.planes[name][1])
+        for name, size in codec.sizes(tensor.numel()).items()
     }
     for index, (block, *beneath) in enumerate(blocks(tensor, base)):
         difference = block - beneath[0] if beneath else block
@@ -195,7 +199,12 @@ def decoded(
         dtype: of the tensor.
         shape: of the tensor.
         base: what was subtracted.
+
+    Raises:
+        ValueError: if the planes are those of another number of elements.
     """
+    if {name: len(plane) for name, plane in planes.items()} != codec.sizes(shape.numel()):
+        raise ValueError(f"found planes that are not those of {shape.numel()} elements")
     flat = torch.empty(shape.numel(), dtype=dtype)
     beneath, working = None if base is None else base.reshape(-1), _working(dtype)
     for start in range(0, len(flat), BLOCK):

@@ -123,8 +123,8 @@ class _File:
     def add(self, name: str, tensor: Tensor) -> Tensor:
         """Add a tensor, encoded if possible; return the tensor that will be read."""
         base = self._base.values.get(name) if self._differs else None
-        joined = self._differs and not _alike(base, tensor)
-        if joined or not self._codec.shrinks(tensor):
+        disagrees = self._differs and not _alike(base, tensor)
+        if disagrees or not self._codec.shrinks(tensor):
             self.add_natively(name, tensor)
             return tensor
         planes = encoded(self._codec, tensor, base, f"{self._seed} {name}")

@@ -98,11 +98,15 @@ def read_record(
     return Record(step, loss, moments, x, gradient, others, following, error)
 
 
+_DAMAGE = (OSError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+"""The errors of files that are gone, or whose bytes or header are damaged"""
+
+
 @contextmanager
 def _readable(what: str, step: int) -> Iterator[None]:
     try:
         yield
-    except (OSError, LookupError, TypeError, ValueError) as error:
+    except _DAMAGE as error:
         message = f"the stored {what} of step {step} cannot be read: {error}"
         raise NotMeasurable(message) from error
 

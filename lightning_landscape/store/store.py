@@ -79,6 +79,7 @@ class Store:
         """Bytes by which the first record, stored natively, exceeds the others"""
         self._dtype = dtype
         self._base: Base | None = None
+        """x_0 for lossy dtypes, known once the first record is on disk"""
         self._others = Others(folder)
         self._held: dict[int, Sequence[Frozen]] = {}
         """Micro-batches that could not be pickled"""
@@ -89,7 +90,9 @@ class Store:
         self._ahead: dict[int, Record] = {}
         """The record that was read ahead"""
         self._expected: int | None = None
+        """The step that was read ahead last"""
         self._adopted: dict[tuple[int, int], Path] = {}
+        """By device and inode, the link or copy of a file of the other store"""
 
     # ------------------------------------------------------------------------------------- writing
 

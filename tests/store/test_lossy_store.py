@@ -2,6 +2,7 @@
 
 import errno
 import itertools
+import json
 import math
 import os
 import shutil
@@ -9,6 +10,8 @@ from dataclasses import replace
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from lightning_landscape.recording.freezing import freeze
 from lightning_landscape.recording.record import CodecError, Record
@@ -262,6 +265,31 @@ def test_what_a_codec_cannot_hold_is_stored_as_it_is(codec, tmp_path):
         assert torch.equal(found.gradient.raw["zero"], one.gradient.raw["zero"])
         error = found.error
         assert math.isfinite(error.gradient + error.product + error.iterate)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"codec": "int4"},
+        {"codec": "native"},
+        {"encoded": "{"},
+        {"encoded": json.dumps({"w": {"dtype": "float31", "shape": [3], "difference": True}})},
+        {"encoded": json.dumps({"w": {"dtype": "float32", "shape": [9, 9], "difference": True}})},
+        {"encoded": json.dumps({"v": {"dtype": "float32", "shape": [3], "difference": False}})},
+        {"encoded": json.dumps({"w": 3})},
+        {"base": "1"},
+        {"base": "77"},
+    ],
+)
+@pytest.mark.parametrize("codec", LOSSY)
+def test_a_damaged_header(codec, damage, tmp_path):
+    store = store_of(tmp_path, codec, range(3))
+    path = store.folder / f"{2:012d}" / "parameters.safetensors"
+    with safe_open(path, framework="pt") as file:
+        texts = file.metadata()
+    save_file(load_file(path), path, {**texts, **damage})
+    with pytest.raises(NotMeasurable, match="parameters of step 2 cannot be read"):
+        store.read(2)
 
 
 def test_the_random_numbers_of_x_and_g_are_not_the_same(tmp_path):
