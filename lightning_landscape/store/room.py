@@ -54,7 +54,7 @@ def store_budget(
         more += f", and {once / MIB:.1f} MiB for x_0" if once else ""
         raise MisconfigurationException(
             f"LandscapeMonitor needs {needed / MIB:.1f} MiB a probe for parameters and gradient"
-            f"{more}, and may use {budget / MIB:.1f} MiB (RecordStore(gib={gib:g}), {free / GIB:.1f} GiB "
+            f"{more}, and may use {budget / MIB:.1f} MiB (Store(gib={gib:g}), {free / GIB:.1f} GiB "
             f"free at {existing}); supported are budgets of two probes or more: {WAYS_OUT}"
         )
     return budget
