@@ -366,7 +366,7 @@ class LandscapeMonitor(Callback):
             # SWA makes such a step after its pass for BatchNorm, on averages and with the
             # gradients of the step before
             recorder.forget_batches()
-        session.read_gradient()
+        session.read_gradient(may_refuse=self._count.may_refuse)
 
     def _finish_probe(self) -> None:
         session = self._require_session()

@@ -47,9 +47,10 @@ class Live:
         with self._evaluator.session(restored=set(reference)):
             # probes 0, 1, 2, 4, 8, …: each check costs a forward and a backward pass
             if earlier & (earlier - 1) == 0:
-                exact = self._evaluation.fidelity.check(record)
-                if not exact and not earlier:
-                    self._evaluation.fidelity.found.warn()
+                fidelity = self._evaluation.fidelity
+                exact_so_far = fidelity.found.exact
+                if not fidelity.check(record) and exact_so_far:
+                    fidelity.found.warn()
             self._evaluation.at(record, reference)
 
     def _with_others(self, record: Record) -> Record:

@@ -8,12 +8,13 @@ import uuid
 from contextlib import nullcontext, suppress
 from pathlib import Path
 
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities import rank_zero_info
 
 from lightning_landscape.evaluation.evaluation import Evaluation
 from lightning_landscape.evaluation.evaluator import Evaluator
 from lightning_landscape.evaluation.reference import FINAL, Reference
-from lightning_landscape.extras import FOLLOWING, SAMPLES, started
+from lightning_landscape.extras import FOLLOWING, SAMPLES, Extra, started
 from lightning_landscape.files import store_of
 from lightning_landscape.fit.last_iterate import LastIterate
 from lightning_landscape.fit.live import Live
@@ -135,8 +136,16 @@ class Session:
                     self.reporter.follow(kept.table)
         recorder.watch(step, may_refuse=may_refuse)
 
-    def read_gradient(self) -> None:
-        """Copy x_k and g_k before the optimizer's step; the first probe may be refused."""
+    def read_gradient(self, *, may_refuse: bool) -> None:
+        """Copy x_k and g_k before the optimizer's step; the first probe may be refused.
+
+        Args:
+            may_refuse: whether no optimizer step was made yet.
+        """
+        with interrupts.put_off():  # loss= is evaluated there
+            self._read_gradient(may_refuse)
+
+    def _read_gradient(self, may_refuse: bool) -> None:
         self.recorder.read_gradient()
         first = self.recorder.first
         if first is None:
@@ -145,14 +154,20 @@ class Session:
             if self.reference is None:
                 self.kept.store.note_size(first)
                 self.kept.store.require_room()
-            self._check_first(first)
+            for extra in self.extras:
+                if SAMPLES in extra.needs:
+                    self._check_first(extra, first, may_refuse)
 
-    def _check_first(self, record: Record) -> None:
-        """Let the extras that evaluate ``loss=`` refuse the run."""
-        for extra in self.extras:
-            if SAMPLES in extra.needs:
-                with self.training.processes.agreed(), self.evaluator.session():
-                    extra.check_first(record, self.evaluator, self.recorder.training_loss)
+    def _check_first(self, extra: Extra, record: Record, may_refuse: bool) -> None:
+        """Let an extra that evaluates ``loss=`` refuse the run; after a step, it ends alone."""
+        try:
+            with self.training.processes.agreed(), self.evaluator.session():
+                extra.check_first(record, self.evaluator, self.recorder.training_loss)
+        except MisconfigurationException as error:
+            if may_refuse:
+                raise
+            extra.stopped_by = f"{said(error)}, at step {record.step}"
+            warn_once(error, extra.failed(said(error), record.step))
 
     def finish_probe(self) -> dict[str, float]:
         """Complete the probe of the step that was just made; return values for a progress bar."""

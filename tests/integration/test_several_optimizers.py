@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.plugins import MixedPrecision
 
-from lightning_landscape import LandscapeMonitor, Layers, Store, load
+from lightning_landscape import LandscapeMonitor, Layers, Secant, Store, load
 from tests.helpers.modules import Momentum, Plain, loader
 from tests.helpers.players import (
     LATENT,
@@ -117,17 +117,19 @@ def test_each_player_has_the_obvious_table_and_nobody_is_moved(way, tmp_path):
     _, _, autocast, batches = WAYS[way]
     recordings = [PlayersRecording("discriminator"), PlayersRecording("generator", batches)]
     plainly = left_behind(way, tmp_path / "without", recordings)
-    players = monitors(secant=True)
+    players = monitors(extras=[Secant()])
     assert_same(plainly, left_behind(way, tmp_path / "with", players))
     for monitor, recording in zip(players, recordings, strict=True):
-        run = load(tmp_path / "with" / "lightning_logs" / "version_0" / monitor.prefix)
-        assert_is_the_obvious_table(monitor, recording, autocast, run.secants)
+        folder = tmp_path / "with" / "lightning_logs" / "version_0" / monitor.settings.prefix
+        run = load(folder)
+        secants = {row.step: row.grad_sq_change for row in run.tables["secant"]}
+        assert_is_the_obvious_table(monitor, recording, autocast, secants)
         assert run.summary["run"]["fidelity"]["exact"] is True
         assert run.summary["run"]["fidelity"]["gradient"] < 1e-6
         assert run.summary["run"]["steps"] == recording.made
         assert (
             run.summary["run"]["optimizer"]["class"]
-            == {"discriminator": "SGD", "generator": "Adam"}[monitor.parameters]
+            == {"discriminator": "SGD", "generator": "Adam"}[monitor.settings.parameters]
         )
         assert run.summary["run"]["moved_between"] == 0
 
@@ -155,7 +157,7 @@ def test_with_a_reference_from_a_file_the_table_is_the_same(way, tmp_path):
 def test_a_resumed_run_counts_the_players_own_steps(tmp_path):
     whole = monitors()
     fit("critic", tmp_path / "whole", whole)
-    first = monitors(keep_store=True)
+    first = monitors(store=Store(keep=True))
     fit("critic", tmp_path / "first", first, epochs=1)
     again = monitors()
     fit(
@@ -261,7 +263,8 @@ def test_part_of_the_parameters_of_one_optimiser_under_automatic_optimisation(tm
         torch.equal(a, b) for a, b in zip(plain.parameters(), watched.parameters(), strict=True)
     )
     assert [p.loss for p in head.table] == [p.loss for p in every.table]
-    layers = {row.step: row for row in load(tmp_path / "landscape").layers if row.layer == "net.4"}
+    rows = load(tmp_path / "landscape").tables["layers"]
+    layers = {row.step: row for row in rows if row.layer == "net.4"}
     for probe in head.table:
         assert probe.grad_sq_norm == pytest.approx(layers[probe.step].grad_sq_norm, rel=1e-6)
         assert probe.sq_distance == pytest.approx(
@@ -386,7 +389,9 @@ def test_a_name_that_is_no_submodule(name):
 
 @pytest.mark.parametrize("name", ["", 3])
 def test_a_name_that_is_none(name):
-    refused(LandscapeMonitor(loss=LOSSES["generator"], parameters=name), f"parameters={name!r}")
+    with pytest.raises(pl.utilities.exceptions.MisconfigurationException) as refusal:
+        LandscapeMonitor(loss=LOSSES["generator"], parameters=name)
+    assert f"parameters={name!r}): supported are the dotted name" in str(refusal.value)
 
 
 def test_a_submodule_without_parameters_in_training():
@@ -419,8 +424,11 @@ def test_two_monitors_of_one_name(tmp_path):
 
 
 def test_sums_over_every_step_are_not_for_a_loss_of_the_user():
-    monitor = LandscapeMonitor(loss=LOSSES["generator"], parameters="generator", every_step=True)
-    refused(monitor, "exact_sums=True, loss=...", "leave exact_sums out")
+    with pytest.raises(
+        pl.utilities.exceptions.MisconfigurationException,
+        match=r"every_step=True, loss=\.\.\..*leave every_step out",
+    ):
+        LandscapeMonitor(loss=LOSSES["generator"], parameters="generator", every_step=True)
 
 
 def test_a_reference_that_lacks_the_players_parameters(tmp_path):

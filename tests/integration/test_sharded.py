@@ -8,13 +8,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from lightning_landscape.store.encoding import PARAMETERS, Encoder
 from safetensors.torch import load_file
 
-from lightning_landscape import HeldOut, LandscapeMonitor, Layers, PerSample, Secant, Store, load
+from lightning_landscape import LandscapeMonitor, load
+from lightning_landscape.store.codecs import decode
+from lightning_landscape.store.tensor_files import read_tensors
 from tests.helpers import distributed
 from tests.helpers.sharded_script import Sharded
 from tests.integration.test_ddp import assert_same_tables
+from tests.integration.test_held_out import assert_same_held_out
 from tests.integration.test_store_dtype import assert_within_what_is_said
 
 pytestmark = [
@@ -23,12 +25,12 @@ pytestmark = [
 ]  # one worker makes the runs for all tests here
 ROOT = Path(__file__).parents[2]
 SECONDS = 200
-EVERYTHING = {"every_step": True, "extras": [Secant(), Layers(), HeldOut(True, fixed=2)]}
-SAMPLES = {"monitor": {"extras": [PerSample()]}}
-KEPT = {"monitor": {"store": Store(keep=True)}, "trainer": {"max_steps": 12}}
+EVERYTHING = {"every_step": True, "extras": ["Segments", "Secant", "Layers", "HeldOut"]}
+SAMPLES = {"monitor": {"extras": ["PerSample"]}}
+KEPT = {"monitor": {"store": {"keep": True}}, "trainer": {"max_steps": 12}}
 ERRORS = {
     "read_in_one": {
-        "function": "store.store.ProbeStore.moments",
+        "function": "store.store.RecordStore.read",
         "rank": 1,
         "call": 3,
         "error": "RuntimeError",
@@ -46,7 +48,7 @@ ERRORS = {
         "error": "OSError",
     },
     "write_in_one": {
-        "function": "store.store.ProbeStore.write",
+        "function": "store.store.RecordStore.write",
         "rank": 1,
         "call": 4,
         "error": "KeyError",
@@ -100,10 +102,10 @@ def runs(tmp_path_factory):
     common = {
         "everything": {"monitor": EVERYTHING},
         "without": {"module": "Dropout", "without": True},
-        "with": {"module": "Dropout", "monitor": {"extras": [Secant()]}},
+        "with": {"module": "Dropout", "monitor": {"extras": ["Secant"]}},
         "file": {"monitor": {"reference": file}},
         "shards": {"monitor": {"reference": shards}},
-        **{codec: {"monitor": {**EVERYTHING, "store_dtype": codec}} for codec in CODED},
+        **{codec: {"monitor": {**EVERYTHING, "store": {"dtype": codec}}} for codec in CODED},
         "samples": SAMPLES,
     }
     more = {
@@ -117,10 +119,10 @@ def runs(tmp_path_factory):
         },
         "kept": KEPT,
         "again": {"resume": checkpoint},
-        "kept_int8": {**KEPT, "monitor": {**KEPT["monitor"], "store_dtype": "int8"}},
+        "kept_int8": {**KEPT, "monitor": {"store": {"keep": True, "dtype": "int8"}}},
         "again_int8": {
             "resume": checkpoint.replace("kept", "kept_int8"),
-            "monitor": {"store": Store(dtype="int8")},
+            "monitor": {"store": {"dtype": "int8"}},
         },
         "checkpoint": {"monitor": {"reference": checkpoint}},
     }
@@ -153,26 +155,15 @@ def test_shards_give_the_table_of_one_process(mesh, runs):
         )
     secant, wanted = (s["conditions"]["smoothness"]["secant"]["value"] for s in (found, expected))
     assert secant == pytest.approx(wanted, rel=1e-3)
-    for a, b in zip(sharded.layers, one.layers, strict=True):
+    for a, b in zip(sharded.tables["layers"], one.tables["layers"], strict=True):
         assert (a.step, a.layer) == (b.step, b.layer)
         assert a.grad_sq_norm == pytest.approx(b.grad_sq_norm, rel=2e-5, abs=1e-9)
         assert a.sq_distance == pytest.approx(b.sq_distance, rel=2e-5, abs=1e-9)
         assert a.inner_product == pytest.approx(b.inner_product, abs=2e-5)
-    for a, b in zip(sharded.segments, one.segments, strict=True):
+    for a, b in zip(sharded.tables["segments"], one.tables["segments"], strict=True):
         assert a.loss == pytest.approx(b.loss, rel=1e-5)
     assert (sharded.path / "reference" / ".metadata").is_file()
     assert not (sharded.path / "store").exists()
-
-
-def assert_same_held_out(one, two):
-    assert len(one.held_out) == len(two.held_out) == len(one.table)
-    assert len(one.fixed_batches) == len(two.fixed_batches) == 2 * len(one.table)
-    for a, b in zip(
-        [*one.held_out, *one.fixed_batches], [*two.held_out, *two.fixed_batches], strict=True
-    ):
-        for column in ("loss", "reference_loss", "grad_sq_norm"):
-            assert getattr(a, column) == pytest.approx(getattr(b, column), rel=2e-5), column
-        assert a.inner_product == pytest.approx(b.inner_product, abs=1e-5)
 
 
 @pytest.mark.parametrize("mesh", MESHES)
@@ -190,7 +181,8 @@ def test_single_samples_by_finite_differences(mesh, runs):
     assert about["fidelity"]["inner_product"] < 1e-3
     for step in (probe.step for probe in one.table):
         here, there = (
-            sorted((r.loss, r) for r in run.per_sample if r.step == step) for run in (one, sharded)
+            sorted((r.loss, r) for r in run.tables["per_sample"] if r.step == step)
+            for run in (one, sharded)
         )
         # The samples of a tensor-parallel group count once.
         assert len(here) == len(there) == 2 * distributed.BATCH
@@ -310,7 +302,9 @@ def test_each_process_encodes_its_part(mesh, codec, runs):
     # The parts sum to the whole for decoded values too.
     for column in ("inner_product", "sq_distance"):
         for probe in found.table:
-            layers = [getattr(row, column) for row in found.layers if row.step == probe.step]
+            layers = [
+                getattr(row, column) for row in found.tables["layers"] if row.step == probe.step
+            ]
             assert sum(layers) == pytest.approx(getattr(probe, column), rel=1e-4, abs=1e-5), column
 
 
@@ -320,5 +314,10 @@ def test_resume_with_encoded_parts(runs):
     assert again.summary["run"]["fidelity"]["exact"] is True
     assert again.summary["run"]["dropped"]["unevaluable"] == 0
     store = first.path / "store"
-    parts = [Encoder.read(store / part / f"{7:012d}", PARAMETERS) for part in ("", "process-1")]
+
+    def parameters(part, step):
+        tensors, texts = read_tensors(store / part / f"{step:012d}" / "parameters.safetensors")
+        return decode(tensors, texts, lambda base: parameters(part, base))
+
+    parts = [parameters(part, 7) for part in ("", "process-1")]
     assert [part["net.0.weight"].shape[0] for part in parts] == [8, 7]
