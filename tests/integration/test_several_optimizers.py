@@ -236,7 +236,7 @@ def test_theorems_about_fixed_losses_do_not_apply_and_schedulers_of_the_other_ar
     assert "x is 'discriminator'. 6 other tensors were trained too" in discriminator["verdict"]
 
 
-def test_part_of_the_parameters_of_one_optimiser_under_automatic_optimisation(tmp_path):
+def test_part_of_the_parameters_of_one_optimizer_under_automatic_optimization(tmp_path):
     """x is the last layer; other layers move too, and a probe uses their values at its step."""
 
     def run(folder, *callbacks):

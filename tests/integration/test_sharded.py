@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from lightning_landscape import LandscapeMonitor, load
-from lightning_landscape.store.codecs import decode
+from lightning_landscape.store.encoding import decode
 from lightning_landscape.store.tensor_files import read_tensors
 from tests.helpers import distributed
 from tests.helpers.sharded_script import Sharded

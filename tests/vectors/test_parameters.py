@@ -1,4 +1,4 @@
-"""Which parameters are the optimiser's, and swaps of them against everything that may come in between."""
+"""The optimizer's parameters, and swaps of them whatever comes in between."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from lightning_landscape.vectors.parameters import (
 )
 
 
-def test_optimized_parameters_are_the_optimisers_by_plain_names():
+def test_optimized_parameters_are_the_optimizers_by_plain_names():
     module = nn.Sequential(torch.compile(nn.Linear(2, 2), backend="eager"), nn.Linear(2, 2))
     optimizer = torch.optim.SGD([*module[0].parameters(), module[1].bias], lr=0.1)
     assert list(optimized_parameters(module, optimizer)) == ["0.weight", "0.bias", "1.bias"]
