@@ -24,7 +24,7 @@ from lightning_landscape.extras.extra import FOLLOWING
 from lightning_landscape.files import STORE, store_of
 from lightning_landscape.loading import load
 from lightning_landscape.probes import SCHEMA, Probe, ProbeTable
-from lightning_landscape.recording.clock import Clock
+from lightning_landscape.recording.clock import Clock, overhead
 from lightning_landscape.recording.kept import KeptProbes
 from lightning_landscape.recording.record import Record
 from lightning_landscape.recording.recorder import Missed, Recorder
@@ -236,10 +236,9 @@ class Session:
             else:
                 self.kept.write(finished.record)
             if step not in self.kept.steps:
-                self.kept.schedule.skip(step)
                 return {}
             probe = self.kept.table.at_step(step)
-            share = self.recorder.seconds / self.clock.elapsed
+            share = overhead(self.recorder.seconds, self.clock.elapsed, 0.0)["training"]
             self.reporter.add(probe, self.kept.table, share)
         self.clock.note_probe(self.recorder.seconds - self._seconds_before)
         return in_brief(probe)
