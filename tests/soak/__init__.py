@@ -1,5 +1,6 @@
-"""Many ways of training drawn at random, each measured and compared with the slow way: ``make soak``.
+"""Ways of training drawn at random, each compared with the slow way: ``make soak``.
 
-A configuration comes out as one of three: it *agrees* (the table is the recomputed one, training was not moved), it is
-*refused* (by the package, before the first step), or it is *not runnable* (without the monitor neither). All else is a failure.
+A configuration *agrees* (the table is the recomputed one, training was not moved), is *refused* (by
+the package, before the first step), or is *not runnable* (nor is it without the monitor). Every
+other outcome is a failure.
 """

@@ -1,6 +1,6 @@
-"""The slow way: each process records its micro-batches in a run without the monitor, and evaluates them from scratch.
+"""The slow way: each process records its micro-batches without the monitor, and evaluates them.
 
-It writes numbers and gradients of every step; means over the processes are taken by who compares.
+It writes numbers and gradients of every step. The comparison takes the means over processes.
 """
 
 import copy
@@ -18,7 +18,7 @@ FRACTIONS = tuple(part / 10 for part in range(1, 10))
 
 @dataclass
 class Entry:
-    """One step as one process has it: losses, and gradients in float64 with the norms of what was added up to them."""
+    """One step of one process: losses, and gradients in float64 with the norms of their addends."""
 
     step: int
     epoch: int
@@ -36,7 +36,7 @@ class Entry:
 
 
 class Alone(PlayersRecording):
-    """Of a module that steps by hand, with one optimiser."""
+    """Of a module that steps by hand, with one optimizer."""
 
     def __init__(self):
         self.index, self.player, self.batches, self.loss = 0, "net", 1, training.plain_loss
@@ -48,7 +48,7 @@ def save(one, folder, rank, player, names, last, pairs, evaluate):
 
     Args:
         pairs: recorded steps with an entry for each.
-        evaluate: gives loss and gradient of a step at parameters by name, one pair for each micro-batch.
+        evaluate: gives loss and gradient of a step at parameters, a pair for each micro-batch.
     """
     end = {name: last[name] for name in names}
     if one.reference == "file" and rank == 0:
@@ -79,7 +79,7 @@ def save(one, folder, rank, player, names, last, pairs, evaluate):
     start, drawn = None, False
     for step, entry in pairs:
         if not getattr(step, "micro_batches", True):
-            continue  # training_step returned None all along: a step, and nothing to measure
+            continue  # training_step returned None for each micro-batch: nothing to measure
         entry.loss, entry.gradient = at(step, entry.before, True)
         if not math.isfinite(entry.loss):
             continue
@@ -124,7 +124,7 @@ class Automatic(Recording):
 
 
 def by_hand(kind):
-    """Return a class of recordings of players that write what they found when training has ended."""
+    """Return a class of recordings that write what they found when training has ended."""
 
     class ByHand(kind):
         def __init__(self, one, folder, *arguments):
