@@ -153,7 +153,9 @@ def at_present(table: ProbeTable) -> dict[str, float]:
         values["cosine"] = float(F.cosine(**columns).mean())
         values["distance"] = float(columns["sq_distance"].sqrt().mean())
     for key, metric in metrics().items():
-        if key == "gradient_angle" or not (with_losses or set(metric.columns) <= NO_LOSSES):
+        # without losses, the mean cosine is there in the place of the angle
+        no_losses = key != "gradient_angle" and set(metric.columns) <= NO_LOSSES
+        if not (with_losses or no_losses):
             continue
         metric.update(**columns_of(metric, table, full_batch=False))
         values[f"{key}/{metric.constant}"] = float(metric.compute()["value"])
