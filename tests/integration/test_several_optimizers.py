@@ -231,7 +231,7 @@ def test_theorems_about_fixed_losses_do_not_apply_and_schedulers_of_the_other_ar
         assert discriminator["bounds"][name]["value"] is None
     assert "parameter tensors beside x were trained too" in discriminator["bounds"]["sgd"]["reason"]
     assert discriminator["bounds"]["trajectory"]["value"] is not None
-    assert "x is 'discriminator': 6 other tensors" in discriminator["verdict"]
+    assert "x is 'discriminator'. 6 other tensors" in discriminator["verdict"]
 
 
 def test_part_of_the_parameters_of_one_optimiser_under_automatic_optimisation(tmp_path):
