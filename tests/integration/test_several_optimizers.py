@@ -358,8 +358,7 @@ def test_a_step_after_the_batch_has_ended_is_of_that_batch(tmp_path):
     assert monitor.summary["run"]["fidelity"]["exact"] is True
 
 
-# ------------------------------------------------------------------------------------------------ -
-# refusals
+# ----------------------------------------------------------------------------------------- refusals
 
 
 def refused(monitor, *words, module=None):
