@@ -882,7 +882,7 @@ def test_a_gradient_that_a_callback_changed_is_seen(reference, tmp_path):
         in changed["bounds"]["sgd"]["reason"]
     )
     assert (
-        "gradients differ from those of the measured losses by 0.091 of their length"
+        "gradients differ from those of the measured losses by 9.1 % of their norm"
         in changed["verdict"]
     )
     plain = plain_fit(Regression(sgd()), data(), tmp_path / "b").summary
