@@ -20,7 +20,7 @@ from lightning_landscape.evaluation.evaluation import Evaluation
 from lightning_landscape.evaluation.evaluator import Evaluator
 from lightning_landscape.evaluation.reference import FINAL, Reference
 from lightning_landscape.extras import SAMPLES, started
-from lightning_landscape.extras.extra import FOLLOWING
+from lightning_landscape.extras.extra import FOLLOWING, Extra
 from lightning_landscape.files import STORE, store_of
 from lightning_landscape.loading import load
 from lightning_landscape.probes import SCHEMA, Probe, ProbeTable
@@ -385,7 +385,7 @@ class Session:
             "processes": self.training.processes.size,
             "fidelity": self.evaluation.fidelity.found.state(),
             "gradients_enabled": self.evaluator.replay.gradients_enabled,
-            "extras": {type(extra).__name__: extra.state() for extra in self.extras},
+            "extras": {_name_of(extra): extra.state() for extra in self.extras},
             **self.clock.state(),
             **self.recorder.state(),
             **self.kept.state(),
@@ -420,7 +420,7 @@ class Session:
         self.evaluation.fidelity.found = self.evaluation.fidelity.found.of(state["fidelity"])
         self.evaluator.replay.gradients_enabled = state["gradients_enabled"]
         for extra in self.extras:
-            known = state["extras"].get(type(extra).__name__)
+            known = state["extras"].get(_name_of(extra))
             if known is not None:
                 extra.adopt(known)
                 extra.leave_only(self.kept.steps)
@@ -441,6 +441,11 @@ class Session:
 
     def _reference_identity(self) -> str:
         return FINAL if self.reference is None else str(self.reference.sha256)
+
+
+def _name_of(extra: Extra) -> str:
+    """Return the name of an extra in a checkpoint: two of one class have tables of their own."""
+    return ", ".join([type(extra).__name__, *extra.tables])
 
 
 class _LastIterate:
