@@ -6,6 +6,7 @@ import argparse
 import collections
 import copy
 import itertools
+import random
 import sys
 import types
 from collections.abc import Collection, Iterator
@@ -167,6 +168,8 @@ class _Belongings:
             return value.detach().clone().requires_grad_(value.requires_grad)
         if isinstance(value, torch.Generator):
             return _same_generator(value)
+        if isinstance(value, random.Random) and is_random(value):
+            return _same_random(value)
         if is_array(value) or is_random(value) or isinstance(value, itertools.count):
             return copy.deepcopy(value)
         if isinstance(value, nn.Module):
@@ -220,6 +223,14 @@ class _Belongings:
 def _same_generator(generator: torch.Generator) -> torch.Generator:
     twin = torch.Generator(generator.device)
     twin.set_state(generator.get_state())
+    return twin
+
+
+def _same_random(generator: random.Random) -> random.Random:
+    """Return a copy without a call of the user's ``__deepcopy__``, where the class has one."""
+    twin = random.Random.__new__(type(generator))
+    vars(twin).update(vars(generator))
+    random.Random.setstate(twin, random.Random.getstate(generator))
     return twin
 
 

@@ -9,10 +9,12 @@ from __future__ import annotations
 import array
 import collections
 import collections.abc
+import functools
 import io
 import itertools
 import random
 import sys
+import types
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from enum import Enum
@@ -99,9 +101,43 @@ def is_array(value: Any) -> bool:
 
 def is_random(value: Any) -> bool:
     """Return whether a value is a random number generator that a module keeps for itself."""
+    if isinstance(value, random.SystemRandom):
+        return False  # it has no state
     return isinstance(value, (torch.Generator, random.Random)) or type(value).__module__.startswith(
         "numpy.random"
     )
+
+
+_LIBRARIES = frozenset({"torch", "numpy", "lightning", "torchmetrics"})
+_HOW_TO_PICKLE = (
+    "__reduce__",
+    "__reduce_ex__",
+    "__getstate__",
+    "__getnewargs__",
+    "__getnewargs_ex__",
+)
+_BUILT_IN = (types.MethodDescriptorType, types.WrapperDescriptorType, types.BuiltinFunctionType)
+
+
+def _pickled_by_user(value: Any) -> bool:
+    """Return whether the user's code says how a value is pickled: recording must not call it."""
+    return _has_users_pickling(type(value))  # type: ignore[arg-type]  # mypy: a class is not hashable
+
+
+@functools.cache
+def _has_users_pickling(kind: type) -> bool:
+    for name in _HOW_TO_PICKLE:
+        method = getattr(kind, name, None)
+        if method is None or isinstance(method, _BUILT_IN):
+            continue
+        package = str(getattr(method, "__module__", "")).partition(".")[0]
+        if package not in _LIBRARIES and package not in sys.stdlib_module_names:
+            return True
+    return False
+
+
+def _is_scalar(value: Any) -> bool:
+    return isinstance(value, SCALARS) and not _pickled_by_user(value)
 
 
 def _is_plain_container(value: Any) -> bool:
@@ -120,7 +156,7 @@ def _storable(value: Any) -> bool:
     for _ in range(
         32
     ):  # layers of containers; what is nested deeper, or holds itself, is not stored
-        others = [item for item in layer if not isinstance(item, SCALARS)]
+        others = [item for item in layer if not _is_scalar(item)]
         containers = [item for item in others if _is_plain_container(item)]
         if len(containers) < len(others) and not all(
             _is_plain_container(i) or _is_storable_leaf(i) for i in others
@@ -142,10 +178,14 @@ def _parts(container: Any) -> tuple[Any, ...]:
 
 
 def _is_storable_leaf(value: Any) -> bool:
-    if isinstance(value, SCALARS) or type(value) is Tensor or is_random(value):
+    if _is_scalar(value) or type(value) is Tensor:
         return True
+    if is_random(value):
+        return not _pickled_by_user(value)
     if is_array(value):
         return not value.dtype.hasobject
+    if _pickled_by_user(value):
+        return False
     return isinstance(value, Enum) and type(value).__module__ != "__main__"
 
 
@@ -171,8 +211,8 @@ def capture(trainer: Trainer, module: LightningModule) -> dict[str, Any]:
     """Return the state on which the loss of the next forward may depend; it aliases live tensors: freeze it at once.
 
     Attributes that hold anything else than numbers, text, tensors, arrays, generators and containers of these, or more than
-    10,000 of them, are named but not taken: a replay finds them as they are then. States of torchmetrics are not taken either:
-    no loss depends on them.
+    10,000 of them, are named but not taken: a replay finds them as they are then. So are those whose class says itself how
+    it is pickled. States of torchmetrics are not taken either: no loss depends on them.
     """
     modules = {}
     for path, submodule in module.named_modules():
@@ -182,7 +222,7 @@ def capture(trainer: Trainer, module: LightningModule) -> dict[str, Any]:
             kept = {
                 name: value
                 for name, value in attributes.items()
-                if isinstance(value, SCALARS) or _storable(value)
+                if _is_scalar(value) or _storable(value)
             }
         buffers = {} if is_script(submodule) else dict(submodule._buffers)
         modules[path] = {"names": list(attributes), "attributes": kept, "buffers": buffers}
