@@ -68,7 +68,7 @@ def test_arguments(arguments, word):
 
 def test_unwritable_folder(tmp_path):
     (tmp_path / "file").write_text("no folder")
-    assert_refused(LandscapeMonitor(dirpath=tmp_path / "file" / "sub"), "dirpath", "is no folder")
+    assert_refused(LandscapeMonitor(dirpath=tmp_path / "file" / "sub"), "dirpath", "is not a folder")
 
 
 def refused_strategy(kind, world_size=1, **attributes):
