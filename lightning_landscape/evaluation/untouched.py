@@ -21,15 +21,17 @@ from lightning.pytorch.loggers import Logger
 from torch import Tensor, nn
 from torch.quasirandom import SobolEngine
 
+from lightning_landscape.recording.random_state import (
+    kept_cuda_generator,
+    read_random_state,
+    write_random_state,
+)
 from lightning_landscape.recording.state import (
     SCALARS,
     attributes_of,
     is_array,
     is_random,
     is_script,
-    kept_cuda_generator,
-    read_random_state,
-    write_random_state,
 )
 from lightning_landscape.training import lightning_compat
 from lightning_landscape.vectors.parameters import named_parameters
