@@ -66,8 +66,9 @@ class Processes:
         self.rank = getattr(strategy, "global_rank", 0) if self.size > 1 else 0
         self._depth = 0
         """Number of blocks of `agreed` that this process is in"""
-        distributed = strategy is not None and self.size > 1
-        self._device = strategy.root_device if distributed else torch.device("cpu")
+        self._device = torch.device("cpu")
+        if strategy is not None and self.size > 1:
+            self._device = strategy.root_device
 
     @property
     def first(self) -> bool:
