@@ -78,7 +78,9 @@ def test_a_reference_that_is_not_there():
 
 def test_unwritable_folder(tmp_path):
     (tmp_path / "file").write_text("no folder")
-    assert_refused(LandscapeMonitor(dirpath=tmp_path / "file" / "sub"), "dirpath", "is no folder")
+    assert_refused(
+        LandscapeMonitor(dirpath=tmp_path / "file" / "sub"), "dirpath", "is not a folder"
+    )
 
 
 def refused_strategy(kind, world_size=1, **attributes):

@@ -12,12 +12,8 @@ from torch import nn
 
 from lightning_landscape.evaluation.untouched import untouched
 from lightning_landscape.recording.freezing import freeze, thaw
-from lightning_landscape.recording.state import (
-    capture,
-    put_back,
-    read_random_state,
-    write_random_state,
-)
+from lightning_landscape.recording.random_state import read_random_state, write_random_state
+from lightning_landscape.recording.state import capture, put_back
 from tests.helpers.modules import Meter, Plain
 
 Pair = collections.namedtuple("Pair", ["x", "items"])

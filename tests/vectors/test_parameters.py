@@ -31,24 +31,6 @@ def test_swap_puts_back_after_an_error_and_nested():
     assert all(torch.equal(value, before[name]) for name, value in named_parameters(module).items())
 
 
-def test_parameters_are_put_back_to_a_copy_that_is_there_already(monkeypatch):
-    module = nn.Linear(2, 2)
-    swap, here = Swap(module), copied(named_parameters(module))
-
-    def no_copy(values):
-        raise AssertionError("copied")
-
-    monkeypatch.setattr(swap, "_copy", no_copy)
-    with pytest.raises(RuntimeError), swap.back_to(here):
-        module.weight.data.zero_()
-        raise RuntimeError
-    assert all(torch.equal(value, here[name]) for name, value in named_parameters(module).items())
-    with swap.back_to(here):
-        module.bias.data.zero_()
-        swap.recover()  # an interrupt came while they were put back
-        assert torch.equal(module.bias, here["bias"])
-
-
 def test_recover_puts_back_what_an_interrupted_restore_left(monkeypatch):
     from lightning_landscape.vectors import parameters
 
