@@ -153,7 +153,8 @@ class Session:
         settings, training, reference = self.settings, self.training, self.reference
         trainer, module = training.trainer, training.module
         steps = planned_steps(trainer) - trainer.global_step
-        own, dtype = local_values(training.parameters()), settings.store.dtype
+        own = local_values(training.parameters())
+        dtype = NATIVE if self._live else settings.store.dtype
         every, most = settings.every_n_steps, settings.max_probes
         expected = expected_probes(steps, every, most)
         x_p = {"kind": FINAL} if reference is None else vars_of(reference)

@@ -113,7 +113,7 @@ class Int8(Codec):
 
 
 CODECS: dict[str, Codec | None] = {NATIVE: None, "bfloat16": Bfloat16(), "int8": Int8()}
-"""By the names of ``store_dtype``"""
+"""By the names of ``Store(dtype=...)``"""
 
 
 # ------------------------------------------------------------------------------------------- sizes

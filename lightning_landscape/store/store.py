@@ -54,7 +54,7 @@ from lightning_landscape.training.failures import NotMeasurable
 from lightning_landscape.vectors.gradients import Gradient
 
 WAYS_OUT = (
-    "raise store_gib=, set dirpath= to a disk with more room, or pass reference= a file, with "
+    "raise Store(gib=...), set dirpath= to a disk with more room, or pass reference= a file, with "
     "which little more than one point is stored"
 )
 
