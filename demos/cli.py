@@ -1,7 +1,7 @@
-"""The same job from the command line and from YAML, with LightningCLI and no code of ours.
+"""The main demo from the command line and from YAML, with LightningCLI.
 
 python demos/cli.py fit --config demos/configs/one_pass.yaml     one run: x_p is its last iterate
-python demos/cli.py fit --config demos/configs/two_passes.yaml   a second run: every curve live, against the first one's
+python demos/cli.py fit --config demos/configs/two_passes.yaml   a second run against that x_p
 python demos/cli.py fit --trainer.callbacks.help lightning_landscape.LandscapeMonitor
 """
 

@@ -1,9 +1,10 @@
-"""The paper's examples in two dimensions, drawn: what the α-β-condition says of each, and bound and run in one picture.
+"""Pictures of the paper's examples in two dimensions: feasible pairs, a run of SGD, its bound.
 
-python demos/closed_forms.py                     writes runs/closed_forms.png and prints the constants
+python demos/closed_forms.py                     writes runs/closed_forms.png, prints constants
 
-Each is f = (f_1 + f_2)/2 on the plane (Islamov et al. 2024, Examples 1, 2, 3 and 6): with saddles and local minima, and yet
-in the class, because what counts is how far the two losses disagree at the minimisers.
+Each example is f = (f_1 + f_2)/2 on the plane (Islamov et al. 2024, Examples 1, 2, 3 and 6). The
+functions have saddles and local minima. Yet they satisfy the α-β-condition, because its constants
+depend on the disagreement of the two losses at the minimizers.
 """
 
 from __future__ import annotations
@@ -30,20 +31,20 @@ Loss = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Example:
-    """Two losses on the plane and what is known of them."""
+    """Two losses on the plane with their minimizers and constants."""
 
     title: str
     losses: tuple[Loss, Loss]
     infima: tuple[float, float]
     starts: Sequence[float]
-    """Near the minimisers (t, t) of f; a single one below zero stands for the line x + y = 2t"""
+    """Points near the minimizers (t, t) of f; a single negative one means the line x + y = 2t"""
     smoothness: float
     rate: float
     beta: float
-    """A pair (δ = rate, β) that holds everywhere: β is the supremum over the plane, rounded up"""
+    """β of a pair (δ = rate, β) that holds everywhere: the supremum over the plane, rounded up"""
     start: tuple[float, float]
     square: tuple[float, float]
-    """Ends of what is drawn, on both axes"""
+    """Ends of both axes in the picture"""
 
     def f(self, point: Tensor) -> Tensor:
         """Return f at a point."""
@@ -51,7 +52,7 @@ class Example:
 
     @cached_property
     def minimisers(self) -> Tensor:
-        """Return the minimisers (t, t) by Newton's method, shape (m, 2)."""
+        """Return the minimizers (t, t) by Newton's method, shape (m, 2)."""
 
         def along(t: Tensor) -> Tensor:
             return self.f(torch.stack([t, t]))
@@ -65,14 +66,14 @@ class Example:
         return torch.stack(roots)
 
     def nearest(self, points: Tensor) -> Tensor:
-        """Return the minimiser nearest to each point."""
-        if self.starts[0] < 0:  # the minimisers are a line
+        """Return the minimizer nearest to each point."""
+        if self.starts[0] < 0:  # the minimizers are a line
             return points - (points.sum(1, keepdim=True) + 0.5) / 2
         ends = self.minimisers
         return ends[torch.cdist(points, ends).argmin(1)]
 
     def table(self, points: Tensor) -> dict[str, Tensor]:
-        """Return the columns of all points for both losses, each point against its own nearest minimiser."""
+        """Return the columns of all points for both losses; x_p is the nearest minimizer."""
         reference = self.nearest(points)
         rows = []
         for f, low in zip(self.losses, self.infima, strict=True):
@@ -159,7 +160,7 @@ def square(ends: tuple[float, float], count: int) -> Tensor:
 
 
 def smallest_beta(example: Example, rates: Tensor, points: Tensor) -> Tensor:
-    """Return β_min at each rate over many points: in floats, the exact envelope is for tables of probes."""
+    """Return β_min at each rate over many points, in float64: the exact envelope would be slow."""
     columns = example.table(points)
     excess = columns["reference_loss"] - columns["loss_infimum"]
     rise = columns["loss"] - columns["reference_loss"]
@@ -182,7 +183,7 @@ def simulate(example: Example, step_size: float, steps: int, seeds: int = 400) -
 
 
 def draw_landscape(axes: Axes, example: Example) -> None:
-    """Draw f with its minimisers."""
+    """Draw f with its minimizers."""
     line = torch.linspace(*example.square, 161)
     values = vmap(example.f)(square(example.square, 161)).reshape(161, 161).T
     axes.contourf(line, line, values, levels=20, cmap="cividis")
@@ -258,7 +259,7 @@ def draw(path: Path, steps: int = 300) -> None:
 
 
 def tell(example: Example) -> None:
-    """Print what is known of an example."""
+    """Print the constants of an example."""
     points = square(example.square, 401)
     margin = alpha_beta_margin(example.rate + example.beta, example.beta, **example.table(points))
     start = float(
@@ -266,10 +267,12 @@ def tell(example: Example) -> None:
     )
     print(f"Example {example.title}")
     print(
-        f"  δ = {example.rate:g} holds with β = {example.beta:g}, with a margin of {float(margin.min()):.3g} or more"
+        f"  δ = {example.rate:g} holds with β = {example.beta:g}, with a margin of "
+        f"{float(margin.min()):.3g} or more"
     )
     print(
-        f"  σ² = {example.interpolation_error():.4g}, β σ²/δ = {example.neighbourhood():.4g}, start {start:.4g} above f*"
+        f"  σ² = {example.interpolation_error():.4g}, β σ²/δ = {example.neighbourhood():.4g}, "
+        f"start {start:.4g} above f*"
     )
 
 

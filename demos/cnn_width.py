@@ -1,12 +1,13 @@
-"""Width of a convolution and the α-β-condition: CNNs with a second convolution of 32 channels and more.
+"""The α-β-condition and the width of a CNN: the second convolution has 32 channels and more.
 
-python demos/cnn_width.py                     scikit-learn's digits as images, 8 to 256 channels, 2 seeds, under a minute
-python demos/cnn_width.py --root DIR          the same on one epoch of CIFAR-10, binary or Python version, in DIR
-python demos/cnn_width.py --full --root DIR   the paper's: CIFAR-10, 32 to 2048 channels
+python demos/cnn_width.py                     scikit-learn's digits, 8 to 256 channels, 2 seeds
+python demos/cnn_width.py --root DIR          one epoch of CIFAR-10 (either version) in DIR
+python demos/cnn_width.py --full --root DIR   the paper's setting: CIFAR-10, 32 to 2048 channels
 
-Islamov et al. 2024, figures 5, 13 and 14: two convolutions and one linear layer, SGD, step size 0.01 along a cosine, batch 64.
-Findings: the smallest α and β rise with the width first, then fall; α − β first falls, then grows. Seeds are 0, 1, …; compare
-with: lightning-landscape compare runs/cnn_width/small --group-by channels
+Islamov et al. 2024, figures 5, 13 and 14: two convolutions and one linear layer, SGD with a cosine
+schedule from 0.01, batch 64. Findings of the paper: with the width the smallest α and β first rise,
+then fall; α − β first falls, then rises. The small setting takes less than a minute. Seeds are
+0, 1, …; compare with: lightning-landscape compare runs/cnn_width/small --group-by channels
 """
 
 from __future__ import annotations
@@ -60,11 +61,11 @@ class CNN(pl.LightningModule):
     """Two convolutions, each with a ReLU and a maximum over 2 × 2 pixels, and one linear layer.
 
     Args:
-        shape: of an image, (channels, height, width), multiples of 4 pixels high and wide.
-        channels: of the second convolution.
-        first: channels of the first convolution.
-        classes: number of classes.
-        lr: the step size of SGD at the start, from which a cosine leads to 0 at the end of training.
+        shape: Shape of an image, (channels, height, width); height and width are multiples of 4.
+        channels: Channels of the second convolution.
+        first: Channels of the first convolution.
+        classes: Number of classes.
+        lr: Initial step size of SGD; a cosine schedule decreases it to 0.
     """
 
     def __init__(

@@ -1,8 +1,9 @@
-"""Real images without a download: scikit-learn's digits, or what a folder holds of MNIST's, Fashion-MNIST's or CIFAR's files.
+"""Real images without a download: scikit-learn's digits, or files of MNIST and CIFAR in a folder.
 
-A folder may hold IDX files (MNIST, Fashion-MNIST and others in LeCun's format), or CIFAR-10 or CIFAR-100, the binary or the
-Python version, as it is unpacked. The latter is pickled, and a pickle can run any code; here it cannot: the three names that
-these files use stand for inert records of this module, and any other name is refused.
+The folder holds either IDX files (MNIST, Fashion-MNIST and others in LeCun's format) or the
+unpacked CIFAR-10 or CIFAR-100, in the binary or the Python version. The Python version is pickled,
+and a pickle can run any code. Here it cannot: the three names in these files stand for inert
+records of this module, and every other name is refused.
 """
 
 from __future__ import annotations
@@ -22,20 +23,23 @@ from torch.utils.data import DataLoader, TensorDataset
 Name = Literal["digits", "fashion-mnist", "idx", "cifar10", "cifar100"]
 Split = Literal["train", "t10k"]
 
-# ----------------------------------------------------------------------------------------------------------------- IDX files
+# ---------------------------------------------------------------------------------------- IDX files
 
 
 def read_idx(path: Path) -> Tensor:
-    """Read an IDX file of bytes (LeCun's format: two zero bytes, a type, a rank, the sizes, then the values).
+    """Read an IDX file of bytes.
+
+    LeCun's format: two zero bytes, a type, a rank, the sizes, then the values.
 
     Raises:
-        ValueError: if the file is something else, or cut short.
+        ValueError: if the file has another format or is truncated.
     """
     with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
         content = file.read()
     if content[:3] != b"\x00\x00\x08":
         raise ValueError(
-            f"found no IDX file of unsigned bytes in {path}; supported are the files of MNIST and Fashion-MNIST"
+            f"found no IDX file of unsigned bytes in {path}; supported are the files of MNIST and "
+            "Fashion-MNIST"
         )
     sizes = [
         int.from_bytes(content[4 + 4 * axis : 8 + 4 * axis], "big") for axis in range(content[3])
@@ -43,18 +47,20 @@ def read_idx(path: Path) -> Tensor:
     values = _bytes(content[4 + 4 * len(sizes) :])
     if len(values) != math.prod(sizes):
         raise ValueError(
-            f"found {len(values)} values in {path}, whose header says {' × '.join(map(str, sizes))}; supported are whole "
-            "files: fetch it again"
+            f"found {len(values)} values in {path}, whose header says "
+            f"{' × '.join(map(str, sizes))}; supported are whole files: fetch it again"
         )
     return values.reshape(sizes)
 
 
 def find_idx(root: Path, stem: str) -> Path:
-    """Return the file with a stem such as ``train-images-idx3-ubyte``, compressed or not, also with something before it.
+    """Return the file with a stem such as ``train-images-idx3-ubyte``, compressed or not.
+
+    Its name may have a prefix.
 
     Raises:
-        FileNotFoundError: if it is not there.
-        ValueError: if there are several, as of EMNIST.
+        FileNotFoundError: if there is no such file.
+        ValueError: if there are several, as in EMNIST.
     """
     names = [
         name
@@ -67,29 +73,35 @@ def find_idx(root: Path, stem: str) -> Path:
     others = sorted(path for name in names for path in root.glob(f"*{name}"))
     if len(others) > 1:
         raise ValueError(
-            f"found {', '.join(path.name for path in others)} in {root}; supported is one data set a folder: move the others"
+            f"found {', '.join(path.name for path in others)} in {root}; supported is one data set "
+            "per folder: move the others"
         )
     if others:
         return others[0]
     raise FileNotFoundError(
-        f"found no {stem}[.gz] in {root}; --root needs a folder with the four IDX files of Fashion-MNIST. Debian's package "
-        "dataset-fashion-mnist has them, `dpkg -L dataset-fashion-mnist` says where"
+        f"found no {stem}[.gz] in {root}; --root needs a folder with the four IDX files of "
+        "Fashion-MNIST. Debian's package dataset-fashion-mnist has them, `dpkg -L "
+        "dataset-fashion-mnist` says where"
     )
 
 
 def idx(root: str | Path, split: Split = "train") -> TensorDataset:
-    """Return the images of a folder of IDX files, shape (n, 1, height, width), values in [0, 1], and their classes.
+    """Return images and classes from a folder of IDX files.
+
+    Returns:
+        Images of shape (n, 1, height, width) with values in [0, 1], and classes of shape (n,).
 
     Raises:
-        FileNotFoundError: if one of its two files is not there.
-        ValueError: if they are no images and classes of each other.
+        FileNotFoundError: if one of the two files is missing.
+        ValueError: if images and classes do not belong together.
     """
     images = read_idx(find_idx(Path(root), f"{split}-images-idx3-ubyte"))
     labels = read_idx(find_idx(Path(root), f"{split}-labels-idx1-ubyte"))
     if images.dim() != 3 or labels.shape != images.shape[:1]:
         raise ValueError(
-            f"found images of shape {tuple(images.shape)} and classes of shape {tuple(labels.shape)} in {root}; supported are "
-            "(n, height, width) and (n,): check that both files are of one data set"
+            f"found images of shape {tuple(images.shape)} and classes of shape "
+            f"{tuple(labels.shape)} in {root}; supported are (n, height, width) and (n,): check "
+            "that both files are of one data set"
         )
     return TensorDataset(images[:, None].float() / 255, labels.long())
 
@@ -99,14 +111,14 @@ def fashion_mnist(root: str | Path, split: Split = "train") -> TensorDataset:
     return flat(idx(root, split))
 
 
-# -------------------------------------------------------------------------------------------------------------------- CIFAR
+# -------------------------------------------------------------------------------------------- CIFAR
 
 _PIXELS = 3 * 32 * 32
 _CIFAR_FOLDERS = {
     "cifar10": ("", "cifar-10-batches-bin", "cifar-10-batches-py"),
     "cifar100": ("", "cifar-100-binary", "cifar-100-python"),
 }
-"""As their archives name them"""
+"""Names of the files in the archives"""
 
 
 def cifar(
@@ -115,16 +127,16 @@ def cifar(
     """Return CIFAR-10 or CIFAR-100 from its binary or its Python version.
 
     Args:
-        root: the folder of the files, or the one in which the archive was unpacked.
+        root: folder of the files, or the folder in which the archive was unpacked.
         classes: 10, or 100 for the fine classes of CIFAR-100.
-        split: which images.
+        split: training or test images.
 
     Returns:
-        Images of shape (n, 3, 32, 32), values in [0, 1], and their classes.
+        Images of shape (n, 3, 32, 32) with values in [0, 1], and their classes.
 
     Raises:
-        FileNotFoundError: if a file is not there.
-        ValueError: if a file is none of CIFAR's.
+        FileNotFoundError: if a file is missing.
+        ValueError: if a file is not one of CIFAR.
     """
     images, labels = zip(
         *(_read_cifar(path, classes) for path in _find_cifar(Path(root), classes, split)),
@@ -156,8 +168,9 @@ def _find_cifar(root: Path, classes: Literal[10, 100], split: str) -> list[Path]
         else "no folder"
     )
     raise FileNotFoundError(
-        f"found {found} in {root}; supported are {', '.join(stems)} of CIFAR-{classes}, with .bin (binary version) or without "
-        f"(Python version): unpack cifar-{classes}-binary.tar.gz or cifar-{classes}-python.tar.gz, name its folder with --root"
+        f"found {found} in {root}; supported are {', '.join(stems)} of CIFAR-{classes}, with .bin "
+        f"(binary version) or without (Python version): unpack cifar-{classes}-binary.tar.gz or "
+        f"cifar-{classes}-python.tar.gz, name its folder with --root"
     )
 
 
@@ -167,8 +180,8 @@ def _read_cifar(path: Path, classes: Literal[10, 100]) -> tuple[Tensor, Tensor]:
     )
     if not len(labels) or labels.max() >= classes:
         raise ValueError(
-            f"found {f'class {labels.max()}' if len(labels) else 'no image'} in {path}; supported are images of {classes} "
-            f"classes: check that it is a file of CIFAR-{classes}"
+            f"found {f'class {labels.max()}' if len(labels) else 'no image'} in {path}; supported "
+            f"are images of {classes} classes: check that it is a file of CIFAR-{classes}"
         )
     return images, labels
 
@@ -178,8 +191,9 @@ def _read_binary(path: Path, classes: Literal[10, 100]) -> tuple[Tensor, Tensor]
     before = 1 if classes == 10 else 2  # CIFAR-100 has a coarse class before the fine one
     if len(content) % (before + _PIXELS):
         raise ValueError(
-            f"found {len(content)} bytes in {path}; supported are files of CIFAR-{classes}, {before + _PIXELS} bytes an "
-            "image: check that it is one, and fetch it again if it was cut short"
+            f"found {len(content)} bytes in {path}; supported are files of CIFAR-{classes}, "
+            f"{before + _PIXELS} bytes an image: check that it is one, and fetch it again if it "
+            "was cut short"
         )
     rows = _bytes(content).reshape(-1, before + _PIXELS)
     return rows[:, before:], rows[:, before - 1]
@@ -195,14 +209,15 @@ def _read_python(path: Path, classes: Literal[10, 100]) -> tuple[Tensor, Tensor]
                 raise ValueError(f"images of shape {tuple(data.shape)} for {len(labels)} classes")
         except Exception as error:  # a damaged pickle raises nearly anything
             raise ValueError(
-                f"found no file of CIFAR-{classes}, Python version, in {path} ({type(error).__name__}: {error}); supported is "
-                f"a pickled dictionary with {name.decode()} and data: check that it is one, or take the binary version"
+                f"found no file of CIFAR-{classes}, Python version, in {path} "
+                f"({type(error).__name__}: {error}); supported is a pickled dictionary with "
+                f"{name.decode()} and data: check that it is one, or take the binary version"
             ) from error
     return data, labels
 
 
 class _Array:
-    """Holds what a pickled array of numpy says of itself."""
+    """The state of a pickled numpy array."""
 
     def __init__(self, *_: Any) -> None:
         self.state: tuple[Any, ...] = ()
@@ -218,17 +233,17 @@ class _Array:
 
 
 class _Type:
-    """Holds the name of a pickled type of numpy."""
+    """The name of a pickled numpy type."""
 
     def __init__(self, name: Any = None, *_: Any) -> None:
         self.name = name
 
     def __setstate__(self, state: Any) -> None:
-        """Byte order and alignment, which bytes do not have."""
+        """Ignore byte order and alignment, which bytes do not have."""
 
 
 class _CifarUnpickler(pickle.Unpickler):
-    """Reads dictionaries, lists, numbers, text and arrays; imports nothing, so that a file can run no code."""
+    """Reads dictionaries, lists, numbers, text and arrays; imports nothing and runs no code."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) in {
@@ -243,7 +258,7 @@ class _CifarUnpickler(pickle.Unpickler):
         raise pickle.UnpicklingError(f"the name {module}.{name}, which no file of CIFAR has")
 
 
-# ------------------------------------------------------------------------------------------------------------------- digits
+# ------------------------------------------------------------------------------------------- digits
 
 
 def digits() -> TensorDataset:
@@ -252,7 +267,7 @@ def digits() -> TensorDataset:
 
 
 def digit_images() -> TensorDataset:
-    """Return scikit-learn's 1,797 digits as images of shape (n, 1, 8, 8), values in [0, 1], and classes."""
+    """Return scikit-learn's 1,797 digits, shape (n, 1, 8, 8), values in [0, 1], and classes."""
     from sklearn.datasets import load_digits
 
     found = load_digits()
@@ -261,11 +276,11 @@ def digit_images() -> TensorDataset:
     )
 
 
-# ------------------------------------------------------------------------------------------------------------------ loaders
+# ------------------------------------------------------------------------------------------ loaders
 
 
 def _bytes(content: bytes) -> Tensor:
-    """Return bytes as a tensor that owns them; torch refuses to view none."""
+    """Return bytes as a tensor that owns them; torch cannot view an empty buffer."""
     return (
         torch.frombuffer(bytearray(content), dtype=torch.uint8)
         if content
@@ -279,7 +294,7 @@ def flat(data: TensorDataset) -> TensorDataset:
 
 
 def standardized(data: TensorDataset) -> TensorDataset:
-    """Return images of which each channel has mean 0 and standard deviation 1 over all of them."""
+    """Return images whose channels have mean 0 and standard deviation 1 over the data set."""
     images = data.tensors[0]
     mean, deviation = images.mean((0, 2, 3), keepdim=True), images.std((0, 2, 3), keepdim=True)
     return TensorDataset((images - mean) / deviation, *data.tensors[1:])
@@ -289,10 +304,11 @@ class Images(pl.LightningDataModule):
     """Training batches of images.
 
     Args:
-        data: Which images; all but the digits are read from files.
+        data: Name of the data set; all but the digits are read from files.
         root: Folder with these files.
-        batch_size: Images in a mini-batch.
-        vectors: Whether an image is a vector of values in [0, 1], or else of shape (channels, height, width), standardised.
+        batch_size: Images per mini-batch.
+        vectors: Whether an image is a vector of values in [0, 1]; if not, it is standardized and
+            has the shape (channels, height, width).
     """
 
     def __init__(
@@ -350,13 +366,16 @@ class Images(pl.LightningDataModule):
         assert self.images is not None
         if len(self.images) < self.batch_size:
             raise ValueError(
-                f"found {len(self.images)} images for batches of {self.batch_size}; supported are whole batches: name the "
-                "folder of a larger set, or take smaller ones"
+                f"found {len(self.images)} images for batches of {self.batch_size}; supported are "
+                "whole batches: name the folder of a larger set, or take smaller ones"
             )
         return len(self.images) // self.batch_size
 
     def train_dataloader(self) -> DataLoader:
-        """Return shuffled mini-batches of one size: a last one of a few images would throw the last iterate off."""
+        """Return shuffled mini-batches of one size.
+
+        A smaller last mini-batch would make the last iterate noisy.
+        """
         assert self.steps
         assert self.images is not None
         return DataLoader(self.images, self.batch_size, shuffle=True, drop_last=True)

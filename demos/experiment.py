@@ -1,4 +1,4 @@
-"""What the experiments share: their command line, one measured training run, findings, tables of results."""
+"""Common parts of the experiments: command line, measured training runs, findings, tables."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ Setting = Literal["small", "larger", "full"]
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What every experiment can be told on its command line."""
+    """The command-line options of every experiment."""
 
     setting: Setting
-    """What two cores do in a minute or two; what they do in half an hour; the paper's sizes, seeds and epochs"""
+    """small: a minute or two on two cores; larger: half an hour; full: the setting of the paper"""
     out: Path
-    """Folder of the experiment's runs, table and pictures"""
+    """Folder of runs, table and pictures"""
     seeds: tuple[int, ...]
     root: Path | None
     """Folder with the files of a data set"""
     arguments: argparse.Namespace
-    """All of the command line, those arguments too that one experiment alone has"""
+    """All arguments, including those of a single experiment"""
 
     @property
     def full(self) -> bool:
@@ -46,7 +46,7 @@ class Options:
         return self.setting == "full"
 
     def pick(self, small: Any, full: Any, larger: Any = None) -> Any:
-        """Return the value of the setting; the larger one has the small one's where there is no other."""
+        """Return the value for the setting; ``larger=None`` means the small value."""
         return (
             full
             if self.full
@@ -69,13 +69,13 @@ def options(
     """Read the command line.
 
     Args:
-        name: of the experiment, and of its folder under ``--out``.
-        description: what ``--help`` says: the file's docstring.
+        name: name of the experiment and of its folder under ``--out``.
+        description: text of ``--help``, the docstring of the file.
         small_seeds: number of seeds of the small setting.
         full_seeds: number of seeds of the full setting.
-        larger_seeds: number of seeds of a setting in between, ``--larger``; None if the experiment has none.
-        full: what the full setting has, for ``--help``.
-        add: adds arguments that this experiment alone has.
+        larger_seeds: number of seeds of ``--larger``; None if the experiment has no such setting.
+        full: description of the full setting for ``--help``.
+        add: adds the arguments of this experiment to the parser.
     """
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -121,15 +121,17 @@ def measured(
     callbacks: Sequence[Callback] = (),
     **trainer: Any,
 ) -> Run:
-    """Train and measure one run, or read it back where it is there and complete: what was stopped goes on with the next one.
+    """Train and measure one run, or load it if it exists and is complete.
+
+    So an experiment that was stopped continues where it was.
 
     Args:
-        folder: where the run goes; its last part is the run's name, as "seed-0".
-        module: makes the module; called when everything is seeded.
-        data: makes the training loader, or a datamodule.
-        seed: of the module, the data's order, and all else that is random.
+        folder: folder of the run; its last part is the run's name, such as "seed-0".
+        module: makes the module; called after seeding.
+        data: makes the training loader or a datamodule.
+        seed: seed of all random numbers.
         monitor: arguments of `LandscapeMonitor`.
-        callbacks: others, after the monitor.
+        callbacks: further callbacks, after the monitor.
         trainer: arguments of Lightning's Trainer.
 
     Returns:
@@ -161,7 +163,7 @@ def measured(
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One finding, of the paper or of what it is asked here, held against the runs."""
+    """One finding of the paper, or a question of ours, compared with the runs."""
 
     finding: str
     """In a few words"""
@@ -171,20 +173,20 @@ class Finding:
 
 
 def seen(holds: bool | None) -> Literal["seen", "not seen", "needs --full"]:
-    """Return a verdict; None where this setting cannot tell."""
+    """Return a verdict; ``holds`` is None if this setting cannot decide."""
     return "needs --full" if holds is None else "seen" if holds else "not seen"
 
 
 def conclude(
     name: str, chosen: Options, rows: Sequence[Mapping[str, Any]], findings: Sequence[Finding]
 ) -> None:
-    """Write the table of an experiment, and its findings; print the latter.
+    """Write the table of an experiment; write and print its findings.
 
     Args:
-        name: of the experiment.
-        chosen: its options.
-        rows: one mapping a row, all with the same keys.
-        findings: in the order in which they are to be read.
+        name: name of the experiment.
+        chosen: options of the experiment.
+        rows: rows of the table, mappings with the same keys.
+        findings: findings in reading order.
     """
     chosen.out.mkdir(parents=True, exist_ok=True)
     table = chosen.out / f"{name}.csv"

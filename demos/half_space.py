@@ -1,13 +1,16 @@
-"""Half-space learning, the paper's own non-convex example: one function, three kinds of start, opposite certificates.
+"""Half-space learning, the paper's non-convex example: the verdict depends on the start.
 
-python demos/half_space.py                  2 seeds for each kind of start, a probe every 20 steps: under a minute
+python demos/half_space.py                  2 seeds per start, a probe every 20 steps: a minute
 python demos/half_space.py --full           4 seeds, a probe every 4 steps: ten minutes on one core
 
-f(x) = mean_i σ(−b_i⟨a_i, x⟩) + (λ/2)‖x‖² with λ = 1e-5 and 20 samples of two Gaussians of variance 2, trained as in the paper
-by SGD with step 1/4 and mini-batches of one sample, 4000 steps (Islamov et al. 2024, figures 2 and 9). A sigmoid is flat at
-both ends: far from 0 on the wrong side the loss is near 1 and the gradient near 0. What comes out depends on dimension, class
-means, start and seed. Here these are fixed: dimension 10, class means ±μ with ‖μ‖ = 1, samples of seed 0; a run's seed draws
-the direction of the start, whose length is 0.01 ("near"), 1 ("middle") or 5 ("far"), and the order of the samples.
+f(x) = mean_i σ(−b_i⟨a_i, x⟩) + (λ/2)‖x‖² with λ = 1e-5. The 20 samples come from two Gaussians of
+variance 2. As in the paper, SGD makes 4000 steps of size 1/4 with one sample per mini-batch
+(Islamov et al. 2024, figures 2 and 9). A sigmoid is flat at both ends: far from 0 on the wrong side
+the loss is near 1 and the gradient near 0.
+
+The result depends on dimension, class means, start and seed. Here the dimension is 10, the class
+means are ±μ with ‖μ‖ = 1, and the samples have seed 0. The seed of a run draws the order of the
+samples and the direction of x_0. The length of x_0 is 0.01 ("near"), 1 ("middle") or 5 ("far").
 """
 
 from __future__ import annotations
@@ -40,16 +43,19 @@ PENALTY, STEP_SIZE, STEPS = 1e-5, 0.25, 4000
 STARTS = {"near": 0.01, "middle": 1.0, "far": 5.0}
 """Length of x_0 for each kind of start"""
 LOOKS = {"near": ("#0072B2", "s"), "middle": ("#009E73", "^"), "far": ("#D55E00", "o")}
-"""Colour and marker"""
+"""Color and marker"""
 LARGE_LOSS, SMALL_GRADIENT = 0.5, 0.01
-"""A sample on the wrong side with a gradient that is about 0: half way up, ‖∇f_i‖ is ‖a_i‖/4, which is about 1"""
+"""Thresholds of a sample on the wrong side with almost no gradient.
+
+For comparison: at half height ‖∇f_i‖ = ‖a_i‖/4, which is about 1.
+"""
 
 
 def samples(seed: int = 0) -> TensorDataset:
-    """Return the samples a_i, shape (20, 10), and their classes b_i = ±1, half of them each.
+    """Return the samples a_i, shape (20, 10), and their classes b_i = ±1, ten of each.
 
     Args:
-        seed: of the samples; the problem here has 0.
+        seed: seed of the samples.
     """
     generator = torch.Generator().manual_seed(seed)
     classes = torch.ones(SAMPLES, dtype=torch.float64)
@@ -69,7 +75,7 @@ class HalfSpace(pl.LightningModule):
 
     Args:
         start: Kind of start, a key of `STARTS`.
-        length: Length of x_0; its direction comes from the global seed.
+        length: Norm of x_0; the global seed draws its direction.
     """
 
     def __init__(self, start: str, length: float) -> None:
@@ -86,7 +92,7 @@ class HalfSpace(pl.LightningModule):
 
 
 def single_samples_and_all(trainer: pl.Trainer) -> list[list[Tensor]]:
-    """Return all 20 samples, a mini-batch each, as the condition asks for every i at every x; and all in one, for f."""
+    """Return 20 mini-batches of one sample, for every f_i, and one of all samples, for f."""
     return [*([point[None], label[None]] for point, label in samples()), list(samples().tensors)]
 
 
@@ -94,9 +100,9 @@ def train(folder: Path, start: str, seed: int, steps: int, every: int) -> Run:
     """Train and measure one run.
 
     Args:
-        folder: of the run.
+        folder: folder of the run.
         start: kind of start.
-        seed: of the start's direction and the order of the samples.
+        seed: seed of the direction of x_0 and of the order of the samples.
         steps: number of SGD steps.
         every: steps between probes.
     """
@@ -114,7 +120,7 @@ def train(folder: Path, start: str, seed: int, steps: int, every: int) -> Run:
         max_steps=steps,
         max_epochs=-1,
         accelerator="cpu",
-        precision="64-true",  # in float32 a step along a gradient of 1e-4 is rounded away
+        precision="64-true",  # float32 would round away a step along a gradient of 1e-4
         log_every_n_steps=1000,
     )
 
@@ -134,12 +140,12 @@ def everywhere(run: Run) -> dict[str, Tensor]:
 
 
 def full_batch(run: Run) -> dict[str, Tensor]:
-    """Return the columns of f itself, the mean of all samples, at every probe, each of shape (probes,)."""
+    """Return the columns of f, the mean of all samples, at every probe, each of shape (probes,)."""
     return {name: column[:, SAMPLES] for name, column in _fixed(run).items()}
 
 
 def row_of(group: Group, runs: Sequence[Run]) -> dict[str, Any]:
-    """Return a row of the results: what holds over all runs of a kind of start, on single samples and on f."""
+    """Return a row of results: constants over all runs of a start, for all f_i and for f."""
     columns = [everywhere(run) for run in runs]
     every = {name: torch.cat([c[name] for c in columns]).flatten() for name in columns[0]}
     means = [full_batch(run) for run in runs]
@@ -179,7 +185,7 @@ def row_of(group: Group, runs: Sequence[Run]) -> dict[str, Any]:
         "alpha": group.alpha,
         "beta": group.beta,
         "rate": group.rate,
-        # approached as δ → ∞ where no pair attains it
+        # If no pair attains it, the infimum is approached as δ → ∞.
         "beta_over_rate": None
         if group.neighbourhood is None
         else group.neighbourhood / (group.interpolation_error or 1.0),
@@ -199,7 +205,7 @@ def row_of(group: Group, runs: Sequence[Run]) -> dict[str, Any]:
 
 
 def findings(near: Mapping[str, Any], far: Mapping[str, Any]) -> list[Finding]:
-    """Hold the paper's findings against both kinds of start."""
+    """Compare the findings of the paper with both kinds of start."""
     both = (("near", near), ("far", far))
 
     def each(text: str) -> str:
@@ -213,17 +219,20 @@ def findings(near: Mapping[str, Any], far: Mapping[str, Any]) -> list[Finding]:
         ratio, worth = row["beta_over_rate_all_samples"], row["informativeness_all_samples"]
         return ratio is None or (ratio > 100 and (worth is None or worth >= 1))
 
-    pair = (  # what the monitor reports, and what the condition asks: every i at every x
-        "β/δ = {beta_over_rate:.4g} at the run's own mini-batches, neighbourhood {informativeness:.3g} of the drop; with all "
-        "20 samples at every probe {beta_over_rate_all_samples:.4g} and {informativeness_all_samples:.3g}; "
-        "δ = 0.1 then needs β = {beta_min_tenth_all_samples:.4g}"
+    # First the numbers of the monitor, then those of the condition itself: every f_i at every x_k.
+    pair = (
+        "β/δ = {beta_over_rate:.4g} at the run's own mini-batches, neighbourhood "
+        "{informativeness:.3g} of the drop; with all 20 samples at every probe "
+        "{beta_over_rate_all_samples:.4g} and {informativeness_all_samples:.3g}; δ = 0.1 then "
+        "needs β = {beta_min_tenth_all_samples:.4g}"
     )
     return [
         Finding(
             "the gradient is about 0 while the loss is large",
             seen(far["flat_loss"] is not None),
             each(
-                f"{{flat_share:.1%}} of all f_i at probes are above {LARGE_LOSS} with ‖∇f_i‖ < {SMALL_GRADIENT}"
+                f"{{flat_share:.1%}} of all f_i at probes are above {LARGE_LOSS} with "
+                f"‖∇f_i‖ < {SMALL_GRADIENT}"
             ),
         ),
         Finding(
@@ -262,7 +271,7 @@ def findings(near: Mapping[str, Any], far: Mapping[str, Any]) -> list[Finding]:
 
 
 def draw(path: Path, runs: Mapping[str, Sequence[Run]], rows: Sequence[Mapping[str, Any]]) -> None:
-    """Draw the first run of each kind, and the pairs that hold over all runs of it."""
+    """Draw the first run of each kind and the pairs that hold over all runs of the kind."""
     figure = Figure(figsize=(13, 4.6), layout="constrained")
     loss, flat, angle, pairs = figure.subplots(1, 4)
     for kind, members in runs.items():
@@ -318,7 +327,7 @@ def draw(path: Path, runs: Mapping[str, Sequence[Run]], rows: Sequence[Mapping[s
 
 
 def _height(axes: Axes, value: float, bottom: float = 1e-5, top: float = 3.0) -> float:
-    """Fix a logarithmic axis; return where a value is on it, from 0 to 1."""
+    """Fix a logarithmic axis; return the position of a value on it, from 0 to 1."""
     axes.set_ylim(bottom, top)
     return math.log(value / bottom) / math.log(top / bottom)
 
@@ -332,9 +341,8 @@ def _draw_pairs(axes: Axes, runs: Sequence[Run], colour: str, line: str) -> None
         columns["loss"] - columns["reference_loss"],
         columns["reference_loss"] - columns["loss_infimum"],
     )
-    betas = (
-        ((rates[:, None] * rise - columns["inner_product"]) / excess).max(1).values.clamp(min=0)
-    )  # floats: a picture
+    # Float64 is enough for a picture.
+    betas = ((rates[:, None] * rise - columns["inner_product"]) / excess).max(1).values.clamp(min=0)
     axes.plot(rates, betas, line, color=colour, linewidth=1.8)
     axes.set(xlim=(1e-4, 10), ylim=(0, 1e6))
 
@@ -345,7 +353,7 @@ def main() -> None:
 
 
 def experiment(chosen: Options, steps: int, every: int) -> None:
-    """Train every kind of start with every seed, and write what was found."""
+    """Train every kind of start with every seed and write the results."""
     runs = {
         start: [
             train(chosen.out / start / f"seed-{seed}", start, seed, steps, every)

@@ -1,11 +1,13 @@
-"""A language model of three LSTM layers under normalised SGD: where the gradient points away from the end of training.
+"""An LSTM language model under normalized SGD: the gradient points away from x_p early on.
 
-python demos/lstm_language_model.py                                  Python's help texts, a small vocabulary, about a minute
-python demos/lstm_language_model.py --larger                         wider, 2,000 words, 40 epochs, 3 seeds: half an hour
-python demos/lstm_language_model.py --full --data ptb --root DIR     sizes of AWD-LSTM, 7 seeds; DIR holds ptb.train.txt, …
+python demos/lstm_language_model.py            Python's help texts, a small vocabulary: a minute
+python demos/lstm_language_model.py --larger   wider, 2,000 words, 40 epochs, 3 seeds: half an hour
+python demos/lstm_language_model.py --full --data ptb --root DIR
+                                               sizes of AWD-LSTM, 7 seeds; DIR has ptb.train.txt, …
 
-Islamov et al. 2024, figures 1, 8 and 10. Two trainings are measured by the same function, the plain cross-entropy of a segment
-without dropout: one of that very loss, and one with the regularisers of AWD-LSTM, whose steps are along another gradient.
+Islamov et al. 2024, figures 1, 8 and 10. The model has three layers. Two trainings are measured by
+the same loss, the cross-entropy of a segment without dropout. One trains this loss. The other
+trains with the regularizers of AWD-LSTM, so its steps follow another gradient.
 """
 
 from __future__ import annotations
@@ -39,17 +41,19 @@ else:
 NAME = "lstm_language_model"
 COLOURS = {"plain": "#0072B2", "regularised": "#D55E00"}
 EARLY = 0.1
-"""The first tenth of training is its beginning"""
+"""Share of training that counts as its beginning"""
 
 
 class NormalisedSGD(torch.optim.Optimizer):
-    """Steps of length lr along the momentum (Cutkosky and Mehta 2020): m ← βm + (1 − β)g, x ← x − lr m/‖m‖.
+    """Steps of length lr along the momentum (Cutkosky and Mehta 2020).
+
+    m ← βm + (1 − β)(g + λx), x ← x − lr m/‖m‖
 
     Args:
-        params: Parameters; their norm is taken over all of a group.
+        params: Parameters or groups; ‖m‖ is the norm over a group.
         lr: Length of a step.
         momentum: β.
-        weight_decay: λ; g stands for g + λx.
+        weight_decay: λ.
     """
 
     def __init__(
@@ -78,9 +82,10 @@ class NormalisedSGD(torch.optim.Optimizer):
 
 
 class LSTMLanguageModel(pl.LightningModule):
-    """LSTM layers as in AWD-LSTM (Merity et al. 2018): the last is as wide as a word's vector, which is its output weight too.
+    """LSTM layers as in AWD-LSTM (Merity et al. 2018), with tied input and output embeddings.
 
-    Each segment starts from a state of zeros, so that its loss is a function of the parameters alone.
+    The last layer is as wide as an embedding. Each segment starts from a zero state, so its loss is
+    a function of the parameters only.
 
     Args:
         vocabulary: Number of words.
@@ -88,12 +93,12 @@ class LSTMLanguageModel(pl.LightningModule):
         hidden: Units of all layers but the last.
         layers: Number of layers.
         lr: Length of the first steps; it falls to 0 along a cosine.
-        momentum: Of normalised SGD.
-        regularised: Whether training has the terms below; what is measured never has.
-        dropout: Share of the values between layers that are dropped.
+        momentum: β of normalized SGD.
+        regularised: Whether training uses the regularizers below; the measured loss has none.
+        dropout: Share of dropped values between layers.
         activation: Weight of the mean square of the output (AR).
         temporal: Weight of the mean square of its change in time (TAR).
-        weight_decay: Added to the gradient, times the parameters.
+        weight_decay: λ of normalized SGD.
     """
 
     def __init__(
@@ -131,7 +136,7 @@ class LSTMLanguageModel(pl.LightningModule):
         return cross_entropy(logits.flatten(0, 1), tokens.flatten())
 
     def plain(self, batch: tuple[Tensor]) -> Tensor:
-        """Return what is measured: the cross-entropy, nothing dropped and nothing added."""
+        """Return the measured loss: the cross-entropy without dropout and regularizers."""
         (tokens,) = batch
         return self.cross_entropy(self.outputs(tokens[:, :-1]), tokens[:, 1:])
 
@@ -141,7 +146,7 @@ class LSTMLanguageModel(pl.LightningModule):
         return loss
 
     def penalised(self, batch: tuple[Tensor]) -> Tensor:
-        """Return the loss of the regularised training."""
+        """Return the loss of the regularized training."""
         (tokens,), h = batch, self.hparams
         outputs = self.outputs(tokens[:, :-1], h["dropout"])
         dropped = dropout(outputs, h["dropout"])
@@ -162,23 +167,23 @@ class LSTMLanguageModel(pl.LightningModule):
 
 
 def plain(module: LSTMLanguageModel, batch: tuple[Tensor]) -> Tensor:
-    """Return the loss that is measured."""
+    """Return the measured loss."""
     return module.plain(batch)
 
 
 @dataclass(frozen=True, slots=True)
 class Curves:
-    """Constants of one run's probes, in the order of training."""
+    """Constants of the probes of one run, in the order of training."""
 
     progress: Tensor
-    """Share of training that is done, 0 to 1"""
+    """Share of training before each probe, 0 to 1"""
     cosine: Tensor
     aiming: Tensor
     mu: Tensor
 
     @classmethod
     def of(cls, run: Run) -> Curves:
-        """Take them from a run's table."""
+        """Compute them from the table of a run."""
         rows = run.table.evaluated
         assert run.summary is not None
         return cls(
@@ -190,12 +195,12 @@ class Curves:
 
     @property
     def early(self) -> Tensor:
-        """Which probes are of the beginning."""
+        """Whether each probe is in the first tenth."""
         return self.progress < EARLY
 
     @property
     def late(self) -> Tensor:
-        """Which are of the second half."""
+        """Whether each probe is in the second half."""
         return self.progress >= 0.5
 
 
@@ -222,7 +227,7 @@ def row_of(kind: str, seed: int, run: Run) -> dict[str, Any]:
 
 
 def findings_of(rows: Sequence[dict[str, Any]], groups: Sequence[Group]) -> list[Finding]:
-    """Hold the runs against the paper; each finding for both trainings, whatever came out."""
+    """Compare the runs with the paper, each finding for both trainings."""
     found = []
     for kind in dict.fromkeys(row["training"] for row in rows):
         own = [row for row in rows if row["training"] == kind]
@@ -232,15 +237,19 @@ def findings_of(rows: Sequence[dict[str, Any]], groups: Sequence[Group]) -> list
 
         found += [
             Finding(
-                f"{kind} training: early the gradient points away from the end (mean cosine of the first tenth below 0)",
+                f"{kind} training: early the gradient points away from the end (mean cosine of the "
+                "first tenth below 0)",
                 seen(all(row["cosine_early_mean"] < 0 for row in own)),
-                f"mean cosine, a seed each: {every('cosine_early_mean')}; smallest: {every('cosine_early_min')}; "
+                f"mean cosine, a seed each: {every('cosine_early_mean')}; smallest: "
+                f"{every('cosine_early_min')}; "
                 f"share below 0: {every('negative_cosines_early')}",
             ),
             Finding(
-                f"{kind} training: aiming is violated early and holds later (first tenth, second half)",
+                f"{kind} training: aiming is violated early and holds later (first tenth, second "
+                "half)",
                 seen(all(row["aiming_early_min"] < 0 < row["aiming_late_min"] for row in own)),
-                f"smallest θ early: {every('aiming_early_min')}; in the second half: {every('aiming_late_min')}",
+                f"smallest θ early: {every('aiming_early_min')}; in the second half: "
+                f"{every('aiming_late_min')}",
             ),
             Finding(
                 f"{kind} training: PL holds only with a tiny μ (1e-7 or less)",
@@ -258,7 +267,8 @@ def findings_of(rows: Sequence[dict[str, Any]], groups: Sequence[Group]) -> list
         worth = group.informativeness
         found.append(
             Finding(
-                f"{kind} training: one pair of the α-β-condition holds at all probes of all seeds, and says something",
+                f"{kind} training: one pair of the α-β-condition holds at all probes of all seeds, "
+                "and says something",
                 seen(worth is not None and worth < 1),
                 f"{tell}; neighbourhood {group.neighbourhood:.3g} of a drop of {group.drop:.3g}"
                 if worth is not None
@@ -269,7 +279,7 @@ def findings_of(rows: Sequence[dict[str, Any]], groups: Sequence[Group]) -> list
 
 
 def draw(path: Path, runs: dict[tuple[str, int], Run]) -> None:
-    """Draw the angle, aiming and PL along training, a line for each seed."""
+    """Draw angle, aiming and Polyak-Łojasiewicz constants along training, a line per seed."""
     figure = Figure(figsize=(12, 5), layout="constrained")
     left, middle, right = figure.subplots(1, 3)
     for (kind, seed), run in runs.items():
@@ -307,11 +317,8 @@ def _name(axes: Axes, what: str, title: str) -> None:
 
 SMALL: dict[str, Any] = {
     "text": {"size": 500, "length": 24, "batch_size": 16, "limit": 40_000},
-    "model": {
-        "embedding": 32,
-        "hidden": 64,
-        "lr": 1.0,
-    },  # of 0.2, 0.5, 1 and 2 the one with the smallest validation loss
+    # Of the step sizes 0.2, 0.5, 1 and 2 this one gave the smallest validation loss.
+    "model": {"embedding": 32, "hidden": 64, "lr": 1.0},
     "epochs": 6,
     "monitor": {"every_n_steps": 4, "max_probes": 256},
 }

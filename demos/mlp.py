@@ -1,7 +1,7 @@
-"""The main job on real data: train a small network, and see what its loss landscape was like along the run.
+"""The main demo: train a small network on real data and measure its loss landscape along the run.
 
-python demos/mlp.py                                              scikit-learn's digits, half a minute
-python demos/mlp.py --data fashion-mnist --root DIR --epochs 5   Fashion-MNIST from its four IDX files
+python demos/mlp.py                                             scikit-learn's digits: half a minute
+python demos/mlp.py --data fashion-mnist --root DIR --epochs 5  Fashion-MNIST, four IDX files in DIR
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ OPTIMIZERS: dict[str, Any] = {
 
 
 class MLP(pl.LightningModule):
-    """A network with two hidden layers, trained by SGD as in the paper's figure 4.
+    """A network with two hidden layers, trained by SGD as in figure 4 of the paper.
 
     Args:
         features: Size of an input.
         width: Size of the hidden layers.
-        lr: Step size of SGD, or the scale of another optimizer's.
-        optimizer: Name of the optimizer, of torch or of this package.
+        lr: Step size of SGD, or ``lr`` of another optimizer.
+        optimizer: Name of an optimizer of torch or of this package.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class MLP(pl.LightningModule):
 
 
 def show(table: TextTable) -> None:
-    """Print a table with its columns below each other."""
+    """Print a table with aligned columns."""
     widths = [max(map(len, cells)) for cells in zip(table.headers, *table.rows, strict=True)]
     print(f"\n  {table.title}\n")
     for row in (table.headers, *table.rows):
@@ -111,7 +111,8 @@ def main() -> None:
     options = parser.parse_args()
     if options.data == "fashion-mnist" and options.root is None:
         parser.error(
-            "--data fashion-mnist needs --root DIR, a folder with its four IDX files (see demos/README.md)"
+            "--data fashion-mnist needs --root DIR, a folder with its four IDX files (see "
+            "demos/README.md)"
         )
     warnings.filterwarnings("ignore", message="The 'train_dataloader' does not have many workers")
 
@@ -140,22 +141,25 @@ def main() -> None:
     if options.pictures:
         picture = draw(monitor.table, monitor.summary, folder)
         print(
-            f"  picture            {picture or 'install matplotlib for one: pip install lightning-landscape[plots]'}"
+            "  picture            "
+            f"{picture or 'install matplotlib for one: pip install lightning-landscape[plots]'}"
         )
     if (folder / "figures").exists():
         print(f"  pictures           {folder}/figures/*.png, and *.pdf for a paper")
     print(
-        f"  TensorBoard        tensorboard --logdir {options.out}    (curves, custom scalars, images, text, hparams)"
+        f"  TensorBoard        tensorboard --logdir {options.out}    (curves, custom scalars, "
+        "images, text, hparams)"
     )
     print(
-        f"  a harder test      {sys.executable} {sys.argv[0]} --data {options.data} --seed {options.seed + 1} "
+        f"  a stricter test    {sys.executable} {sys.argv[0]} --data {options.data} "
+        f"--seed {options.seed + 1} "
         f"{f'--root {options.root} ' if options.root else ''}"
         f"--reference {folder}/reference.safetensors"
     )
 
 
 def draw(table: ProbeTable, summary: dict[str, Any], folder: Path) -> Path | None:
-    """Draw what was found, where matplotlib is installed."""
+    """Draw the results if matplotlib is installed."""
     try:
         from lightning_landscape.reporting.figures import overview
     except ImportError:

@@ -1,12 +1,15 @@
-"""Width and the α-β-condition: MLPs of several widths, and the smallest α and β that hold along all of their runs.
+"""The α-β-condition and the width of an MLP: the smallest α and β over all runs of each width.
 
-python demos/mlp_width.py                     scikit-learn's digits, widths 16 to 1024, 2 seeds, under a minute
-python demos/mlp_width.py --root DIR          the same on one epoch of the IDX files in DIR, as Fashion-MNIST
-python demos/mlp_width.py --larger --root DIR five epochs, widths 32 to 2048, 2 seeds: a quarter of an hour
-python demos/mlp_width.py --full --root DIR   the paper's: Fashion-MNIST, widths 32 to 4096, 4 seeds, 1500 epochs
+python demos/mlp_width.py                      scikit-learn's digits, widths 16 to 1024, 2 seeds
+python demos/mlp_width.py --root DIR           one epoch of the IDX files in DIR (Fashion-MNIST)
+python demos/mlp_width.py --larger --root DIR  five epochs, widths 32 to 2048, 2 seeds
+python demos/mlp_width.py --full --root DIR    the paper's setting: Fashion-MNIST, widths 32 to
+                                               4096, 4 seeds, 1500 epochs
 
-Islamov et al. 2024, figures 4, 11 and 12: MLP d-w-w-10, SGD 0.09, batch 64. Finding: the smallest α and β rise with the width
-up to about 512, then fall. Seeds are 0, 1, …; compare with: lightning-landscape compare runs/mlp_width/small --group-by width
+Islamov et al. 2024, figures 4, 11 and 12: MLP d-w-w-10, SGD with step size 0.09, batch 64. Finding
+of the paper: the smallest α and β rise with the width up to about 512, then fall. The small setting
+takes less than a minute, the larger one a quarter of an hour. Seeds are 0, 1, …; compare with:
+lightning-landscape compare runs/mlp_width/small --group-by width
 """
 
 from __future__ import annotations
@@ -55,11 +58,11 @@ SMALL, LARGER, FULL = (
     (32, 128, 512, 1024, 2048),
     (32, 128, 512, 1024, 2048, 4096),
 )
-"""Widths"""
+"""Widths of the hidden layers"""
 SMALL_STEPS, LARGER_STEPS, FULL_EPOCHS = 600, 4700, 1500
 LR, BATCH = 0.09, 64
 STORE = 64.0
-"""GiB of disk for the probes of the widest network, which are 160 MB each"""
+"""Disk for the probes in GiB; a probe of the widest network has 160 MB"""
 
 
 def main() -> None:
@@ -98,7 +101,8 @@ def main() -> None:
         Finding(
             "the turn is at a width of about 512",
             seen(bool(turns(at_one)) and 256 <= found.keys[top] <= 1024 if chosen.full else None),
-            f"here the smallest β at δ = 1 is largest at width {found.keys[top]}: {listed(found.keys, at_one)}",
+            f"here the smallest β at δ = 1 is largest at width {found.keys[top]}: "
+            f"{listed(found.keys, at_one)}",
         )
     )
     conclude("mlp_width", chosen, list(found.rows()), findings)

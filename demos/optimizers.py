@@ -1,13 +1,16 @@
-"""Every theorem of the paper against a run of its own optimiser: what it promises, and what was measured.
+"""Every theorem of the paper against a run of its optimizer: the bound and the measured gap.
 
 python demos/optimizers.py            scikit-learn's digits, one seed, 30 epochs: about a minute
 python demos/optimizers.py --full     3 seeds, 300 epochs: a quarter of an hour on one core
 
-Islamov et al. (2024) state seven theorems, one for each way to choose the step size: SGD with a constant (Theorem 1) and a
-decreasing step (4), SPS_max (2), NGN with a constant (3) and a decreasing step (6), DecSPS (5), AdaGrad-norm-max (7). The paper
-plots none of them against a run. Here each trains two models of the same data, logistic regression (convex) and an MLP with one
-hidden layer, and its bound with the run's best pair and measured constants is drawn above the run's own gap. Adam is a control:
-no theorem is about it. Constants of the optimisers are the same for both models, and were not tuned for small bounds.
+Islamov et al. (2024) state seven theorems, one for each choice of the step size: SGD with a
+constant (Theorem 1) and a decreasing step (4), SPS_max (2), NGN with a constant (3) and a
+decreasing step (6), DecSPS (5), AdaGrad-norm-max (7). The paper plots none of them against a run.
+
+Here each optimizer trains two models on the same data: logistic regression, which is convex, and an
+MLP with one hidden layer. Each bound uses the best pair and the measured constants of its run. No
+theorem covers Adam, the control. The optimizers' constants are the same for both models and were
+not tuned for small bounds.
 """
 
 from __future__ import annotations
@@ -53,22 +56,22 @@ METHODS: dict[str, tuple[str, Make, bool]] = {
     ),
     "Adam (control)": ("sgd", lambda p: torch.optim.Adam(p, lr=1e-3), False),
 }
-"""By name: the key of its theorem, the optimiser, and whether its step falls as 1/√(k + 1)"""
+"""By name: key of the theorem, optimizer, and whether the step size falls as 1/√(k + 1)"""
 SHARPER = {
     "sgd": "sgd_sharp",
     "sps_max": "sps_max_sharp",
     "dec_sps": "dec_sps_sharp",
     "ngn": "ngn_sharp",
 }
-"""The sharper bound, where there is one"""
+"""Key of the sharper form of a theorem, by the key of the theorem"""
 MODELS = {"logistic regression": 0, "MLP": 32}
 """Width of the hidden layer; 0 for none"""
 LOOKS = {"logistic regression": ("#0072B2", "o"), "MLP": ("#D55E00", "^")}
-"""Colour and marker"""
+"""Color and marker"""
 
 
 class Classifier(pl.LightningModule):
-    """A linear classifier of digits, or one with a hidden layer.
+    """A linear classifier of digits, or an MLP with one hidden layer.
 
     Args:
         method: A key of `METHODS`.
@@ -98,7 +101,7 @@ class Classifier(pl.LightningModule):
 
 
 def train(folder: Path, method: str, model: str, seed: int, epochs: int) -> Run:
-    """Train and measure one run, at up to 400 probes."""
+    """Train and measure one run with up to 400 probes."""
     return measured(
         folder,
         lambda: Classifier(method, model),
@@ -112,7 +115,10 @@ def train(folder: Path, method: str, model: str, seed: int, epochs: int) -> Run:
 
 
 def best_gap(run: Run, width: int = 8) -> float:
-    """Return the smallest mean gap of consecutive probes: an estimate of min_k E[f(x_k) − f(x_p)], no lucky batch's."""
+    """Return the smallest mean gap of consecutive probes, an estimate of min_k E[f(x_k) − f(x_p)].
+
+    The mean keeps one mini-batch with a small loss from deciding.
+    """
     rows = run.table.evaluated
     gaps = rows.column("loss") - rows.column("reference_loss")
     return float(gaps.unfold(0, min(width, len(gaps)), 1).mean(1).min())
@@ -124,7 +130,7 @@ def _largest(terms: Mapping[str, float | None]) -> str | None:
 
 
 def rows_of(method: str, model: str, seed: int, run: Run) -> list[dict[str, Any]]:
-    """Return a row for the method's own theorem, its sharper form, and the certificate of the run's trajectory."""
+    """Return the rows of a method's theorem, its sharper form and the trajectory certificate."""
     assert run.summary is not None
     key = METHODS[method][0]
     keys = [key, *([SHARPER[key]] if key in SHARPER else []), "trajectory"]
@@ -132,7 +138,7 @@ def rows_of(method: str, model: str, seed: int, run: Run) -> list[dict[str, Any]
 
 
 def row_of(method: str, model: str, seed: int, run: Run, key: str) -> dict[str, Any]:
-    """Return one theorem beside its run."""
+    """Return a row for one theorem and its run."""
     assert run.summary is not None
     bound, drop = run.summary["bounds"][key], run.summary["run"]["drop"]["value"]
     worth = bound["informativeness"]
@@ -163,7 +169,7 @@ def row_of(method: str, model: str, seed: int, run: Run, key: str) -> dict[str, 
 
 
 def findings(rows: Sequence[Mapping[str, Any]]) -> list[Finding]:
-    """Hold the theorems against the runs."""
+    """Compare the theorems with the runs."""
     own = {METHODS[name][0] for name in METHODS}
     printed = [
         row for row in rows if row["theorem"] in own and not row["method"].startswith("Adam")
@@ -205,7 +211,8 @@ def findings(rows: Sequence[Mapping[str, Any]]) -> list[Finding]:
         Finding(
             "no bound is below what its run did",
             seen(all(row["bound"] >= row["best_gap"] for row in applying)),
-            f"{len(applying)} bounds, the nearest {nearest:.3g} times the best measured gap (for the trajectory its mean gap)",
+            f"{len(applying)} bounds, the nearest {nearest:.3g} times the best measured gap (for "
+            "the trajectory its mean gap)",
         ),
         *(of(model) for model in MODELS),
         Finding(
@@ -226,7 +233,7 @@ def findings(rows: Sequence[Mapping[str, Any]]) -> list[Finding]:
 def draw(
     path: Path, runs: Mapping[tuple[str, str], Run], rows: Sequence[Mapping[str, Any]]
 ) -> None:
-    """Draw, for each method, both models' gaps and the bounds above them."""
+    """Draw the gaps and bounds of both models for each method."""
     figure = Figure(figsize=(13, 6), layout="constrained")
     panels = figure.subplots(2, -(-len(METHODS) // 2), sharex=True, sharey=True)
     for place, (axes, method) in enumerate(zip(panels.flat, METHODS, strict=False)):
@@ -247,7 +254,8 @@ def draw(
     handles, labels = panels.flat[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=6, fontsize="small")
     figure.suptitle(
-        "Each theorem's bound (lines) above what its run did (points); above the dotted drop a bound is vacuous.\n"
+        "Each theorem's bound (lines) above the measured gap of its run (points); above the dotted "
+        "drop a bound is vacuous.\n"
         f"Numbers: final bound / drop, {' | '.join(MODELS)}"
     )
     figure.savefig(path, dpi=92)
@@ -285,7 +293,7 @@ def main() -> None:
 
 
 def experiment(chosen: Options, epochs: int, methods: Sequence[str]) -> None:
-    """Train both models with some of the methods, and write what each theorem says of its run."""
+    """Train both models with some of the methods and write each theorem's bound for its run."""
     warnings.filterwarnings("ignore", message=".*Detected call of `lr_scheduler.step\\(\\)`")
     runs = {
         (method, model, seed): train(
@@ -306,7 +314,8 @@ def experiment(chosen: Options, epochs: int, methods: Sequence[str]) -> None:
     ]
     for group in compare(list(runs.values()), "model").groups:
         print(
-            f"\n{group.key}, one pair for all methods: α = {group.alpha}, β = {group.beta}, {group.informativeness} of the drop"
+            f"\n{group.key}, one pair for all methods: α = {group.alpha}, β = {group.beta}, "
+            f"{group.informativeness} of the drop"
         )
     conclude("optimizers", chosen, rows, findings(rows))
     first = chosen.seeds[0]
@@ -319,7 +328,7 @@ def experiment(chosen: Options, epochs: int, methods: Sequence[str]) -> None:
 
 
 def key_of(method: str) -> str:
-    """Return a method's name as a folder's."""
+    """Return the folder name of a method."""
     return "".join(letter for letter in method.lower().replace("√k", "root") if letter.isalnum())
 
 

@@ -1,4 +1,4 @@
-"""What experiments share that show all pairs of the α-β-condition of several groups of runs: a row of a table, a picture."""
+"""Common parts of experiments on all pairs of the α-β-condition: a table row and a picture."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ def over_seeds(runs: Sequence[Run], rates: Tensor = RATES) -> Tensor:
 
 
 def informative(rates: Tensor, betas: Tensor, group: Group) -> Tensor:
-    """Return at which δ the neighbourhood (β_min(δ)/δ) σ² is below the drop."""
+    """Return whether the neighbourhood (β_min(δ)/δ) σ² is below the drop, at each δ."""
     if group.interpolation_error is None or group.drop is None:
         return torch.zeros_like(rates, dtype=torch.bool)
     return betas / rates * group.interpolation_error < group.drop
 
 
 def span(rates: Tensor, holds: Tensor) -> str:
-    """Return the first and last of the rates at which something holds."""
+    """Return the first and the last selected rate."""
     return (
         f"{float(rates[holds][0]):.3g} to {float(rates[holds][-1]):.3g}"
         if bool(holds.any())
@@ -75,12 +75,12 @@ def draw(
     """Draw losses, pairs and neighbourhoods.
 
     Args:
-        path: of the picture.
-        betas: the smallest β at each of `RATES`, of every group.
-        groups: their constants, by the same names.
-        runs: their runs.
-        unit: of the loss.
-        scales: what losses are divided by, where those of the groups cannot be compared as they are.
+        path: path of the picture.
+        betas: the smallest β at each of `RATES`, by group.
+        groups: constants by group.
+        runs: runs by group.
+        unit: unit of the loss.
+        scales: divisors of the losses by group, if the losses of groups are not comparable.
     """
     figure = Figure(figsize=(12, 5), layout="constrained")
     left, middle, right = figure.subplots(1, 3)

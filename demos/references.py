@@ -1,13 +1,14 @@
-"""How much the reference matters: one and the same run, judged against four points.
+"""The effect of the reference: the same run measured against four reference points.
 
-python demos/references.py                         scikit-learn's digits, an MLP 64-64-64-10, 2 seeds: half a minute
-python demos/references.py --full                  the same with 4 seeds and 200 epochs: eight minutes on one core
-python demos/references.py --full --root DIR       Fashion-MNIST, width 512
+python demos/references.py                      scikit-learn's digits, an MLP 64-64-64-10, 2 seeds
+python demos/references.py --full               4 seeds, 200 epochs: eight minutes on one core
+python demos/references.py --full --root DIR    Fashion-MNIST, width 512
 
-The theory wants x_p to be a projection of x onto the minimisers of f; the paper (Islamov et al. 2024) takes the last
-iterate. Training with the same seed again retraces a run to the last bit, so the same iterates, gradients and losses can be
-held against another x_p: the end of the run itself, the end of a run twice as long, the average of the iterates of the second
-half, and the end of a run from another seed.
+In the theory x_p is a projection of x onto the minimizers of f. The paper (Islamov et al. 2024)
+uses the last iterate. A second training with the same seed is bitwise the same, so the same
+iterates, gradients and losses can be compared with another x_p. The four references are the end of
+the run itself, the end of a run twice as long, the average of the iterates of the second half, and
+the end of a run with another seed. The small setting takes half a minute.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ else:
 
 STEP_SIZE = 0.1
 OTHER = 1000
-"""Added to a seed: the other seed, of which nothing is shared"""
+"""Added to a seed: the other seed shares nothing with it"""
 REFERENCES = ("last iterate", "longer run", "average of iterates", "another seed")
 LOOKS = {
     "last iterate": ("#000000", "-", "o"),
@@ -45,17 +46,17 @@ LOOKS = {
     "average of iterates": ("#009E73", "-.", "^"),
     "another seed": ("#D55E00", ":", "D"),
 }
-"""Colour, line and marker"""
+"""Color, line and marker"""
 
 
 class Judged(MLP):
-    """The MLP of the main demo, with what it is judged against among its hyper-parameters.
+    """The MLP of the main demo, with the kind of reference as a hyper-parameter.
 
     Args:
         features: Size of an input.
         width: Size of the hidden layers.
         lr: Step size of SGD.
-        reference: Which point is x_p.
+        reference: Kind of x_p.
     """
 
     def __init__(self, features: int, width: int, lr: float, reference: str) -> None:
@@ -64,10 +65,10 @@ class Judged(MLP):
 
 
 class Average(Callback):
-    """Averages the parameters over the second half of training, and writes the average; training is not touched.
+    """Averages the parameters over the second half of training, without changing training.
 
     Args:
-        path: of the file, .safetensors.
+        path: path of the file with the average, .safetensors.
     """
 
     def __init__(self, path: Path) -> None:
@@ -78,7 +79,7 @@ class Average(Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, *unused: Any
     ) -> None:
-        """Add the new iterate; in float64, so that the order of the sums is no matter."""
+        """Add the new iterate in float64, so that rounding of the sum does not matter."""
         if 2 * trainer.global_step <= trainer.estimated_stepping_batches:
             return
         for name, value in pl_module.state_dict().items():
@@ -103,15 +104,15 @@ def train(
     reference: Path | str,
     *others: Callback,
 ) -> Run:
-    """Train and measure one run: the same network, order of images and probes for the same seed, whatever the reference.
+    """Train and measure one run; network, order of images and probes depend on the seed only.
 
     Args:
         chosen: options of the experiment.
-        folder: of the runs of this kind.
-        kind: what x_p is.
-        seed: of weights and order.
-        epochs: of the training.
-        reference: file with x_p, or "final", the run's own last iterate.
+        folder: folder of the runs of this kind.
+        kind: kind of x_p.
+        seed: seed of weights and order.
+        epochs: number of epochs.
+        reference: file with x_p, or "final" for the run's own last iterate.
         others: further callbacks.
     """
     data: Name = "fashion-mnist" if chosen.root else "digits"
@@ -130,7 +131,7 @@ def train(
 
 
 def runs_of(chosen: Options, seed: int, epochs: int) -> dict[str, Run]:
-    """Return one run, as often as there are references, by what it was judged against."""
+    """Return the measurements of one run by kind of reference."""
     average = chosen.out / "points" / f"average-{seed}.safetensors"
     first = train(chosen, "last-iterate", "last iterate", seed, epochs, "final", Average(average))
     longer = train(chosen, "source-longer", "its own end, twice as long", seed, 2 * epochs, "final")
@@ -150,7 +151,7 @@ def runs_of(chosen: Options, seed: int, epochs: int) -> dict[str, Run]:
 
 
 def retraced(runs: Mapping[str, Run]) -> bool:
-    """Whether runs of one seed have the same probes, losses, gradients and steps, to the last bit."""
+    """Whether runs of one seed have bitwise the same probes, losses, gradients and steps."""
     names = ("step", "loss", "grad_sq_norm", "step_size")
     tables = [run.table.evaluated.columns(*names) for run in runs.values()]
     return all(torch.equal(table[name], tables[0][name]) for table in tables for name in names)
@@ -185,7 +186,7 @@ def row_of(group: Group, runs: Sequence[Run]) -> dict[str, Any]:
         "alpha": group.alpha,
         "beta": group.beta,
         "rate": group.rate,
-        # approached as δ → ∞ where no pair attains it
+        # If no pair attains it, the infimum is approached as δ → ∞.
         "beta_over_rate": None
         if group.neighbourhood is None
         else group.neighbourhood / (group.interpolation_error or 1.0),
@@ -200,14 +201,17 @@ def row_of(group: Group, runs: Sequence[Run]) -> dict[str, Any]:
 
 
 def findings(rows: Mapping[str, Mapping[str, Any]], same: bool) -> list[Finding]:
-    """Hold what the theory document warns of against the runs."""
+    """Compare the warnings of docs/theory.md with the runs."""
     own, longer, average, other = (rows[kind] for kind in REFERENCES)
 
     def ratio(row: Mapping[str, Any]) -> float:
         return float("inf") if row["beta_over_rate"] is None else row["beta_over_rate"]
 
     def each(*chosen: Mapping[str, Any]) -> str:
-        text = "{reference}: β/δ = {beta_over_rate}, neighbourhood {informativeness} of the drop, cosine < 0 at {angles}"
+        text = (
+            "{reference}: β/δ = {beta_over_rate}, neighbourhood {informativeness} of the drop, "
+            "cosine < 0 at {angles}"
+        )
         return "; ".join(
             text.format(
                 reference=row["reference"],
@@ -235,14 +239,16 @@ def findings(rows: Mapping[str, Mapping[str, Any]], same: bool) -> list[Finding]
             Finding(
                 f"{name} gives the same verdict on the pair, informative or vacuous",
                 seen(((own["informativeness"] or 0) < 1) == ((row["informativeness"] or 0) < 1)),
-                f"{each(own, row)}; Aiming θ = {own['aiming_theta']:.3g} and {row['aiming_theta']:.3g}",
+                f"{each(own, row)}; Aiming θ = {own['aiming_theta']:.3g} and "
+                f"{row['aiming_theta']:.3g}",
             )
             for name, row in (("a longer run's end", longer), ("an average of iterates", average))
         ),
         Finding(
             "gradients aim at the run's own end and not at another seed's",
             seen(other["negative_angles"] > 0.25 > own["negative_angles"]),
-            f"D_0 = {own['first_distance']:.3g}, and nothing at the end, to its own end; {other['first_distance']:.3g} and "
+            f"D_0 = {own['first_distance']:.3g}, and nothing at the end, to its own end; "
+            f"{other['first_distance']:.3g} and "
             f"{other['last_distance']:.3g} at the last probe, to the other seed's",
         ),
         Finding(
@@ -254,7 +260,7 @@ def findings(rows: Mapping[str, Mapping[str, Any]], same: bool) -> list[Finding]
 
 
 def draw(path: Path, runs: Mapping[str, Run], rows: Sequence[Mapping[str, Any]]) -> None:
-    """Draw one seed's run against each reference, and the constants over all seeds."""
+    """Draw the run of one seed against each reference, and the constants over all seeds."""
     figure = Figure(figsize=(12.5, 4.7), layout="constrained")
     distance, angle, worth = figure.subplots(1, 3)
     for kind, run in runs.items():
@@ -288,7 +294,7 @@ def draw(path: Path, runs: Mapping[str, Run], rows: Sequence[Mapping[str, Any]])
 
 
 def _smooth(values: torch.Tensor, width: int = 15) -> torch.Tensor:
-    """Return means over up to so many neighbours."""
+    """Return running means over up to ``width`` neighbors."""
     half = width // 2
     return torch.stack(
         [values[max(0, k - half) : k + half + 1].nanmean() for k in range(len(values))]
@@ -326,7 +332,7 @@ def main() -> None:
 
 
 def experiment(chosen: Options, epochs: int) -> None:
-    """Train every seed against every reference, and write what was found."""
+    """Train every seed against every reference and write the results."""
     by_seed = [runs_of(chosen, seed, epochs) for seed in chosen.seeds]
     runs = {kind: [runs[kind] for runs in by_seed] for kind in REFERENCES}
     groups = {

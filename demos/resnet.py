@@ -1,4 +1,4 @@
-"""Residual networks for small images, compact: ResNet9 as in short trainings of CIFAR, ResNet18 and ResNet34."""
+"""Compact residual networks for small images: ResNet9 of fast CIFAR training, ResNet18 and 34."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch.nn.functional import relu
 
 DEPTHS = (9, 18, 34)
 _BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
-"""Residual blocks of each of four stages (He et al. 2016)"""
+"""Number of residual blocks in each of four stages (He et al. 2016)"""
 
 
 def convolution(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
@@ -18,13 +18,14 @@ def convolution(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
 
 
 class Residual(nn.Module):
-    """Two convolutions, to which their input is added.
+    """Two convolutions with a skip connection.
 
     Args:
         inputs: channels of the input.
         outputs: channels of the output.
-        stride: of the first convolution.
-        after: whether a ReLU follows the sum, as in ResNet18, or the second convolution, as in ResNet9.
+        stride: stride of the first convolution.
+        after: whether a ReLU follows the sum, as in ResNet18. If not, it follows the second
+            convolution, as in ResNet9.
     """
 
     def __init__(self, inputs: int, outputs: int, stride: int = 1, after: bool = True) -> None:
@@ -49,13 +50,14 @@ def resnet(depth: int, channels: int = 3, classes: int = 10, width: int = 64) ->
     """Return a residual network for images of at least 8 × 8 pixels.
 
     Args:
-        depth: 9, 18 or 34, the number of convolutions and linear layers on the longest way.
-        channels: of an image.
+        depth: 9, 18 or 34, the number of convolutions and linear layers on the longest path.
+        channels: channels of an image.
         classes: number of classes.
-        width: channels of the first layer, 64 in the literature; later ones have up to 8 times as many.
+        width: channels of the first layer, 64 in the literature; later layers have up to 8 times
+            as many.
 
     Raises:
-        ValueError: if there is none of that depth.
+        ValueError: if the depth is another one.
     """
     if depth not in DEPTHS:
         raise ValueError(f"found depth {depth}; supported are {', '.join(map(str, DEPTHS))}")

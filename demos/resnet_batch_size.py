@@ -1,11 +1,14 @@
-"""Batch size, optimiser, depth and the α-β-condition: residual networks.
+"""The α-β-condition of residual networks: effect of batch size, optimizer and depth.
 
-python demos/resnet_batch_size.py                     narrow ResNets on scikit-learn's digits, 2 seeds, about a minute
-python demos/resnet_batch_size.py --full --root DIR   the paper's: ResNet9, 18 and 34, CIFAR-100 (either version) in DIR
+python demos/resnet_batch_size.py                     narrow ResNets on scikit-learn's digits, 2
+                                                      seeds, about a minute
+python demos/resnet_batch_size.py --full --root DIR   the paper's setting: ResNet9, 18 and 34,
+                                                      CIFAR-100 (either version) in DIR
 
-Islamov et al. 2024, figures 6, 15, 16 and 17: batch 64 to 512, one-cycle step size up to 0.01. Findings: the smallest α and β
-tend to fall with the batch size, α − β grows; Adam's region has smaller α and β than SGD's; they fall with depth. Seeds are
-0, 1, …; compare with: lightning-landscape compare runs/resnet_batch_size/small/resnet9-SGD --group-by batch_size
+Islamov et al. 2024, figures 6, 15, 16 and 17: batch 64 to 512, one-cycle step size up to 0.01.
+Findings of the paper: the smallest α and β tend to fall with the batch size, and α − β grows; Adam
+has smaller α and β than SGD; both fall with depth. Seeds are 0, 1, …; compare with:
+lightning-landscape compare runs/resnet_batch_size/small/resnet9-SGD --group-by batch_size
 """
 
 from __future__ import annotations
@@ -60,7 +63,10 @@ else:
 LR = 0.01
 OPTIMIZERS = ("SGD", "momentum", "Adam")
 SMALL, FULL = (32, 64, 128, 256), (64, 128, 256, 512)
-"""Batch sizes; the digits are 28 times fewer than CIFAR's images, the largest batch is 8 times the smallest as in the paper"""
+"""Batch sizes, smaller for the digits, which are 28 times fewer than CIFAR's images.
+
+As in the paper, the largest is 8 times the smallest.
+"""
 SMALL_EPOCHS, FULL_EPOCHS = 8, 200
 SMALL_WIDTH, FULL_WIDTH = 8, 64
 SMALL_GRID = {
@@ -70,7 +76,7 @@ SMALL_GRID = {
     (18, "SGD"): SMALL[1:2],
     (34, "SGD"): SMALL[1:2],
 }
-"""Batch sizes by depth and optimiser: depth costs most, so it is tried at one batch size"""
+"""Batch sizes by depth and optimizer; deep networks are expensive, so they have one batch size"""
 FULL_GRID = {
     (9, "SGD"): FULL,
     (9, "momentum"): FULL,
@@ -79,7 +85,7 @@ FULL_GRID = {
     (34, "SGD"): FULL,
 }
 STORE = 64.0
-"""GiB of disk for the probes of ResNet34, which are 170 MB each"""
+"""Disk for the probes in GiB; a probe of ResNet34 has 170 MB"""
 
 
 class ResNet(pl.LightningModule):
@@ -88,10 +94,10 @@ class ResNet(pl.LightningModule):
     Args:
         depth: 9, 18 or 34.
         width: channels of the first layer.
-        channels: of an image.
+        channels: channels of an image.
         classes: number of classes.
         optimizer: "SGD", "momentum" (SGD with momentum 0.9) or "Adam".
-        batch_size: kept with the run, to compare by; the loader makes the batches.
+        batch_size: stored with the run for comparisons; the loader makes the batches.
         lr: largest step size of the cycle.
     """
 
@@ -125,7 +131,8 @@ class ResNet(pl.LightningModule):
                 self.parameters(), lr=lr, momentum=0.9 if name == "momentum" else 0.0
             )
         steps = int(self.trainer.estimated_stepping_batches)
-        # momentum stays as it is: SGD without has none to cycle, and the optimisers are to differ in themselves alone
+        # Plain SGD has no momentum to cycle. So momentum is constant for the others too, and runs
+        # differ only in the optimizer.
         cycle = torch.optim.lr_scheduler.OneCycleLR(
             optimizer, lr, total_steps=steps, cycle_momentum=False
         )
@@ -133,7 +140,7 @@ class ResNet(pl.LightningModule):
 
 
 def train(chosen: Options) -> dict[tuple[int, str], dict[int, list[Run]]]:
-    """Return the runs over all seeds, by depth and optimiser, then by batch size."""
+    """Return the runs over all seeds by depth and optimizer, then by batch size."""
     data, width = "cifar100" if chosen.root else "digits", chosen.pick(SMALL_WIDTH, FULL_WIDTH)
     length = chosen.arguments.epochs or chosen.pick(SMALL_EPOCHS, FULL_EPOCHS)
     grid: dict[tuple[int, str], tuple[int, ...]] = chosen.pick(SMALL_GRID, FULL_GRID)
@@ -141,7 +148,8 @@ def train(chosen: Options) -> dict[tuple[int, str], dict[int, list[Run]]]:
     runs: dict[tuple[int, str], dict[int, list[Run]]] = {}
     for (depth, name), sizes in grid.items():
         print(
-            f"  ResNet{depth}, {name}, batches of {', '.join(map(str, sizes))}, {len(chosen.seeds)} seeds, {length} epochs",
+            f"  ResNet{depth}, {name}, batches of {', '.join(map(str, sizes))}, "
+            f"{len(chosen.seeds)} seeds, {length} epochs",
             flush=True,
         )
         for size, seed in product(sizes, chosen.seeds):
@@ -161,7 +169,7 @@ def train(chosen: Options) -> dict[tuple[int, str], dict[int, list[Run]]]:
 
 
 def with_batch_size(found: dict[str, Sweep], full: bool) -> list[Finding]:
-    """Hold α, β and α − β of every optimiser against 'fall' and 'grows' with the batch size."""
+    """Return findings on the trends of α, β and α − β with the batch size for every optimizer."""
     findings = []
     for name, way in (
         ("beta at 0.1", -1),
@@ -172,7 +180,10 @@ def with_batch_size(found: dict[str, Sweep], full: bool) -> list[Finding]:
     ):
         for optimizer, one in found.items():
             values = one.values(name)
-            what = f"{optimizer}: {NAMES[name]} tends to {'fall' if way < 0 else 'grow'} with the batch size"
+            what = (
+                f"{optimizer}: {NAMES[name]} tends to {'fall' if way < 0 else 'grow'} with the "
+                "batch size"
+            )
             findings.append(
                 Finding(what, judged(tends(values, way), full), listed(one.keys, values))
             )
@@ -180,7 +191,7 @@ def with_batch_size(found: dict[str, Sweep], full: bool) -> list[Finding]:
 
 
 def smaller(found: Sweep, first: str, other: str, name: str, full: bool) -> Finding:
-    """Hold 'the number is smaller for the first optimiser' against it, over all of their runs."""
+    """Return the finding that the number is smaller for the first optimizer over all runs."""
     values = dict(zip(found.keys, found.values(name), strict=True))
     holds = tends([values[other], values[first]], -1)
     return Finding(
@@ -231,7 +242,8 @@ def main() -> None:
     sgd = by_size["SGD"]
     draw(
         chosen.out / "resnet_batch_size.png",
-        f"ResNet9 and the batch size. SGD: the smallest β at δ = 1 {course(sgd.keys, sgd.values('beta at 1'))},\n"
+        "ResNet9 and the batch size. SGD: the smallest β at δ = 1 "
+        f"{course(sgd.keys, sgd.values('beta at 1'))},\n"
         f"the α − β of the pair with the smallest β/δ {course(sgd.keys, sgd.values('rate'))}",
         "images in a mini-batch",
         {

@@ -1,6 +1,7 @@
-"""Data for stand-ins of AlgoPerf's workloads, all real and none of it AlgoPerf's: digits, help texts, functions of Python.
+"""Real data for stand-ins of AlgoPerf's workloads: digits, help texts and functions of Python.
 
-What comes from Python's library differs a little between versions of Python, and so do numbers that are measured on it.
+None of it is AlgoPerf's. Texts and functions differ a little between versions of Python, and so do
+numbers measured on them.
 """
 
 from __future__ import annotations
@@ -28,25 +29,28 @@ else:
     from stand_ins import BEGIN, END, PAD
     from text import Vocabulary, python_docs, source_files, words
 
-# --------------------------------------------------------------------------------------------------------- rows of clicks
+# ----------------------------------------------------------------------------------- rows of clicks
 
 
 def is_mark(word: str) -> bool:
-    """Return whether a word is a mark or a digit, not letters."""
+    """Return whether a word is a punctuation mark or a digit."""
     return not word[0].isalpha()
 
 
 def clicks(text: Sequence[str], vocabulary: int = 1000, before: int = 4) -> TensorDataset:
-    """Return a row for each word of a text: what came before it, and whether it is a mark, as an event that is to be foreseen.
+    """Return a row for each word of a text: features of the words before it, and the event.
+
+    The event to predict is that the word is a punctuation mark.
 
     Args:
         text: words.
-        vocabulary: rows of an embedding table; all words but the most frequent share one.
-        before: number of categorical features, the words before, the last one first.
+        vocabulary: rows of an embedding table; all infrequent words share one row.
+        before: number of categorical features, which are the words before, the last one first.
 
     Returns:
-        Categories, shape (n, before), int64; real features, shape (n, 4), logarithms of one plus the words since the last mark,
-        the length of the last word, the words since that same word came before (0 if never), and how often it did; 1 or 0.
+        Categories, shape (n, before), int64; real features, shape (n, 4); events, 1 or 0. The real
+        features are logarithms of one plus: the words since the last mark, the length of the last
+        word, the words since its previous occurrence (0 if none), and the number of those.
     """
     numbers = Vocabulary(text, vocabulary).encode(text)
     categories = torch.stack(
@@ -59,7 +63,7 @@ def clicks(text: Sequence[str], vocabulary: int = 1000, before: int = 4) -> Tens
 
 
 def _counted(text: Sequence[str]) -> Iterator[tuple[float, ...]]:
-    """Yield the counts that are known when a word has been read."""
+    """Yield the counts that are known after reading each word."""
     last, often, mark = dict[str, int](), Counter[str](), 0
     for place, word in enumerate(text):
         mark = place if is_mark(word) else mark
@@ -73,23 +77,23 @@ def click_rows(vocabulary: int = 1000, before: int = 4) -> TensorDataset:
     return clicks(words(python_docs().train, "python-docs"), vocabulary, before)
 
 
-# --------------------------------------------------------------------------------------------------- undersampled images
+# ------------------------------------------------------------------------------ undersampled images
 
 
 def undersampled(images: Tensor, share: float = 0.25, seed: int = 0) -> Tensor:
-    """Return what is left of images where most columns of their Fourier transform are missing, as in a fast MRI scan.
+    """Return images without most columns of their Fourier transform, as in a fast MRI scan.
 
     Args:
         images: shape (n, 1, height, width).
-        share: of the columns that are kept: the constant one, and others that are drawn for each image.
-        seed: of that.
+        share: share of kept columns: the constant one, and others drawn for each image.
+        seed: seed of the drawn columns.
 
     Returns:
         The absolute values of the inverse transform, shape (n, 1, height, width).
     """
     width = images.shape[-1]
     drawn = torch.rand(len(images), width, generator=torch.Generator().manual_seed(seed))
-    drawn[:, 0] = 2.0  # larger than all
+    drawn[:, 0] = 2.0  # above all random numbers, so the constant column is always kept
     kept = torch.zeros(len(images), width).scatter_(
         1, drawn.topk(max(1, round(share * width)), 1).indices, 1.0
     )
@@ -97,12 +101,12 @@ def undersampled(images: Tensor, share: float = 0.25, seed: int = 0) -> Tensor:
 
 
 def scanned_digits() -> TensorDataset:
-    """Return scikit-learn's digits, undersampled, and as they are."""
+    """Return scikit-learn's digits, undersampled and original."""
     images = digit_images().tensors[0]
     return TensorDataset(undersampled(images), images)
 
 
-# ------------------------------------------------------------------------------------------------------------- functions
+# ---------------------------------------------------------------------------------------- functions
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,13 +119,13 @@ class Function:
     summary: str
     """The first line of the docstring, or nothing"""
     kinds: tuple[str, ...]
-    """Of the nodes of its syntax tree without the docstring, the function itself first"""
+    """Kinds of the nodes of its syntax tree without the docstring, the function itself first"""
     parents: tuple[int, ...]
-    """The place of each node's parent among them; the function's is −1"""
+    """Index of each node's parent; −1 for the function"""
 
 
 def functions_of(source: str) -> Iterator[Function]:
-    """Yield the functions and methods of a file, those within others as well."""
+    """Yield the functions and methods of a file, including nested ones."""
     lines = source.splitlines()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
@@ -140,7 +144,7 @@ def functions_of(source: str) -> Iterator[Function]:
 
 
 def _nodes(root: ast.AST) -> Iterator[tuple[str, int]]:
-    """Yield the kind and the parent's place of every node; what only says "load" or "store" is none."""
+    """Yield kind and parent's index of every node, without "load" and "store" contexts."""
     waiting, place = [(root, -1)], 0
     while waiting:
         node, parent = waiting.pop()
@@ -155,35 +159,37 @@ def _nodes(root: ast.AST) -> Iterator[tuple[str, int]]:
 
 @cache
 def library() -> tuple[Function, ...]:
-    """Return the functions of Python's library, each code once, in an order that mixes its parts."""
+    """Return the functions of Python's library, without duplicates, in a mixed order."""
     found: dict[str, Function] = {}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what Python says of its own sources
+        warnings.simplefilter("ignore")  # Python warns of some of its own sources
         for _, source in sorted(
             source_files().items(), key=lambda item: (zlib.crc32(item[0].encode()), item[0])
         ):
-            with contextlib.suppress(SyntaxError):  # some files are there to be wrong
+            with contextlib.suppress(SyntaxError):  # some files have wrong syntax on purpose
                 for function in functions_of(source):
                     found.setdefault(function.code.strip(), function)
     return tuple(found.values())
 
 
 def parts(name: str) -> set[str]:
-    """Return the parts of a name, as of "__setItem_2": set, item, 2."""
+    """Return the parts of a name: for "__setItem_2" they are set, item, 2."""
     return {part.lower() for part in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+", name)}
 
 
 def graphs(functions: Sequence[Function], nodes: int = 40, labels: int = 8) -> TensorDataset:
-    """Return syntax trees as graphs, and which of the most frequent parts of names the function's name has.
+    """Return syntax trees as graphs, and labels from the functions' names.
+
+    A label says whether the name contains one of the most frequent parts of names.
 
     Args:
-        functions: those with more nodes are left out.
-        nodes: largest number of a graph's nodes.
+        functions: functions with more nodes are left out.
+        nodes: largest number of nodes in a graph.
         labels: number of labels.
 
     Returns:
-        Kinds of nodes, shape (n, nodes), with 0 for "no node"; edges from parents to children, shape (n, nodes, nodes), bool;
-        labels, shape (n, labels), 1 or 0.
+        Kinds of nodes, shape (n, nodes), with 0 for "no node"; edges from parents to children,
+        shape (n, nodes, nodes), bool; labels, shape (n, labels), 1 or 0.
     """
     small = [function for function in functions if len(function.kinds) <= nodes]
     numbers = {
@@ -210,16 +216,17 @@ def graphs(functions: Sequence[Function], nodes: int = 40, labels: int = 8) -> T
 def translations(
     functions: Sequence[Function], vocabulary: int = 1000, source: int = 32, target: int = 16
 ) -> TensorDataset:
-    """Return functions and the first lines of their docstrings, from code to English.
+    """Return functions and the first lines of their docstrings, for translation into English.
 
     Args:
-        functions: those without a docstring are left out.
-        vocabulary: number of tokens, `PAD`, `BEGIN`, `END` and one for all other words among them.
-        source: words of the code, the first ones.
-        target: words of the line, the first ones.
+        functions: functions without a docstring are left out.
+        vocabulary: number of tokens, including `PAD`, `BEGIN`, `END` and one for all other words.
+        source: number of words of the code, the first ones.
+        target: number of words of the line, the first ones.
 
     Returns:
-        Tokens of code, shape (n, source), and of the line, `BEGIN` first, shape (n, target + 1); `PAD` where there is no word.
+        Tokens of the code, shape (n, source), and of the line with `BEGIN` first, shape
+        (n, target + 1). `PAD` fills up missing words.
     """
     told = [function for function in functions if function.summary]
     pairs = [

@@ -1,8 +1,9 @@
-"""Small stand-ins for networks of AlgoPerf: a DLRM, a U-Net, a graph network, an encoder-decoder transformer; and an MLP.
+"""Small stand-ins for networks of AlgoPerf: DLRM, U-Net, graph network, transformer; and an MLP.
 
-Each has what makes its kind (dot products of embeddings, skip connections, messages along edges, attention to another sequence)
-at a size that trains in seconds, and a method `loss` of a mini-batch. None has dropout, or normalises over a batch: its loss is
-a function of the parameters and of the mini-batch alone.
+Each has the typical parts of its kind (dot products of embeddings, skip connections, messages along
+edges, attention to another sequence) and trains in seconds. Its method `loss` takes a mini-batch.
+No network has dropout or normalizes over a batch, so the loss is a function of parameters and
+mini-batch only.
 """
 
 from __future__ import annotations
@@ -16,11 +17,11 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, l1_loss
 
 PAD, BEGIN, END = 0, 1, 2
-"""Numbers of the tokens that are no words"""
+"""Numbers of the special tokens"""
 
 
 def perceptron(*sizes: int) -> nn.Sequential:
-    """Return linear layers of some sizes with ReLU in between."""
+    """Return linear layers of the given sizes with ReLU in between."""
     layers: list[nn.Module] = []
     for a, b in pairwise(sizes):
         layers += [nn.Linear(a, b), nn.ReLU()]
@@ -28,7 +29,7 @@ def perceptron(*sizes: int) -> nn.Sequential:
 
 
 class Classifier(nn.Module):
-    """An MLP with two hidden layers, which interpolates: the control.
+    """The control: an MLP with two hidden layers that interpolates its data.
 
     Args:
         features: Size of an input.
@@ -49,16 +50,16 @@ class Classifier(nn.Module):
         return cross_entropy(self(x), y)
 
 
-# --------------------------------------------------------------------------------------------------------------------- DLRM
+# --------------------------------------------------------------------------------------------- DLRM
 
 
 class DLRM(nn.Module):
     """Embedding tables, dot products of all pairs, MLPs before and after (Naumov et al. 2019).
 
     Args:
-        tables: Number of rows of each embedding table, one table for each categorical feature.
+        tables: Number of rows of each embedding table; there is one per categorical feature.
         dense: Number of real features.
-        width: Size of an embedding, and of what the first MLP makes of the real features.
+        width: Size of an embedding, and of the output of the first MLP.
         hidden: Size of the hidden layers of both MLPs.
     """
 
@@ -77,14 +78,26 @@ class DLRM(nn.Module):
 
     @staticmethod
     def interaction(vectors: Tensor) -> Tensor:
-        """Return the dot products of all pairs, shape (batch, n (n − 1) / 2), of vectors of shape (batch, n, width)."""
+        """Return the dot products of all pairs of vectors.
+
+        Args:
+            vectors: shape (batch, n, width).
+
+        Returns:
+            Shape (batch, n (n − 1) / 2).
+        """
         row, column = torch.tril_indices(
             vectors.shape[1], vectors.shape[1], -1, device=vectors.device
         )
         return (vectors @ vectors.mT)[:, row, column]
 
     def forward(self, categories: Tensor, dense: Tensor) -> Tensor:
-        """Return a logit for each row, from categories of shape (batch, tables) and real features of shape (batch, dense)."""
+        """Return a logit for each row.
+
+        Args:
+            categories: shape (batch, tables).
+            dense: real features, shape (batch, dense).
+        """
         first = self.bottom(dense)
         vectors = torch.stack(
             [
@@ -101,11 +114,11 @@ class DLRM(nn.Module):
         return binary_cross_entropy_with_logits(self(categories, dense), clicks)
 
 
-# -------------------------------------------------------------------------------------------------------------------- U-Net
+# -------------------------------------------------------------------------------------------- U-Net
 
 
 def convolutions(channels: int, out: int) -> nn.Sequential:
-    """Return two convolutions, each normalised over every image alone, as in fastMRI's U-Net (Zbontar et al. 2018)."""
+    """Return two convolutions with instance normalization, as in fastMRI (Zbontar et al. 2018)."""
     parts = []
     for a, b in ((channels, out), (out, out)):
         parts += [
@@ -117,11 +130,11 @@ def convolutions(channels: int, out: int) -> nn.Sequential:
 
 
 class UNet(nn.Module):
-    """A contracting and an expanding path, with skip connections between layers of one resolution (Ronneberger et al. 2015).
+    """A contracting and an expanding path with skip connections (Ronneberger et al. 2015).
 
     Args:
-        channels: Channels at full resolution; they double where the resolution is halved.
-        halvings: How often it is halved.
+        channels: Channels at full resolution; they double when the resolution is halved.
+        halvings: Number of times the resolution is halved.
     """
 
     def __init__(self, channels: int = 8, halvings: int = 2) -> None:
@@ -149,19 +162,19 @@ class UNet(nn.Module):
         return self.last(values)
 
     def loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
-        """Return the mean absolute error of a pixel."""
+        """Return the mean absolute error over pixels."""
         images, targets = batch
         return l1_loss(self(images), targets)
 
 
-# ------------------------------------------------------------------------------------------------------------ graph network
+# ------------------------------------------------------------------------------------ graph network
 
 
 class Round(nn.Module):
-    """One round of messages: nodes hear from both ends of their edges and from the graph, then the graph from all nodes.
+    """One round of messages: neighbors and the graph update the nodes, then the nodes the graph.
 
     Args:
-        width: Size of a node's vector and of the graph's.
+        width: Size of the vectors of nodes and graph.
     """
 
     def __init__(self, width: int) -> None:
@@ -177,9 +190,9 @@ class Round(nn.Module):
 
         Args:
             nodes: shape (batch, nodes, width).
-            edges: shape (batch, nodes, nodes), 1 where an edge goes from the first to the second.
+            edges: shape (batch, nodes, nodes), 1 for an edge from the first to the second node.
             whole: shape (batch, width).
-            there: shape (batch, nodes, 1), 0 where a graph has no such node.
+            there: shape (batch, nodes, 1), 0 for a missing node.
         """
         heard = [
             nodes,
@@ -192,12 +205,12 @@ class Round(nn.Module):
 
 
 def mean_of(nodes: Tensor, there: Tensor) -> Tensor:
-    """Return the mean over the nodes that are there."""
+    """Return the mean over the existing nodes."""
     return (nodes * there).sum(1) / there.sum(1)
 
 
 class GraphNetwork(nn.Module):
-    """Rounds of messages with a vector for the whole graph (Battaglia et al. 2018), and several yes-or-no labels a graph.
+    """Rounds of messages with a graph vector (Battaglia et al. 2018), and binary labels per graph.
 
     Args:
         kinds: Number of kinds of nodes, with 0 for "no node".
@@ -213,7 +226,12 @@ class GraphNetwork(nn.Module):
         self.head = nn.Linear(width, labels)
 
     def forward(self, kinds: Tensor, edges: Tensor) -> Tensor:
-        """Return logits, shape (batch, labels), from kinds of shape (batch, nodes) and edges of shape (batch, nodes, nodes)."""
+        """Return logits, shape (batch, labels).
+
+        Args:
+            kinds: shape (batch, nodes).
+            edges: shape (batch, nodes, nodes).
+        """
         there = (kinds > 0)[..., None].to(self.head.weight.dtype)
         nodes = self.embedding(kinds) * there
         whole, edges = mean_of(nodes, there), edges.to(nodes.dtype)
@@ -222,29 +240,29 @@ class GraphNetwork(nn.Module):
         return self.head(whole)
 
     def loss(self, batch: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-        """Return the mean binary cross-entropy of a label."""
+        """Return the mean binary cross-entropy over labels."""
         kinds, edges, labels = batch
         return binary_cross_entropy_with_logits(self(kinds, edges), labels)
 
 
-# -------------------------------------------------------------------------------------------------------------- transformer
+# -------------------------------------------------------------------------------------- transformer
 
 
 def positions(length: int, width: int) -> Tensor:
-    """Return sines and cosines of a token's place, shape (length, width) (Vaswani et al. 2017)."""
+    """Return sines and cosines of positions, shape (length, width) (Vaswani et al. 2017)."""
     frequencies = 10_000.0 ** (-torch.arange(0, width, 2) / width)
     angles = torch.arange(length)[:, None] * frequencies
     return torch.cat([angles.sin(), angles.cos()], 1)
 
 
 class EncoderDecoder(nn.Module):
-    """Encoder and decoder of Vaswani et al. 2017, normalised before each part; one table of words for both and for the output.
+    """Encoder and decoder of Vaswani et al. 2017 with pre-normalization and tied embeddings.
 
     Args:
-        vocabulary: Number of tokens, `PAD`, `BEGIN` and `END` among them.
-        width: Size of a token's vector, even.
-        depth: Blocks of the encoder, and of the decoder.
-        heads: Of each attention.
+        vocabulary: Number of tokens, including `PAD`, `BEGIN` and `END`.
+        width: Size of an embedding, even.
+        depth: Blocks of the encoder and of the decoder.
+        heads: Heads of each attention.
     """
 
     def __init__(self, vocabulary: int, width: int = 64, depth: int = 2, heads: int = 4) -> None:
@@ -259,13 +277,12 @@ class EncoderDecoder(nn.Module):
         )
         self.decoder = nn.TransformerDecoder(decoding, depth, nn.LayerNorm(width))
         for parameter in (*self.encoder.parameters(), *self.decoder.parameters()):
-            if (
-                parameter.ndim == 2
-            ):  # torch copies one layer: without this all blocks would start alike
+            # torch copies one layer, so without this step all blocks would start equal.
+            if parameter.ndim == 2:
                 nn.init.xavier_uniform_(parameter)
 
     def embedded(self, tokens: Tensor) -> Tensor:
-        """Return vectors of tokens and of their places."""
+        """Return the sum of the embeddings of tokens and of positions."""
         width = self.embedding.embedding_dim
         return math.sqrt(width) * self.embedding(tokens) + positions(tokens.shape[1], width).to(
             self.embedding.weight
@@ -276,7 +293,7 @@ class EncoderDecoder(nn.Module):
 
         Args:
             source: shape (batch, length of the source), `PAD` at the end.
-            target: shape (batch, length), `BEGIN` first; a position sees no later ones.
+            target: shape (batch, length), `BEGIN` first; attention is causal.
         """
         nothing = source == PAD
         later = torch.ones(
@@ -289,7 +306,7 @@ class EncoderDecoder(nn.Module):
         return decoded @ self.embedding.weight.T
 
     def loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
-        """Return the mean cross-entropy of a token of the targets."""
+        """Return the mean cross-entropy over the tokens of the targets."""
         source, target = batch
         return cross_entropy(
             self(source, target[:, :-1]).flatten(0, 1), target[:, 1:].flatten(), ignore_index=PAD

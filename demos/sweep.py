@@ -1,4 +1,4 @@
-"""What experiments share that train one network at several values of a hyper-parameter: constants, words, a picture."""
+"""Common parts of experiments with several values of one hyper-parameter: constants, pictures."""
 
 from __future__ import annotations
 
@@ -25,37 +25,38 @@ else:
     from experiment import Finding, Options, seen
 
 SLIGHT = 1e-3
-"""Constants that are all smaller are called 0: of losses in single precision they are rounding, and they would move no bound"""
+"""Smaller constants count as 0: they are rounding of float32 losses and do not change a bound"""
 LEVEL = 0.1
-"""Numbers that differ by less than this share of the largest are called level"""
+"""Numbers that differ by less than this share of the largest count as equal"""
 MONITOR: dict[str, Any] = {"live_epochs": None, "store": Store(save_reference=False)}
-"""Constants of whole runs are all that a sweep needs: the rest of what the monitor can do would cost time and disk"""
+"""Arguments of the monitor: a sweep needs only constants of whole runs, so the rest is off"""
 NAMES = {
     **{f"beta at {rate:g}": f"smallest β at δ = {rate:g}" for rate in RATES},
     "alpha": "α of the pair",
     "beta": "β of the pair",
     "rate": "α − β of the pair",
 }
-"""Numbers of a group, and how they are called; the pair is the one with the smallest β/δ"""
+"""Names of the numbers of a group; "the pair" is the one with the smallest β/δ"""
 
 
 def add_epochs(parser: argparse.ArgumentParser) -> None:
-    """Let the command line say how long every run trains."""
+    """Add the argument for the length of every run."""
     parser.add_argument(
         "--epochs", type=int, help="epochs of every run, in place of the setting's own"
     )
 
 
 def settled(chosen: Options, needed: str) -> Options:
-    """Return the options with a folder of its own for every set of images and length of training: runs there are read back.
+    """Return the options with a separate folder for each data set and length of training.
 
     Args:
-        chosen: as given.
-        needed: the files that ``--full`` needs, for the message if there is no folder for them.
+        chosen: the given options.
+        needed: files that ``--full`` needs, for the message if ``--root`` is missing.
     """
     if chosen.full and chosen.root is None:
         raise SystemExit(
-            f"found --full without --root; add --root DIR, a folder with {needed} (see demos/README.md)"
+            f"found --full without --root; add --root DIR, a folder with {needed} (see "
+            "demos/README.md)"
         )
     files = "-files" if chosen.root and not chosen.full else ""
     length = f"-{chosen.arguments.epochs}-epochs" if chosen.arguments.epochs else ""
@@ -63,12 +64,12 @@ def settled(chosen: Options, needed: str) -> Options:
 
 
 def epochs(chosen: Options, steps_of_epoch: int, steps: int, full_epochs: int) -> int:
-    """Return the epochs of a run: as told, or of the full setting, or as many as make no more than a number of steps."""
+    """Return the epochs of a run: as given, of the full setting, or for at most some steps."""
     return chosen.arguments.epochs or chosen.pick(max(1, steps // steps_of_epoch), full_epochs)
 
 
 def quiet() -> None:
-    """Keep Lightning from introducing each of many runs."""
+    """Silence Lightning's messages at the start of each run."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
 
 
@@ -88,11 +89,11 @@ class Sweep:
         return [group.key for group in self.comparison.groups]
 
     def values(self, name: str) -> list[float | None]:
-        """Return a number of `NAMES` over all seeds, by key."""
+        """Return a number of `NAMES` over all seeds, for each key."""
         return [value_of(group, name) for group in self.comparison.groups]
 
     def rows(self, **first: Any) -> Iterator[dict[str, Any]]:
-        """Yield rows of a table: each key over all seeds, then each run alone."""
+        """Yield rows of a table: each key over all seeds, then each single run."""
         for seed, group in [*(("all", group) for group in self.comparison.groups), *self.seeds]:
             yield {
                 **first,
@@ -109,7 +110,7 @@ class Sweep:
 
 
 def sweep(runs: Sequence[Run], parameter: str) -> Sweep:
-    """Pool the runs of every value of a hyper-parameter, exactly.
+    """Pool the probes of all runs with the same value of a hyper-parameter.
 
     Args:
         runs: each in a folder named after its seed.
@@ -124,7 +125,7 @@ def sweep(runs: Sequence[Run], parameter: str) -> Sweep:
 
 
 def value_of(group: Group, name: str) -> float | None:
-    """Return a number of `NAMES` of a group; None where there is none."""
+    """Return a number of `NAMES` of a group; None if it has none."""
     if name.startswith("beta at "):
         return group.beta_min[[f"beta at {rate:g}" for rate in RATES].index(name)]
     value: float | None = getattr(group, name)
@@ -135,27 +136,27 @@ def _short(value: float | None) -> str:
     return "" if value is None else f"{value:.6g}"
 
 
-# -------------------------------------------------------------------------------------------------------------- in words
+# ----------------------------------------------------------------------------------------- in words
 
 
 def slight(values: Sequence[float | None]) -> bool:
-    """Whether values are missing or all as good as 0, so that they neither rise nor fall."""
+    """Whether values are missing or all 0 up to rounding, so that they have no trend."""
     return any(value is None or not math.isfinite(value) for value in values) or all(
         abs(value or 0) < SLIGHT for value in values
     )
 
 
 def turns(values: Sequence[float | None], way: int = 1) -> bool | None:
-    """Whether values rise first and fall then (way = 1), or fall first and rise then (way = −1), from end to end.
+    """Whether values first rise, then fall (way = 1), or first fall, then rise (way = −1).
 
     Args:
-        values: in order.
+        values: values in order.
         way: 1 or −1.
 
     Returns:
-        True if the values tend one way up to the extreme one, which is neither first nor last, and the other way from it, each
-        by a tenth of the largest size at least; None
-        if that cannot be told: a value is missing, there are fewer than three, or all are 0 but for rounding.
+        True if the extreme value is neither the first nor the last, and values tend to it before
+        and away from it after, each by at least a tenth of the largest absolute value. None if
+        fewer than three values are given, one is missing, or all are 0 up to rounding.
     """
     if len(values) < 3 or slight(values):
         return None
@@ -168,7 +169,7 @@ def turns(values: Sequence[float | None], way: int = 1) -> bool | None:
 
 
 def tendency(values: Sequence[float | None]) -> float | None:
-    """Return Kendall's τ of values with their order: the share of pairs that rise minus that of pairs that fall.
+    """Return Kendall's τ of values and their order: share of rising minus share of falling pairs.
 
     Example:
         >>> tendency([3.0, 2.0, 1.0, 1.0])
@@ -182,18 +183,18 @@ def tendency(values: Sequence[float | None]) -> float | None:
 
 
 def tends(values: Sequence[float | None], way: int, least: float = 0.5) -> bool | None:
-    """Whether values tend to rise (way = 1) or to fall (way = −1): τ above 0.5, which one of four that differs cannot make."""
+    """Whether values tend to rise (way = 1) or to fall (way = −1): |τ| > 0.5 in that direction."""
     tau = tendency(values)
     return None if tau is None or slight(values) else way * tau > least
 
 
 def judged(holds: bool | None, full: bool) -> Literal["seen", "not seen", "needs --full"]:
-    """Return a verdict; what the full setting cannot tell is not seen."""
+    """Return a verdict; an undecided finding of the full setting counts as not seen."""
     return seen(False if holds is None and full else holds)
 
 
 def listed(keys: Sequence[Any], values: Sequence[float | None]) -> str:
-    """Return values with their keys, to be read."""
+    """Return values with their keys as text."""
     return ", ".join(
         f"{key}: {'none' if value is None else f'{value:.3g}'}"
         for key, value in zip(keys, values, strict=True)
@@ -201,7 +202,7 @@ def listed(keys: Sequence[Any], values: Sequence[float | None]) -> str:
 
 
 def course(keys: Sequence[Any], values: Sequence[float | None]) -> str:
-    """Say how values go, in plain words."""
+    """Return the trend of values in words."""
     if None in values:
         return "is not known everywhere"
     known = [value for value in values if value is not None]
@@ -224,7 +225,7 @@ def course(keys: Sequence[Any], values: Sequence[float | None]) -> str:
 
 
 def turning(found: Sweep, name: str, way: int, what: str, full: bool) -> Finding:
-    """Hold a number against 'rises first, falls then', or the opposite."""
+    """Compare a number with "first rises, then falls", or the opposite."""
     first, then = ("rises", "falls") if way > 0 else ("falls", "rises")
     values = found.values(name)
     return Finding(
@@ -234,7 +235,7 @@ def turning(found: Sweep, name: str, way: int, what: str, full: bool) -> Finding
     )
 
 
-# -------------------------------------------------------------------------------------------------------------- as a picture
+# ------------------------------------------------------------------------------------- as a picture
 
 
 def draw(
@@ -244,14 +245,15 @@ def draw(
     panels: Mapping[str, Mapping[str, tuple[Sweep, str]]],
     unit: str = "",
 ) -> None:
-    """Draw numbers of sweeps over their keys: lines over all seeds, faint dots for each seed alone.
+    """Draw numbers of sweeps over their keys: lines over all seeds, faint dots for single seeds.
 
     Args:
-        path: of the picture.
-        title: what is to be seen.
+        path: path of the picture.
+        title: title of the picture.
         xlabel: name of the hyper-parameter.
-        panels: by what is on their vertical axis: curves by their name, each a sweep and the name of a number in `NAMES`.
-        unit: what lines and dots are, written below the title.
+        panels: curves by panel; the key is the label of the vertical axis. A curve has a name, a
+            sweep and the name of a number in `NAMES`.
+        unit: explanation of lines and dots, written below the title.
     """
     figure = Figure(figsize=(12, 5), layout="constrained")
     figure.suptitle(title, fontsize=13)
@@ -301,7 +303,7 @@ def _drawn(values: Sequence[float | None]) -> list[float]:
 
 
 def _scale(axes: Axes, keys: Sequence[Any], values: Sequence[float | None]) -> None:
-    """Choose axes on which small and large values show."""
+    """Choose axes on which both small and large values are visible."""
     axes.set_xscale("log", base=2)
     axes.set_xticks(keys, [f"{key:g}" for key in keys])
     axes.spines[["top", "right"]].set_visible(False)

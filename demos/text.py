@@ -1,7 +1,8 @@
-"""Text without a download: what Python itself brings, or PTB and WikiText-2 from a folder with their files.
+"""Text without a download: texts that ship with Python, or PTB and WikiText-2 from a folder.
 
-Python has half a megabyte of English, the help texts of the language (`pydoc_data.topics`), and more than ten megabytes of
-code, its standard library. Both differ a little between versions of Python, and so do numbers that are measured on them.
+Python has half a megabyte of English, the help texts of the language (`pydoc_data.topics`), and
+more than ten megabytes of code, its standard library. Both differ a little between versions of
+Python, and so do numbers measured on them.
 """
 
 from __future__ import annotations
@@ -26,47 +27,48 @@ FILES = {
     "ptb": ("ptb.train.txt", "ptb.valid.txt"),
     "wikitext-2": ("wiki.train.tokens", "wiki.valid.tokens"),
 }
-"""Names of the training and of the validation file, as they are distributed"""
+"""Distributed names of the training file and of the validation file"""
 BYTES = 256
 
 
 @dataclass(frozen=True, slots=True)
 class Corpus:
-    """A text for training and another for validation."""
+    """A training text and a validation text."""
 
     train: str
     validation: str
 
 
 def for_validation(name: str) -> bool:
-    """Return whether a file or chapter is for validation: a tenth of all, the same on every machine."""
+    """Return whether a file or chapter is for validation: the same tenth on every machine."""
     return zlib.crc32(name.encode()) % 10 == 0
 
 
 def python_docs() -> Corpus:
-    """Return the help texts of Python's own documentation, split by topic.
+    """Return the help texts of Python's documentation, split by topic.
 
     Raises:
-        FileNotFoundError: if this Python comes without them.
+        FileNotFoundError: if this Python has no help texts.
     """
     try:
         from pydoc_data.topics import topics
     except ModuleNotFoundError as error:
         raise FileNotFoundError(
-            "found no module pydoc_data, which ships with Python; supported is a whole standard library: install it (Debian "
-            "splits it into packages), or name a folder with PTB or WikiText-2 by --root"
+            "found no module pydoc_data, which ships with Python; supported is a whole standard "
+            "library: install it (Debian splits it into packages), or name a folder with PTB or "
+            "WikiText-2 by --root"
         ) from error
     return _split({name: topics[name] for name in sorted(topics)})
 
 
 def source_files(folder: Path | None = None) -> dict[str, str]:
-    """Return the files of the standard library by name, without its tests and without what was installed.
+    """Return the files of the standard library by name, without tests and installed packages.
 
     Args:
-        folder: another one with Python files.
+        folder: another folder with Python files.
 
     Raises:
-        FileNotFoundError: if there are none.
+        FileNotFoundError: if there are no files.
     """
     folder = folder or Path(sysconfig.get_path("stdlib"))
     left_out = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
@@ -78,13 +80,14 @@ def source_files(folder: Path | None = None) -> dict[str, str]:
     }
     if not texts:
         raise FileNotFoundError(
-            f"found no *.py in {folder}; supported is a folder with Python's own sources: install them, or take python-docs"
+            f"found no *.py in {folder}; supported is a folder with Python's own sources: install "
+            "them, or take python-docs"
         )
     return texts
 
 
 def python_sources(folder: Path | None = None) -> Corpus:
-    """Return the sources of the standard library, split by file; the arguments are those of `source_files`."""
+    """Return the sources of the standard library, split by file; arguments as `source_files`."""
     return _split(source_files(folder))
 
 
@@ -98,18 +101,19 @@ def _split(texts: dict[str, str]) -> Corpus:
 
 
 def from_files(name: Literal["ptb", "wikitext-2"], root: Path) -> Corpus:
-    """Return PTB or WikiText-2, whose lines are words with blanks between them.
+    """Return PTB or WikiText-2, whose lines are words separated by blanks.
 
     Raises:
-        FileNotFoundError: if a file is not there.
+        FileNotFoundError: if a file is missing.
     """
     texts = []
     for file in FILES[name]:
         path = root / file
         if not path.is_file():
             raise FileNotFoundError(
-                f"found no {file} in {root}; supported is a folder with {' and '.join(FILES[name])}: name it by --root, or "
-                "leave that out to train on texts that ship with Python"
+                f"found no {file} in {root}; supported is a folder with "
+                f"{' and '.join(FILES[name])}: name it by --root, or leave that out to train on "
+                "texts that ship with Python"
             )
         texts.append(path.read_text(encoding="utf-8"))
     return Corpus(*texts)
@@ -119,8 +123,8 @@ def read(name: Name, root: Path | None = None) -> Corpus:
     """Return a corpus by name.
 
     Raises:
-        ValueError: if the name is another one, or needs a folder.
-        FileNotFoundError: if its files are not there.
+        ValueError: if the name is unknown, or if it needs a folder.
+        FileNotFoundError: if a file is missing.
     """
     if name == "python-docs":
         return python_docs()
@@ -132,26 +136,27 @@ def read(name: Name, root: Path | None = None) -> Corpus:
         )
     if root is None:
         raise ValueError(
-            f"found data {name!r} without a folder; give root=, the folder with {' and '.join(FILES[name])}"
+            f"found data {name!r} without a folder; give root=, the folder with "
+            f"{' and '.join(FILES[name])}"
         )
     return from_files(name, root)
 
 
 def words(text: str, name: Name) -> list[str]:
-    """Return the words of a text; those of PTB and WikiText-2 are divided already, and a line ends with `<eos>`."""
+    """Return the words of a text; PTB and WikiText-2 are split already and get `<eos>` per line."""
     if name in FILES:
         return [word for line in text.splitlines() if line.strip() for word in (*line.split(), END)]
-    return [
-        found.group() for found in re.finditer(r"[a-z]+|\d|([^\sa-z\d])\1*", text.lower())
-    ]  # a ruled line is one word
+    # A line of equal signs is one word.
+    return [found.group() for found in re.finditer(r"[a-z]+|\d|([^\sa-z\d])\1*", text.lower())]
 
 
 class Vocabulary:
-    """The most frequent words of a text; all others are `<unk>`, whose number is 0.
+    """The most frequent words of a text; all others are `<unk>`, number 0.
 
     Args:
         text: words.
-        size: largest number of words, `<unk>` among them; None for all. Of equally frequent ones the first by name stays.
+        size: largest number of words, including `<unk>`; None for all. Equally frequent words are
+            sorted by name.
 
     Raises:
         ValueError: if the size leaves no word but `<unk>`.
@@ -176,7 +181,7 @@ class Vocabulary:
         return torch.tensor([self._numbers.get(word, 0) for word in text])
 
     def decode(self, numbers: Tensor) -> list[str]:
-        """Return words by their numbers."""
+        """Return the words of numbers."""
         return [self.words[number] for number in numbers.tolist()]
 
 
@@ -186,35 +191,39 @@ def as_bytes(text: str) -> Tensor:
 
 
 def segments(tokens: Tensor, length: int) -> Tensor:
-    """Cut a text into contiguous segments, each with the token that follows it.
+    """Cut a text into contiguous segments, each with the token after it.
 
     Args:
         tokens: a text, shape ``(n,)``.
-        length: tokens that are predicted in each segment.
+        length: predicted tokens per segment.
 
     Returns:
-        Shape ``(m, length + 1)``; a row's last token is the first of the next row. What is left over is dropped.
+        Shape ``(m, length + 1)``; the last token of a row is the first of the next. An incomplete
+        segment at the end is dropped.
 
     Raises:
         ValueError: if the text is shorter than a segment.
     """
     if len(tokens) < length + 1:
         raise ValueError(
-            f"found {len(tokens)} tokens; a segment needs {length + 1}: take more text or a smaller length"
+            f"found {len(tokens)} tokens; a segment needs {length + 1}: take more text or a "
+            "smaller length"
         )
     return tokens.unfold(0, length + 1, length)
 
 
 class Text(pl.LightningDataModule):
-    """Mini-batches of contiguous segments, shape (batch, length + 1): inputs without the last token, targets without the first.
+    """Mini-batches of contiguous segments, shape (batch, length + 1).
+
+    Inputs are all tokens but the last, targets all but the first.
 
     Args:
-        data: Which text.
+        data: Name of the text.
         root: Folder with the files of PTB or WikiText-2.
-        unit: What a token is.
+        unit: Kind of token.
         size: Largest vocabulary of words; None for all words of the training text.
-        length: Tokens that are predicted in each segment.
-        batch_size: Segments in a mini-batch.
+        length: Predicted tokens per segment.
+        batch_size: Segments per mini-batch.
         limit: Number of training tokens, the first ones; None for all.
     """
 
@@ -242,7 +251,10 @@ class Text(pl.LightningDataModule):
         self.train, self.validation = texts[0][:limit], texts[1]
 
     def train_dataloader(self) -> DataLoader:
-        """Return shuffled mini-batches of one size: a last one of few segments would throw the last iterate off."""
+        """Return shuffled mini-batches of one size.
+
+        A smaller last mini-batch would make the last iterate noisy.
+        """
         return DataLoader(
             TensorDataset(segments(self.train, self.length)),
             self.batch_size,
@@ -251,7 +263,7 @@ class Text(pl.LightningDataModule):
         )
 
     def val_dataloader(self) -> DataLoader:
-        """Return the other text in order."""
+        """Return the validation text in order."""
         return DataLoader(
             TensorDataset(segments(self.validation, self.length)), 4 * self.batch_size
         )

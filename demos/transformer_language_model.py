@@ -1,13 +1,17 @@
-"""A decoder of Pythia's shape under AdamW: pairs of the α-β-condition where training does not interpolate.
+"""A decoder of Pythia's shape under AdamW: the α-β-condition without interpolation.
 
-python demos/transformer_language_model.py                  bytes of Python's own sources, a tiny decoder, about a minute
-python demos/transformer_language_model.py --larger         twice as wide and deep, 2,000 steps, 3 seeds: about half an hour
-python demos/transformer_language_model.py --full           the shapes of Pythia 70M and 160M, 3 seeds; wants a GPU
-python demos/transformer_language_model.py --full --data wikitext-2 --root DIR     DIR holds wiki.train.tokens, …
+python demos/transformer_language_model.py            bytes of Python's own sources, a tiny decoder,
+                                                      about a minute
+python demos/transformer_language_model.py --larger   twice as wide and deep, 2,000 steps, 3 seeds:
+                                                      about half an hour
+python demos/transformer_language_model.py --full     the shapes of Pythia 70M and 160M, 3 seeds;
+                                                      needs a GPU
+python demos/transformer_language_model.py --full --data wikitext-2 --root DIR
+                                                      DIR has wiki.train.tokens, …
 
-Islamov et al. 2024, figures 7 and 19. The same decoder makes the same number of steps twice: once through text that it does not
-see again, and many times through a little of it, which it comes nearer to fit. The paper relates larger constants to less
-interpolation; here nothing else differs.
+Islamov et al. 2024, figures 7 and 19. The same decoder is trained twice for the same number of
+steps: once on text that it sees only once, and once on a small part of it many times, which it fits
+better. The paper relates larger constants to less interpolation; here nothing else differs.
 """
 
 from __future__ import annotations
@@ -42,17 +46,17 @@ SHAPES: dict[str, dict[str, Any]] = {
     "70m": {"width": 512, "depth": 6, "heads": 8, "lr": 1e-3},
     "160m": {"width": 768, "depth": 12, "heads": 12, "lr": 6e-4},
 }
-"""Width, depth, heads and step size; but for the first two those of Pythia (Biderman et al. 2023, table 1)"""
+"""Width, depth, heads and step size; all but the first two are Pythia's (Biderman et al. 2023)"""
 ROTATED = 0.25
-"""The share of each head's values that rotary embeddings turn"""
+"""Share of each head's values that rotary embeddings rotate"""
 
 
 def rotary(values: Tensor, base: float = 10_000.0) -> Tensor:
-    """Turn pairs of the first quarter of each head's values by an angle that grows with the position (Su et al. 2021).
+    """Apply rotary embeddings to the first quarter of each head's values (Su et al. 2021).
 
     Args:
         values: queries or keys, shape (batch, heads, length, size).
-        base: of the frequencies.
+        base: base of the frequencies.
     """
     size = int(ROTATED * values.shape[-1])
     frequencies = base ** (
@@ -65,7 +69,7 @@ def rotary(values: Tensor, base: float = 10_000.0) -> Tensor:
 
 
 class Block(nn.Module):
-    """x + attention(LayerNorm(x)) + MLP(LayerNorm(x)): both read the same x, as in GPT-NeoX (Black et al. 2022)."""
+    """x + attention(LayerNorm(x)) + MLP(LayerNorm(x)), as in GPT-NeoX (Black et al. 2022)."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -77,7 +81,7 @@ class Block(nn.Module):
         )
 
     def attention(self, x: Tensor) -> Tensor:
-        """Return what each position gathers from those before it."""
+        """Return the output of causal self-attention."""
         batch, length, width = x.shape
         of_heads = self.query_key_value(x).view(batch, length, self.heads, -1).transpose(1, 2)
         query, key, value = of_heads.chunk(3, -1)
@@ -89,7 +93,7 @@ class Block(nn.Module):
 
 
 class Decoder(nn.Module):
-    """A decoder of GPT-NeoX's architecture, without dropout, with separate input and output vectors of words."""
+    """A decoder of GPT-NeoX's architecture without dropout, with untied embeddings."""
 
     def __init__(self, vocabulary: int, width: int, depth: int, heads: int) -> None:
         super().__init__()
@@ -97,9 +101,8 @@ class Decoder(nn.Module):
         self.blocks = nn.Sequential(*(Block(width, heads) for _ in range(depth)))
         self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, vocabulary, bias=False)
         for name, parameter in self.named_parameters():
-            if (
-                parameter.ndim == 2
-            ):  # GPT-NeoX: smaller where a residual branch ends, so that depth does not add up
+            # GPT-NeoX: smaller weights at the end of residual branches, which otherwise add up.
+            if parameter.ndim == 2:
                 ends = name.endswith(("out.weight", "mlp.2.weight"))
                 nn.init.normal_(
                     parameter,
@@ -113,7 +116,7 @@ class Decoder(nn.Module):
 
 
 def warm_up_and_cosine(step: int, steps: int, warm_up: float = 0.1, last: float = 0.1) -> float:
-    """Return the factor of the step size: linear from 0 to 1, then along a cosine to a tenth."""
+    """Return the factor of the step size: linear from 0 to 1, then a cosine down to 0.1."""
     start = max(1, round(warm_up * steps))
     if step < start:
         return (step + 1) / start
@@ -126,13 +129,13 @@ def warm_up_and_cosine(step: int, steps: int, warm_up: float = 0.1, last: float 
 
 
 class TransformerLanguageModel(pl.LightningModule):
-    """Pythia's decoder and optimiser: AdamW with linear warm-up and a cosine.
+    """Pythia's decoder and optimizer: AdamW with linear warm-up and a cosine.
 
     Args:
         vocabulary: Number of tokens.
         shape: Name of a size.
-        text: Name of the way through the text, for comparisons.
-        weight_decay: Of AdamW, on matrices.
+        text: Name of the training text, one pass or repeated, for comparisons.
+        weight_decay: Weight decay of matrices.
     """
 
     def __init__(
@@ -180,13 +183,16 @@ class TransformerLanguageModel(pl.LightningModule):
 
 
 def findings_of(rows: Mapping[str, dict[str, Any]], shapes: Sequence[str]) -> list[Finding]:
-    """Hold the runs against the paper."""
+    """Compare the runs with the paper."""
     found = []
     for name, row in rows.items():
-        holds = row["informative_share"] >= 1 / 3  # a decade of the three
+        holds = row["informative_share"] >= 1 / 3  # one of the three decades
         betas = f"β_min(0.1) = {row['beta_min_0.1']:.3g}, β_min(1) = {row['beta_min_1']:.3g}"
         numbers = f"holds so for δ from {row['informative_rates']} (looked at: 0.01 to 10); {betas}"
-        text = f"{name}: a wide range of pairs holds and says something (its neighbourhood is below the drop, a decade of δ)"
+        text = (
+            f"{name}: a wide range of pairs holds and says something (its neighbourhood is below "
+            "the drop, a decade of δ)"
+        )
         found.append(Finding(text, seen(holds), numbers))
     for shape in shapes:
         one, again = rows[f"{shape}, one pass"], rows[f"{shape}, repeated"]
@@ -206,7 +212,8 @@ def findings_of(rows: Mapping[str, dict[str, Any]], shapes: Sequence[str]) -> li
         for rate, name in (("0.1", "beta_min_0.1"), ("1", "beta_min_1")):
             found.append(
                 Finding(
-                    f"{shape}: less interpolation comes with larger constants (β_min at δ = {rate})",
+                    f"{shape}: less interpolation comes with larger constants (β_min at "
+                    f"δ = {rate})",
                     seen(one[name] > again[name]),
                     f"one pass {one[name]:.3g}, repeated {again[name]:.3g}",
                 )
@@ -251,7 +258,8 @@ def run(chosen: Options, setting: dict[str, Any]) -> list[Finding]:
         text = Text(data, chosen.root, **setting["text"], limit=limit)
         if len(text.train) < limit:
             raise SystemExit(
-                f"found {len(text.train)} tokens in {data}; one pass needs {limit}: take another --data"
+                f"found {len(text.train)} tokens in {data}; one pass needs {limit}: take another "
+                "--data"
             )
         for shape in setting["shapes"]:
             runs[f"{shape}, {way}"] = [

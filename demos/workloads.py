@@ -1,13 +1,14 @@
-"""Small stand-ins for four workloads of AlgoPerf under NAdamW, and a network that interpolates: pairs of the α-β-condition.
+"""The α-β-condition of small stand-ins for four workloads of AlgoPerf, and of an interpolating MLP.
 
 python demos/workloads.py            all stand-ins and the control, 2 seeds, about a minute
 python demos/workloads.py --larger   wider, longer, 3 seeds, a quarter of an hour
-python demos/workloads.py --full     wider again, 5 seeds: sizes of our own, no reproduction; wants a GPU
+python demos/workloads.py --full     wider again, 5 seeds, no reproduction of a setting; needs a GPU
 
-Islamov et al. 2024, figures 7 and 18. NO WORKLOAD HERE IS ALGOPERF'S: each is a small network of the same kind (DLRM, U-Net,
-graph network, encoder-decoder transformer) on real data that ships with Python or scikit-learn, see demos/stand_in_data.py. The
-control is an MLP on scikit-learn's digits, trained in the same way to a loss near zero. The paper relates larger constants to
-less interpolation.
+Islamov et al. 2024, figures 7 and 18. NO WORKLOAD HERE IS ALGOPERF'S. Each is a small network of
+the same kind (DLRM, U-Net, graph network, encoder-decoder transformer) on real data that ships with
+Python or scikit-learn, see demos/stand_in_data.py. NAdamW trains them all. The control is an MLP on
+scikit-learn's digits that reaches a loss near zero. The paper relates larger constants to less
+interpolation.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ def data_of(workload: str, most: int | None = None) -> TensorDataset:
     """Return the data of a workload.
 
     Args:
-        workload: by its name.
+        workload: name of the workload.
         most: number of rows, the first ones; None for all.
     """
     make: Callable[[], TensorDataset] = {
@@ -67,9 +68,9 @@ def network_of(workload: str, data: TensorDataset, sizes: Mapping[str, int]) -> 
     """Return an untrained network for a workload's data.
 
     Args:
-        workload: by its name.
-        data: of that workload.
-        sizes: of the network, arguments of its class.
+        workload: name of the workload.
+        data: data of the workload.
+        sizes: arguments of the network's class.
     """
     first, last = data.tensors[0], data.tensors[-1]
     if workload == "DLRM stand-in":
@@ -84,14 +85,14 @@ def network_of(workload: str, data: TensorDataset, sizes: Mapping[str, int]) -> 
 
 
 class Workload(pl.LightningModule):
-    """A network under NAdamW: Nesterov's Adam, decoupled weight decay, linear warm-up and a cosine to zero, step by step.
+    """A network under NAdamW: NAdam, decoupled weight decay, linear warm-up, a cosine to zero.
 
     Args:
-        network: With a method `loss` of a mini-batch.
-        workload: Its name, for comparisons.
+        network: Network with a method `loss` of a mini-batch.
+        workload: Name of the workload, for comparisons.
         lr: Largest step size.
-        weight_decay: On all parameters.
-        warm_up: Share of the steps.
+        weight_decay: Weight decay of all parameters.
+        warm_up: Share of the steps with warm-up.
     """
 
     def __init__(
@@ -123,16 +124,18 @@ class Workload(pl.LightningModule):
 
 
 def findings_of(rows: Mapping[str, dict[str, Any]]) -> list[Finding]:
-    """Hold every workload against the paper, and against the control."""
+    """Compare every workload with the paper and with the control."""
     control, found = rows[CONTROL], []
     for name, row in rows.items():
         if name == CONTROL:
             continue
         found.append(
             Finding(
-                f"{name}: a wide range of pairs holds and says something (its neighbourhood is below the drop, a decade of δ)",
-                seen(row["informative_share"] >= 1 / 3),  # a decade of the three
-                f"holds so for δ from {row['informative_rates']} (looked at: 0.01 to 10); {best_of(row)}",
+                f"{name}: a wide range of pairs holds and says something (its neighbourhood is "
+                "below the drop, a decade of δ)",
+                seen(row["informative_share"] >= 1 / 3),  # one of the three decades
+                f"holds so for δ from {row['informative_rates']} (looked at: 0.01 to 10); "
+                f"{best_of(row)}",
             )
         )
         left, fewer = (
@@ -143,7 +146,8 @@ def findings_of(rows: Mapping[str, dict[str, Any]]) -> list[Finding]:
             Finding(
                 f"{name}: interpolates less than the control (a larger σ², as a share of the drop)",
                 seen(left > fewer),
-                f"σ² {row['interpolation_error']:.3g} of a drop of {row['drop']:.3g}, {left:.3g}; control {fewer:.3g}",
+                f"σ² {row['interpolation_error']:.3g} of a drop of {row['drop']:.3g}, {left:.3g}; "
+                f"control {fewer:.3g}",
             )
         )
         for rate, key in ((0.1, "beta_min_0.1"), (1.0, "beta_min_1")):
@@ -167,7 +171,7 @@ def findings_of(rows: Mapping[str, dict[str, Any]]) -> list[Finding]:
 
 
 def constant_of(row: Mapping[str, Any], key: str, rate: float) -> str:
-    """Return the smallest β at a rate, and its neighbourhood as a share of the drop, to be read."""
+    """Return the smallest β at a rate, and its neighbourhood as a share of the drop, as text."""
     if row[key] is None:
         return "none"
     share = row[key] / rate * row["interpolation_error"] / row["drop"]
@@ -180,7 +184,7 @@ def ratio_of(row: Mapping[str, Any]) -> float:
 
 
 def best_of(row: Mapping[str, Any]) -> str:
-    """Return the pair with the smallest β/δ, to be read."""
+    """Return the pair with the smallest β/δ as text."""
     if row["beta"] is None:
         return "no finite pair has the smallest β/δ"
     return f"smallest β/δ = {ratio_of(row):.3g}, at α = {row['alpha']:.3g}, β = {row['beta']:.3g}"
@@ -188,7 +192,7 @@ def best_of(row: Mapping[str, Any]) -> str:
 
 SMALL: dict[str, Any] = {
     "steps": 400,
-    "workloads": {  # of the step sizes 0.001, 0.003 and 0.01 each has that with which seed 0 ended at the smallest loss
+    "workloads": {  # each has the best of the step sizes 0.001, 0.003 and 0.01 for seed 0
         "DLRM stand-in": {"lr": 1e-2, "batch_size": 128, "sizes": {"width": 16, "hidden": 64}},
         "U-Net stand-in": {"lr": 1e-2, "batch_size": 32, "sizes": {"channels": 8}},
         "GNN stand-in": {"lr": 3e-3, "batch_size": 32, "sizes": {"width": 32, "rounds": 3}},

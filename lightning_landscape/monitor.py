@@ -15,7 +15,6 @@ from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from torch.optim import Optimizer
 from typing_extensions import override
 
-from lightning_landscape.ending import Ending
 from lightning_landscape.evaluation.reference import (
     FINAL,
     Reference,
@@ -23,10 +22,13 @@ from lightning_landscape.evaluation.reference import (
     load_reference,
 )
 from lightning_landscape.extras.extra import Extra
+from lightning_landscape.fit import checkpoint
+from lightning_landscape.fit.ending import Ending, Outcome
+from lightning_landscape.fit.plan import declare_results, say_the_plan
+from lightning_landscape.fit.session import Session
 from lightning_landscape.probes import ProbeTable
 from lightning_landscape.recording.counter import StepCounter
 from lightning_landscape.reporting.folder import parent_folder
-from lightning_landscape.session import Outcome, Session, declare_results
 from lightning_landscape.settings import Report, Settings, Store
 from lightning_landscape.training import interrupts, refusals
 from lightning_landscape.training.failures import said, warn_once
@@ -222,7 +224,7 @@ class LandscapeMonitor(Callback):
         self._resumed = {}
         self._phase = Phase.WAITING
         self._next_step = max(self._session.kept.schedule.next_step, step)
-        self._session.say_the_plan()
+        say_the_plan(self._session)
 
     def _new_session(self, trainer: Trainer) -> Session:
         training = self._require_training()
@@ -241,7 +243,7 @@ class LandscapeMonitor(Callback):
         session = self._require_session()
         try:
             with session.training.processes.agreed():
-                session.resume(self._resumed)
+                checkpoint.resume(session, self._resumed)
         except Exception as error:
             session.discard()
             self._session = None
@@ -335,10 +337,10 @@ class LandscapeMonitor(Callback):
         if self._session is None:
             return
         if self._count.moved:
-            self._alone(self._session.note_epoch_end)
+            self._alone(self._session.last.note_epoch_end)
             self._count.moved = False
         if self._phase in (Phase.WAITING, Phase.RECORDING):
-            self._together(self._session.evaluate_at_present)
+            self._together(self._session.compare_with_present)
 
     def _watch(self) -> None:
         session = self._require_session()
@@ -364,7 +366,7 @@ class LandscapeMonitor(Callback):
             # SWA makes such a step after its pass for BatchNorm, on averages and with the
             # gradients of the step before
             recorder.forget_batches()
-        session.read_gradient()
+        session.read_gradient(may_refuse=self._count.may_refuse)
 
     def _finish_probe(self) -> None:
         session = self._require_session()
@@ -388,7 +390,7 @@ class LandscapeMonitor(Callback):
             return
         self._stopped_by = "should_stop" if trainer.should_stop else "end of training"
         self._alone(self._session.abandon)
-        self._alone(self._session.note_end, self._count.moved)
+        self._alone(self._session.last.note_end, self._count.moved)
         self._leave(Phase.ENDED)
 
     @override
@@ -465,7 +467,7 @@ class LandscapeMonitor(Callback):
 
     def _state_of(self, session: Session) -> dict[str, Any]:
         try:
-            return session.state(self._count.step)
+            return checkpoint.state_of(session, self._count.step)
         except Exception as error:  # a checkpoint is worth more than the table
             warn_once(
                 error,

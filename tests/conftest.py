@@ -1,4 +1,4 @@
-"""One thread a test process: several processes share few cores, and small tensors gain nothing from more."""
+"""Fixtures of all tests, and one thread per process: test processes share the cores."""
 
 import logging
 import os
@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-# machines are noisy, and an example may take long for no fault of its own; filtered examples are counted as not tried
+# No deadline: on a busy machine any example can take long. Filtered examples do not count as tried.
 settings.register_profile(
     "noisy",
     deadline=None,
@@ -18,22 +18,21 @@ settings.load_profile("noisy")
 torch.set_num_threads(1)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MPLBACKEND", "agg")
-if (
-    signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-):  # inherited by what a shell starts in the background
+# A shell makes its background processes ignore SIGINT, which the interrupt tests need.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
 def _quiet_and_elsewhere(tmp_path, monkeypatch):
-    """Keep default_root_dir and Lightning's advice out of the way."""
+    """Run in an empty folder and hide Lightning's advice."""
     monkeypatch.chdir(tmp_path)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
 
 
 @pytest.fixture(autouse=True)
 def _without_pictures(request, monkeypatch):
-    """Draw no pictures at the end of the hundreds of runs here, but where a test is marked ``pictures``."""
+    """Draw no pictures at the end of a run, except in tests marked ``pictures``."""
     if request.node.get_closest_marker("pictures") is None:
         monkeypatch.setattr("lightning_landscape.reporting.pictures.draw", lambda *args: {})
 
@@ -48,7 +47,7 @@ def grid(tmp_path_factory):
 
 @pytest.fixture
 def lightning_says(caplog):
-    """Return a function that gives everything said at INFO or above, with Lightning's logger audible."""
+    """Return a function that returns the log at INFO or above, including Lightning's logger."""
     logger = logging.getLogger("lightning.pytorch")
     logger.setLevel(logging.INFO)
     logger.addHandler(caplog.handler)

@@ -49,6 +49,7 @@ class WorstCase(Metric, ABC):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        # Worst case and quantiles need all probes, so the state grows with them.
         for column in self.columns:
             self.add_state(column, default=[], dist_reduce_fx="cat")
 

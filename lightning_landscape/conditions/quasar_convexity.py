@@ -56,4 +56,5 @@ class QuasarConvexity(WorstCase):
     def ratio(self, **columns: Tensor) -> Tensor:
         """Return the largest θ of each probe; ``nan`` where the inequality bounds θ from below."""
         ratio = F.quasar_convexity_ratio(**columns)
+        # These probes bound θ from below. They enter `lower`, not the largest θ.
         return ratio.masked_fill(columns["loss"] < columns["reference_loss"], torch.nan)

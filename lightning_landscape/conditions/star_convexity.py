@@ -48,6 +48,7 @@ class StarConvexity(WorstCase):
     def over(self, **columns: Tensor) -> dict[str, Any]:
         """Return the same dict as `compute`, over the given probes only."""
         result = super().over(**columns)
+        # The smallest ratio is at the first violation only if there is one.
         holds_everywhere = not bool(result["violated"].any())
         return {
             **result,

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lightning_landscape.evaluation.evaluator import Evaluator
 from lightning_landscape.evaluation.fidelity import FidelityCheck
+from lightning_landscape.evaluation.probed_step import ProbedStep
 from lightning_landscape.extras.extra import Extra
 from lightning_landscape.probes import Probe, ProbeTable
 from lightning_landscape.recording.kept import KeptProbes
@@ -151,8 +152,7 @@ class Evaluation:
         try:
             with self._processes.agreed():
                 probe = self._kept.table.at_step(step)
-                rows = list(extra.at(record, probe, self._evaluator, reference))
-                extra.add(step, rows)
+                extra.add(step, extra.at(ProbedStep(record, probe, reference, self._evaluator)))
         except NotMeasurable:
             return
         except Exception as error:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,9 +16,6 @@ from lightning_landscape.reporting.conditions import metrics
 from lightning_landscape.reporting.findings import Findings
 from lightning_landscape.reporting.numbers import number, shown
 
-if TYPE_CHECKING:
-    from lightning_landscape.extras.per_sample import PerSampleRow
-
 COLUMNS = ("loss", "reference_loss", "inner_product", "loss_infimum")
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 """Shares of the samples at which quantiles of their margins are given"""
@@ -25,6 +23,22 @@ RATES = (0.1, 1.0)
 """δ at which the smallest β over all samples is given"""
 SAME = 1e-2
 """A larger relative error of the mean inner product comes from other derivatives than gradients"""
+
+
+@dataclass(frozen=True, slots=True)
+class PerSampleRow:
+    """One sample of the mini-batches of one probe, of ``per_sample.csv``."""
+
+    step: int
+    logged_step: int
+    sample: int
+    """j, counted through processes, and in each through micro-batches"""
+    loss: float
+    """f_j(x_k)"""
+    reference_loss: float
+    """f_j(x_p)"""
+    inner_product: float
+    """<∇f_j(x_k), x_k − x_p>"""
 
 
 def per_sample_entry(

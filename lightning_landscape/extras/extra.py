@@ -8,15 +8,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import astuple
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from lightning_landscape.probes import Probe
 from lightning_landscape.reporting.findings import Findings
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-    from torch import Tensor
     from typing_extensions import Self
 
     from lightning_landscape.evaluation.evaluator import Evaluator
+    from lightning_landscape.evaluation.probed_step import ProbedStep
     from lightning_landscape.recording.record import Record
     from lightning_landscape.reporting.figures import Drawn
     from lightning_landscape.training.training import Training
@@ -46,10 +45,10 @@ class Extra(ABC):
         >>> class LargestEntry(Extra):
         ...     tables = {"largest_entry": Row}
         ...
-        ...     def at(self, record, probe, evaluator, reference):
-        ...         _, gradient = evaluator.gradient(record, reference)
+        ...     def at(self, step):
+        ...         _, gradient = step.gradient(step.reference)
         ...         entries = (float(part.abs().max()) for part in gradient.raw.values())
-        ...         return [Row(record.step, gradient.factor * max(entries))]
+        ...         return [Row(step.number, gradient.factor * max(entries))]
     """
 
     tables: ClassVar[Mapping[str, type]] = {}
@@ -96,23 +95,14 @@ class Extra(ABC):
         """
 
     @abstractmethod
-    def at(
-        self,
-        record: Record,
-        probe: Probe,
-        evaluator: Evaluator,
-        reference: Mapping[str, Tensor],
-    ) -> Iterable[Any]:
+    def at(self, step: ProbedStep) -> Iterable[Any]:
         """Return the rows of one recorded step, of any of the tables.
 
         All processes call it, in the same order: an evaluation waits for all of them. Only the rows
         of the first process are written.
 
         Args:
-            record: the step.
-            probe: its row in the table of probes, with the columns that depend on x_p.
-            evaluator: evaluates the record; nothing that it does outlasts the call.
-            reference: x_p by parameter name.
+            step: the step, its row and x_p; nothing that an evaluation does outlasts the call.
 
         Raises:
             NotMeasurable: if this record cannot be measured, and others may be.
@@ -187,11 +177,6 @@ class Extra(ABC):
         """Return the rows of a table, in the order of their steps."""
         kind = self.tables[table]
         return [row for step in sorted(self._rows) for row in self._rows[step] if type(row) is kind]
-
-    def all_rows(self) -> dict[str, list[Any]]:
-        """Return the rows of each table that has some."""
-        found = {name: self.rows(name) for name in self.tables}
-        return {name: rows for name, rows in found.items() if rows}
 
     def _table_of(self, row: Any) -> str:
         for name, kind in self.tables.items():

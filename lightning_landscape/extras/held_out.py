@@ -32,10 +32,8 @@ from lightning_landscape.training.training import Training
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-    from torch import Tensor
 
-    from lightning_landscape.evaluation.evaluator import Evaluator
-    from lightning_landscape.recording.record import Record
+    from lightning_landscape.evaluation.probed_step import ProbedStep
     from lightning_landscape.reporting.figures import Drawn
 
 _COLUMNS = ("loss", "reference_loss", "inner_product", "loss_infimum")
@@ -101,24 +99,15 @@ class HeldOut(Extra):
         self._batches = Batches(training.trainer, self.source)
 
     @override
-    def at(
-        self,
-        record: Record,
-        probe: Probe,
-        evaluator: Evaluator,
-        reference: Mapping[str, Tensor],
-    ) -> Iterable[Probe | FixedBatchRow]:
-        def evaluated(batch: Any) -> dict[str, float]:
-            return _evaluated(evaluator.with_batch(record, batch), evaluator, reference)
-
-        values = evaluated(self._batches.take())
-        rows: list[Probe | FixedBatchRow] = []
+    def at(self, step: ProbedStep) -> Iterable[Probe | FixedBatchRow]:
+        probe, rows = step.probe, list[Probe | FixedBatchRow]()
+        values = _evaluated(step.with_batch(self._batches.take()))
         if _finite(values):
             rows.append(replace(probe, **values, initial_loss=None))  # type: ignore[arg-type]
         for index, batch in enumerate(self._batches.first(self.fixed)):
-            values = evaluated(batch)
+            values = _evaluated(step.with_batch(batch))
             if _finite(values):
-                rows.append(FixedBatchRow(record.step, probe.logged_step, index, **values))
+                rows.append(FixedBatchRow(step.number, probe.logged_step, index, **values))
         return rows
 
     @override
@@ -163,21 +152,19 @@ class HeldOut(Extra):
         return {"held_out": picture(draw)(drawn)}
 
 
-def _evaluated(
-    record: Record, evaluator: Evaluator, reference: Mapping[str, Tensor]
-) -> dict[str, float]:
+def _evaluated(step: ProbedStep) -> dict[str, float]:
     """Return the columns of a batch, by name."""
-    loss, gradient = evaluator.gradient(record)
-    if evaluator.training.measures and record.gradient is not None:
-        # x_p is compared along the parameters that had a gradient at the step
-        raw = {name: g for name, g in gradient.raw.items() if name in record.gradient.raw}
+    loss, gradient = step.gradient()
+    if step.training.measures and step.record.gradient is not None:
+        # only along the parameters that had a gradient at the step
+        raw = {name: g for name, g in gradient.raw.items() if name in step.record.gradient.raw}
         gradient = replace(gradient, raw=raw)
-    product = evaluator.products_of(record, gradient, reference).inner_product
+    products = step.evaluator.products_of(step.record, gradient, step.reference)
     return {
         "loss": loss,
-        "reference_loss": evaluator.loss(record, reference),
-        "inner_product": product,
-        "grad_sq_norm": evaluator.sq_norm(gradient),
+        "reference_loss": step.loss(step.reference),
+        "inner_product": products.inner_product,
+        "grad_sq_norm": step.evaluator.sq_norm(gradient),
     }
 
 

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from typing_extensions import override
 
 from lightning_landscape.extras.extra import Extra
-from lightning_landscape.probes import Probe
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from lightning_landscape.evaluation.evaluator import Evaluator
-    from lightning_landscape.recording.record import Record
+    from lightning_landscape.evaluation.probed_step import ProbedStep
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,22 +41,17 @@ class Layers(Extra):
     tables = {"layers": LayerRow}
 
     @override
-    def at(
-        self,
-        record: Record,
-        probe: Probe,
-        evaluator: Evaluator,
-        reference: Mapping[str, Tensor],
-    ) -> Iterable[LayerRow]:
-        if not evaluator.training.measures or record.gradient is None:
+    def at(self, step: ProbedStep) -> Iterable[LayerRow]:
+        record, probe, evaluator = step.record, step.probe, step.evaluator
+        if not step.training.measures or record.gradient is None:
             return []
-        here, gradient = evaluator.for_names(record, reference), record.gradient
-        products, rows = evaluator.training.products, []
+        here, gradient = evaluator.for_names(record, step.reference), record.gradient
+        products, rows = step.training.products, []
         for layer, names in layers_of(here).items():
             raw = {name: gradient.raw[name] for name in names if name in gradient.raw}
             part = {name: here[name] for name in names}
             measure = products.inner_product_and_distance
-            product, distance = measure(part, reference, raw, gradient.factor)
+            product, distance = measure(part, step.reference, raw, gradient.factor)
             squares = products.sq_change(raw, gradient.factor, {}, 1.0)
             rows.append(LayerRow(probe.step, probe.logged_step, layer, product, squares, distance))
         return rows

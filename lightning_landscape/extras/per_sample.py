@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,7 +13,11 @@ from typing_extensions import override
 from lightning_landscape.evaluation.evaluator import with_batch
 from lightning_landscape.evaluation.sample_losses import tensors_in, with_first_half_replaced
 from lightning_landscape.evaluation.slopes import DIFFERENCES, Line, SampleSlopes
-from lightning_landscape.extras._sample_summary import per_sample_entry, per_sample_sentence
+from lightning_landscape.extras._sample_summary import (
+    PerSampleRow,
+    per_sample_entry,
+    per_sample_sentence,
+)
 from lightning_landscape.extras.extra import SAMPLES, Extra
 from lightning_landscape.extras.settings import refuse
 from lightning_landscape.probes import Probe
@@ -31,27 +34,12 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from lightning_landscape.evaluation.evaluator import Evaluator
+    from lightning_landscape.evaluation.probed_step import ProbedStep
     from lightning_landscape.recording.record import Record
     from lightning_landscape.reporting.figures import Drawn
 
 SAME_LOSS = 1e-5
 """Two losses with a larger relative difference are losses of different functions"""
-
-
-@dataclass(frozen=True, slots=True)
-class PerSampleRow:
-    """One sample of the mini-batches of one probe, of ``per_sample.csv``."""
-
-    step: int
-    logged_step: int
-    sample: int
-    """j, counted through processes, and in each through micro-batches"""
-    loss: float
-    """f_j(x_k)"""
-    reference_loss: float
-    """f_j(x_p)"""
-    inner_product: float
-    """<∇f_j(x_k), x_k − x_p>"""
 
 
 class PerSample(Extra):
@@ -150,30 +138,24 @@ class PerSample(Extra):
     # ------------------------------------------------------------------------------ one record
 
     @override
-    def at(
-        self,
-        record: Record,
-        probe: Probe,
-        evaluator: Evaluator,
-        reference: Mapping[str, Tensor],
-    ) -> Iterable[PerSampleRow]:
+    def at(self, step: ProbedStep) -> Iterable[PerSampleRow]:
         if self._slopes is None:
-            self._slopes = SampleSlopes(evaluator)
-        slopes, found, errors = self._slopes, [], []
-        line = slopes.line(record, reference)
+            self._slopes = SampleSlopes(step.evaluator)
+        record, slopes, found, errors = step.record, self._slopes, [], []
+        line = slopes.line(record, step.reference)
         for moment in record.moments:
             here = slopes.at(record, moment, line)
-            there = slopes.losses(record, moment, reference)
+            there = slopes.losses(record, moment, step.reference)
             if len(there) != len(here.losses):
                 raise NotMeasurable(f"{len(here.losses)} samples at x_k and {len(there)} at x_p")
             found.append(torch.stack([here.losses, there, here.products], dim=1))
             errors.append(here.error)
-        self._note(probe, found, torch.cat(errors), line, evaluator)
+        self._note(step.probe, found, torch.cat(errors), line, step.evaluator)
         none = torch.zeros(0, 3, dtype=torch.float64)
         mine = torch.cat(found) if self._has_own_batches else none
-        rows = torch.cat(evaluator.training.processes.of_each(mine)).tolist()
-        step, logged = record.step, probe.logged_step
-        return [PerSampleRow(step, logged, j, *values) for j, values in enumerate(rows)]
+        samples = torch.cat(step.training.processes.of_each(mine)).tolist()
+        logged = step.probe.logged_step
+        return [PerSampleRow(step.number, logged, j, *f) for j, f in enumerate(samples)]
 
     def _note(
         self,

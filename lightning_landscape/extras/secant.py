@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from typing_extensions import override
 
 from lightning_landscape.extras.extra import FOLLOWING, Extra
-from lightning_landscape.probes import Probe, ProbeTable
+from lightning_landscape.probes import ProbeTable
 from lightning_landscape.reporting.findings import Findings
 from lightning_landscape.training.failures import NotMeasurable
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from lightning_landscape.evaluation.evaluator import Evaluator
-    from lightning_landscape.recording.record import Record
+    from lightning_landscape.evaluation.probed_step import ProbedStep
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,24 +40,18 @@ class Secant(Extra):
     needs = frozenset({FOLLOWING})
 
     @override
-    def at(
-        self,
-        record: Record,
-        probe: Probe,
-        evaluator: Evaluator,
-        reference: Mapping[str, Tensor],
-    ) -> Iterable[SecantRow]:
-        following = evaluator.everywhere(record.following)
+    def at(self, step: ProbedStep) -> Iterable[SecantRow]:
+        record, training = step.record, step.training
+        following = step.evaluator.everywhere(record.following)
         if following is None:
-            raise NotMeasurable(f"x_(k+1) of step {record.step} is not recorded")
-        _, after = evaluator.gradient(record, following)
+            raise NotMeasurable(f"x_(k+1) of step {step.number} is not recorded")
+        _, after = step.gradient(following)
         change = math.nan
-        if evaluator.training.measures and record.gradient is not None:
-            here = record.gradient
-            sq_change = evaluator.training.products.sq_change
+        if training.measures and record.gradient is not None:
+            here, sq_change = record.gradient, training.products.sq_change
             change = sq_change(after.raw, after.factor, here.raw, here.factor)
-        change = evaluator.training.processes.exchange(change)[0][0]
-        return [SecantRow(record.step, change)] if math.isfinite(change) else []
+        change = training.processes.exchange(change)[0][0]
+        return [SecantRow(step.number, change)] if math.isfinite(change) else []
 
     @override
     def evaluations(self, records: int) -> int:

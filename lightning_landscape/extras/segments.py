@@ -11,15 +11,12 @@ from typing_extensions import override
 
 from lightning_landscape.extras.extra import Extra
 from lightning_landscape.extras.settings import check_whole
-from lightning_landscape.probes import Probe
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-    from torch import Tensor
 
-    from lightning_landscape.evaluation.evaluator import Evaluator
-    from lightning_landscape.recording.record import Record
+    from lightning_landscape.evaluation.probed_step import ProbedStep
     from lightning_landscape.reporting.figures import Drawn
 
 FRACTIONS = tuple(part / 10 for part in range(11))
@@ -58,26 +55,20 @@ class Segments(Extra):
         self.at_most = iterates
 
     @override
-    def at(
-        self,
-        record: Record,
-        probe: Probe,
-        evaluator: Evaluator,
-        reference: Mapping[str, Tensor],
-    ) -> Iterable[SegmentPoint]:
-        here = evaluator.iterate(record)
-        losses: list[float | None] = [probe.loss]
+    def at(self, step: ProbedStep) -> Iterable[SegmentPoint]:
+        here = step.x()
+        losses: list[float | None] = [step.probe.loss]
         for t in FRACTIONS[1:-1]:
             point = {
                 name: torch.lerp(here[name].to(there.device), there.to(here[name].dtype), t)
-                for name, there in reference.items()
+                for name, there in step.reference.items()
                 if name in here
             }
-            losses.append(evaluator.loss(record, point))
-        losses.append(probe.reference_loss)
+            losses.append(step.loss(point))
+        losses.append(step.probe.reference_loss)
         points = zip(FRACTIONS, losses, strict=True)
         return [
-            SegmentPoint(record.step, t, loss)
+            SegmentPoint(step.number, t, loss)
             for t, loss in points
             if loss is not None and loss - loss == 0
         ]

@@ -20,10 +20,7 @@ from lightning_landscape.reporting.findings import Findings
 from lightning_landscape.reporting.numbers import number, shown
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from lightning_landscape.evaluation.evaluator import Evaluator
-    from lightning_landscape.recording.record import Record
+    from lightning_landscape.evaluation.probed_step import ProbedStep
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,20 +47,15 @@ class StoreAccuracy(Extra):
     tables = {"store_accuracy": AccuracyRow}
 
     @override
-    def at(
-        self,
-        record: Record,
-        probe: Probe,
-        evaluator: Evaluator,
-        reference: Mapping[str, Tensor],
-    ) -> Iterable[AccuracyRow]:
-        own = record.error
-        shares = evaluator.training.processes.exchange(own.gradient, own.product, own.iterate)
+    def at(self, step: ProbedStep) -> Iterable[AccuracyRow]:
+        own, distance = step.record.error, step.probe.sq_distance
+        exchange = step.training.processes.exchange
+        shares = exchange(own.gradient, own.product, own.iterate)
         gradient, product, iterate = map(math.fsum, zip(*shares, strict=True))
-        if gradient == product == iterate == 0 or probe.sq_distance is None:
+        if gradient == product == iterate == 0 or distance is None:
             return []
-        bound = math.sqrt(gradient * probe.sq_distance) + abs(product)
-        return [AccuracyRow(record.step, bound, math.sqrt(iterate))]
+        bound = math.sqrt(gradient * distance) + abs(product)
+        return [AccuracyRow(step.number, bound, math.sqrt(iterate))]
 
     @override
     def summary(self, findings: Findings) -> dict[str, Any]:

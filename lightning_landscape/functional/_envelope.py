@@ -75,7 +75,7 @@ def upper_envelope(lines: Iterable[Line]) -> list[Line]:
         if hull and hull[-1].slope == line.slope:
             # Lines are sorted by intercept within a slope: the later one is higher.
             hull.pop()
-        # The last line is covered once the new one overtakes it before it overtakes its neighbour.
+        # The last line is covered once the new one overtakes it before it overtakes its neighbor.
         while len(hull) > 1 and crossing(hull[-1], line) <= crossing(hull[-2], hull[-1]):
             hull.pop()
         hull.append(line)
@@ -163,8 +163,10 @@ class FeasibleSet:
         for line, left, right in zip(
             self.lines, [ZERO.slope, *breaks], [*breaks, None], strict=True
         ):
+            # On this line the step-size condition fails everywhere.
             if right is not None and right <= bound.least_rate:
                 continue
+            # This line starts beyond the largest admissible δ.
             if ends and left >= ends[0]:
                 break
             start = max(left, bound.least_rate)

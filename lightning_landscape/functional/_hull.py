@@ -47,7 +47,7 @@ def near_envelope(
     """
     below = reference_loss - loss_infimum
     slope, height = (loss - reference_loss) / below, -inner_product / below
-    # Keep degenerate rows, and rows whose line is spoilt by cancellation or overflow.
+    # Keep degenerate rows, and rows whose line is spoiled by cancellation or overflow.
     unsure = below <= 1e-6 * (reference_loss.abs() + loss_infimum.abs()) * (loss_infimum != 0)
     unsure |= (
         (below <= 0)
@@ -61,6 +61,7 @@ def near_envelope(
     if not len(sure):
         return kept
     x, y = slope[sure], height[sure]
+    # Compare each point with the hull's height above it, interpolated between two corners.
     hull = _upper_hull(x, y)
     xs, ys = hull[:, 0].contiguous(), hull[:, 1]
     right = torch.searchsorted(xs, x).clamp(1 if len(xs) > 1 else 0, len(xs) - 1)

@@ -11,6 +11,7 @@ def largest_factor(left: Tensor, right: Tensor) -> Tensor:
     ``right < 0``: ``nan``, since the inequality does not apply.
     """
     ratio = left.double() / right.double()
+    # The quotients of these rows, 0/0 or of the wrong sign, say nothing: set them explicitly.
     ratio = torch.where((right == 0) & (left < 0), -torch.inf, ratio)
     return ratio.masked_fill((right < 0) | ((right == 0) & (left >= 0)), torch.nan)
 

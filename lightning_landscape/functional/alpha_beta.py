@@ -64,8 +64,8 @@ def beta_min(
     Raises:
         ValueError: if a rate is not positive, a column is malformed, or ``l_k`` is no lower bound.
 
-    Source: The condition: Islamov et al. 2024, Definition 1. The envelope: ``docs/theory.md``,
-        section 2.
+    Source:
+        Islamov et al. 2024, Definition 1; the envelope: ``docs/theory.md``, section 2.
 
     Example:
         >>> import torch
@@ -193,7 +193,6 @@ def best_alpha_beta(
     if not 0 < share <= 1:
         raise ValueError(f"`share` is {share}; supported are shares of the probes in (0, 1]")
     columns = _checked(loss, reference_loss, inner_product, loss_infimum)
-    # The product of floats can be just above an integer, which ceil would take one probe too far.
     count = ceil(Fraction(share) * len(loss))
     if count == len(loss):
         best = _region(columns).best()
@@ -335,6 +334,7 @@ def alpha_beta_violations(
         ... )
         tensor([ True, False])
     """
+    # A pair that attains the infimum has margins of 0, which rounding makes slightly negative.
     columns = {"loss": loss, "reference_loss": reference_loss, "inner_product": inner_product}
     margin = alpha_beta_margin(alpha, beta, loss_infimum=loss_infimum, **columns)
     a, b, p, low = (

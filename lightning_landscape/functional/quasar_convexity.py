@@ -58,9 +58,9 @@ def quasar_convexity_interval(
         reference_loss: ``b_k``, shape ``(n,)``.
         inner_product: ``p_k``, shape ``(n,)``.
 
-    Returns: Lower and upper end, float64, shape ``()``. Both are ``nan`` if no θ > 0 holds. The
-        upper end is ``inf`` if ``a_k ≤ b_k`` at every probe. A lower end of 0 is not part of the
-        interval.
+    Returns:
+        Lower and upper end, float64, shape ``()``. Both are ``nan`` if no θ > 0 holds. The upper
+        end is ``inf`` if ``a_k ≤ b_k`` at every probe. A lower end of 0 is not in the interval.
 
     Raises:
         ValueError: if a column is malformed.
@@ -79,6 +79,7 @@ def quasar_convexity_interval(
         loss=loss, reference_loss=reference_loss, inner_product=inner_product
     )
     gap = loss.double() - reference_loss.double()
+    # 0 and ∞ are the ends if no probe bounds θ from that side.
     lower = torch.cat([ratio.new_zeros(1), ratio[gap < 0]]).max()
     upper = torch.cat([ratio.new_tensor([torch.inf]), ratio[gap > 0]]).min()
     impossible = bool(ratio.isneginf().any()) or bool(upper <= 0) or bool(lower > upper)

@@ -43,5 +43,6 @@ def relaxed_polyak_lojasiewicz_ratio(
     if not 1 <= exponent <= 2:
         raise ValueError(f"`exponent` is {exponent}; supported are exponents in [1, 2]")
     check_columns(grad_sq_norm=grad_sq_norm, loss=loss, reference_loss=reference_loss)
+    # A negative gap has no power 2/δ'. Like a gap of 0 it does not restrict μ.
     gap = (loss.double() - reference_loss.double()).clamp(min=0)
     return largest_factor(grad_sq_norm, 2 * gap ** (2 / exponent))

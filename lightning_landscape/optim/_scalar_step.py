@@ -122,6 +122,7 @@ class ScalarStep(Optimizer, ABC):
         Raises:
             ValueError: if a constant is out of range or differs from that of the other groups.
         """
+        # Optimizer.__init__ adds the first groups through this method.
         others = self.param_groups[0] if self.param_groups else self.defaults
         known = others if self.param_groups else self.memory
         group = (
@@ -151,6 +152,7 @@ class ScalarStep(Optimizer, ABC):
     def _evaluate(self, closure: Callable[[], Any] | None, loss: Any) -> Any:
         if closure is None:
             return loss
+        # `step` itself runs without autograd.
         with torch.enable_grad():
             returned = closure()
         # In manual optimization Lightning adds a closure that does nothing and returns None.
@@ -166,6 +168,7 @@ class ScalarStep(Optimizer, ABC):
         parameters = [
             p for group in self.param_groups for p in group["params"] if p.grad is not None
         ]
+        # A repeated index of a sparse gradient has to be summed before its norm is taken.
         return [(p, p.grad.coalesce() if p.grad.is_sparse else p.grad) for p in parameters]
 
     def _move(
@@ -180,6 +183,7 @@ class ScalarStep(Optimizer, ABC):
         shared = self._next(self._shared(), options, loss - infimum, sq_norm)
         for group in self.param_groups:
             group.update(shared)
+        # With a zero gradient there is nothing to subtract.
         if sq_norm > 0:
             for parameter, gradient in gradients:
                 descend(parameter, gradient, shared["step_size"])

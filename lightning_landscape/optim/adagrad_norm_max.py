@@ -65,5 +65,6 @@ class AdaGradNormMax(ScalarStep):
         self, shared: Numbers, options: Numbers, excess: float, sq_norm: float
     ) -> dict[str, float]:
         c_sq = max(shared["c_sq"], sq_norm)
+        # b_sq is 0 only before the first step.
         b_sq = (shared["b_sq"] or options["b_init"] * options["b_init"]) + c_sq
         return {"step_size": options["lr"] / sqrt(b_sq), "c_sq": c_sq, "b_sq": b_sq}

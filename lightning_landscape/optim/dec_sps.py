@@ -82,5 +82,6 @@ class DecSPS(ScalarStep):
             # The bound never grows, so a warm-up from 0 would stay at 0.
             check_positive("lr at the first step", options["lr"])
             bound = options["c_init"] * options["lr"]
+        # `bound` is c_k γ_k; a zero gradient has the ratio inf and leaves it as it is.
         bound = min(ratio(excess, sq_norm), bound)
         return {"step_size": bound / (options["c_init"] * sqrt(k + 1)), "k": k + 1, "bound": bound}

@@ -194,7 +194,7 @@ class Recorder:
         """Return the first probe before its step: it may still be refused; None for others."""
         if self._taken is None or self._window is None or self.schedule.kept:
             return None
-        return self._record(self._taken, {})
+        return self._record(self._taken, {}, self._window.step)
 
     @property
     def training_loss(self) -> float | None:
@@ -219,7 +219,7 @@ class Recorder:
                 return Missed(window.step, "non_finite")
             return Finished(probe, self._record(taken, after, window.step))
 
-    def _record(self, taken: Taken, after: Mapping[str, Tensor], step: int = 0) -> Record:
+    def _record(self, taken: Taken, after: Mapping[str, Tensor], step: int) -> Record:
         measures = self._training.measures
         following = self._tools.memory.copied(after) if self._following and measures else None
         return Record(

@@ -84,6 +84,7 @@ def theory_sentences(
     best = in_force(certificates)
     by_key = {certificate.theorem: certificate for certificate in certificates}
     trajectory = by_key["trajectory"]
+    # The certificate of the trajectory is no theorem on the method; it has its own sentence below.
     if best is None or best is trajectory:
         said = f" No theorem applies: {by_key[own_theorem(run)].reason}."
     else:
@@ -125,6 +126,7 @@ def _worth(certificate: Certificate, drop: float | None) -> str:
 
 def _dominant(certificate: Certificate) -> str:
     terms = certificate.terms
+    # Sharper bounds have negative parts, so percentages are of the positive parts.
     total = sum(max(getattr(terms, name), 0.0) for name in TERMS)
     if terms is None or not 0 < total < math.inf:
         return ""

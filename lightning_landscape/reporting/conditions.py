@@ -71,6 +71,7 @@ def other_conditions(evidence: Evidence, windows: int) -> dict[str, Any]:
             for exponent, metric in _RELAXED.items()
         },
     }
+    # Their ratio is the inverse condition number along the run.
     mu, upper = found["restricted_secant"]["value"], found["upper_error_bound"]["value"]
     found["upper_error_bound"]["restricted_secant_over_it"] = (
         number(mu / upper) if mu is not None and upper else None
@@ -135,6 +136,7 @@ def _found(metric: C.WorstCase, table: ProbeTable, full_batch: bool) -> dict[str
     extra = {"lower": number(result["lower"])} if "lower" in result else {}
     return {
         "value": number(value),
+        # Without a finite constant no probe attains it; `reason` then names the step.
         "step": step if math.isfinite(value) else None,
         **extra,
         "violated": len(steps),

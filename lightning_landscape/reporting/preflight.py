@@ -62,6 +62,7 @@ def expected_probes(steps: float, every_n_steps: int, max_probes: int) -> tuple[
     if math.isinf(steps):
         return None
     stride = every_n_steps
+    # A full table drops every second probe, and the stride doubles.
     while (count := math.ceil(steps / stride)) > max_probes:
         stride *= 2
     return max(count, 1), stride
@@ -162,6 +163,7 @@ def _disk(plan: Plan) -> str:
     else:
         expected = expected_probes(plan.steps, plan.every_n_steps, plan.max_probes)
         count = expected[0] if expected else plan.max_probes
+        # The size of mini-batches is unknown before the first one, so this is a lower bound.
         total = min(count * plan.probe_bytes + plan.base_bytes, plan.store_bytes)
         once = f", {_size(plan.base_bytes)} more for x_0" if plan.base_bytes else ""
         parts = f"{_size(plan.probe_bytes)} per probe{once}, and your mini-batches"
@@ -195,6 +197,7 @@ def _theorems(run: Mapping[str, Any]) -> list[str]:
     possible = [titles[name] for name, reason in foreseen.items() if reason is None]
     groups: dict[str, list[str]] = {}
     for name, reason in foreseen.items():
+        # It is no news that a theorem on another optimizer does not apply.
         if reason is not None and not isinstance(reason, OtherOptimizer):
             groups.setdefault(str(reason), []).append(titles[name])
     if not possible:

@@ -96,6 +96,7 @@ def declare(
 
 def _declare_results(writer: Any, prefix: str, params: Mapping[str, Any]) -> None:
     """Write the names of hyper-parameters and results, without values of results."""
+    # Imported here because it is slow, and because only TensorBoard's logger needs it.
     from torch.utils.tensorboard.summary import hparams
 
     results = ["hp_metric", *(f"{prefix}/{name}" for name in RESULTS)]
@@ -118,6 +119,7 @@ def show_figures(
 
     def in_tensorboard(writer: Any, _: Logger) -> None:
         for name, figure in figures.items():
+            # Other loggers and the files need the figure too, so it stays open.
             writer.add_figure(f"{prefix}/{name}", figure, step, close=False)
 
     def in_mlflow(client: Any, logger: Any) -> None:
@@ -128,6 +130,7 @@ def show_figures(
         for name, figure in figures.items():
             logger.log_image(key=f"{prefix}/{name}", images=[figure])
 
+    # Weights & Biases takes images through its logger, not through its experiment.
     wandb = [logger for logger in loggers if hasattr(logger, "log_image")]
     _each(wandb, "log", in_wandb)
     others = [logger for logger in loggers if logger not in wandb]

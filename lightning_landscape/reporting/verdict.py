@@ -50,11 +50,14 @@ def verdict(
             f"{achieved:.4g}."
         )
     share = alpha_beta["informativeness"]
-    if share == 0:
+    if share is None:
+        # The quotient of two finite numbers can exceed float64, and the file then has null.
+        worth = f"= {size:.4g} is beyond all comparison with the drop {drop_is} = {achieved:.4g}"
+    elif share == 0:
         worth = f"is 0, the smallest possible; the drop {drop_is} is {achieved:.4g}"
     else:
         worth = f"= {size:.4g} is {of_the_drop(share)} {drop_is} = {achieved:.4g}"
-    word = "informative" if share < 1 else "vacuous"
+    word = "informative" if share is not None and share < 1 else "vacuous"
     return f"{warning}{what}. It is {word}: its neighbourhood (β/δ) σ² {worth}."
 
 
@@ -105,9 +108,11 @@ def _gradient_caveat(run: dict[str, Any]) -> str:
 
 def _reference_caveat(table: ProbeTable, windows: int, run: dict[str, Any]) -> str:
     """Return a caution if x_p is no minimizer or is the last iterate of the same run."""
+    # Only the last window counts: early in training losses are above those at any good reference.
     *_, (start, _, late) = table.windows(windows, run["steps"])
     if len(late) > 1:
         gap, error = mean_and_error(late.column("loss") - late.column("reference_loss"))
+        # Mini-batch losses are noisy; three standard errors are hardly chance.
         if gap < -3 * error:
             return (
                 f" Caution: the reference x_p is no minimizer. From step {start} on the mini-batch "

@@ -1,33 +1,25 @@
-"""How x_k, g_k and x_{k+1} are stored: natively, or by a lossy codec that takes fewer bytes.
+"""Codecs: a codec turns a tensor into a few smaller ones, its planes, and back.
 
-A codec turns a tensor into a few smaller ones, its planes. Of x_k and x_{k+1} it encodes the
-difference to x_0, which is stored natively. To add a codec: a subclass of `Codec`, and its name in
-`CODECS`, settings.py, ``LandscapeMonitor`` and docs/files.md. What a codec did to a probe is
-measured when the probe is written.
+To add one: a subclass of `Codec`, and its name in `CODECS`, settings.py and docs/files.md. What it
+does to a probe is measured when the probe is written.
 """
 
 from __future__ import annotations
 
-import json
-import math
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from collections.abc import Iterator, Mapping
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_landscape.recording.record import CodecError, Record
 from lightning_landscape.store.background import ELEMENTS
 
 BLOCK = ELEMENTS
 """Elements that are encoded at a time"""
-PARAMETERS, GRADIENT, FOLLOWING = "parameters", "gradient", "following"
 NATIVE = "native"
-_CODEC, _ENCODED, _BASE, _DIFFERENCE = "codec", "encoded", "base", "difference"
 
 Planes = dict[str, Tensor]
 """Flat tensors by name"""
@@ -59,9 +51,13 @@ class Codec(ABC):
         """Return whether a tensor is encoded: only floats are, and only to take fewer bytes."""
         return self.nbytes(tensor) < tensor.nbytes
 
+    def sizes(self, elements: int) -> dict[str, int]:
+        """Return the sizes of the planes of so many elements."""
+        return {name: -(-elements // group) for name, (group, _) in self.planes.items()}
+
     def _encoded(self, tensor: Tensor) -> int:
-        sizes = ((-(-tensor.numel() // group), dtype) for group, dtype in self.planes.values())
-        return sum(size * dtype.itemsize for size, dtype in sizes)
+        sizes = self.sizes(tensor.numel())
+        return sum(sizes[name] * dtype.itemsize for name, (_, dtype) in self.planes.items())
 
 
 class Bfloat16(Codec):
@@ -113,7 +109,7 @@ class Int8(Codec):
 
 
 CODECS: dict[str, Codec | None] = {NATIVE: None, "bfloat16": Bfloat16(), "int8": Int8()}
-"""By the names of ``Store(dtype=...)``"""
+"""By the names of ``Store(dtype=)``"""
 
 
 # ------------------------------------------------------------------------------------------- sizes
@@ -177,10 +173,10 @@ def encoded(codec: Codec, tensor: Tensor, base: Tensor | None, seed: str) -> Pla
     """
     generator = torch.Generator().manual_seed(zlib.crc32(seed.encode()))
     whole = {
-        name: torch.empty(-(-tensor.numel() // group), dtype=dtype)
-        for name, (group, dtype) in codec.planes.items()
+        name: torch.empty(size, dtype=codec.planes[name][1])
+        for name, size in codec.sizes(tensor.numel()).items()
     }
-    for index, (block, *beneath) in enumerate(_blocks(tensor, base)):
+    for index, (block, *beneath) in enumerate(blocks(tensor, base)):
         difference = block - beneath[0] if beneath else block
         for name, plane in codec.encode(difference, generator).items():
             start = index * BLOCK // codec.planes[name][0]
@@ -203,7 +199,12 @@ def decoded(
         dtype: of the tensor.
         shape: of the tensor.
         base: what was subtracted.
+
+    Raises:
+        ValueError: if the planes are those of another number of elements.
     """
+    if {name: len(plane) for name, plane in planes.items()} != codec.sizes(shape.numel()):
+        raise ValueError(f"found planes that are not those of {shape.numel()} elements")
     flat = torch.empty(shape.numel(), dtype=dtype)
     beneath, working = None if base is None else base.reshape(-1), _working(dtype)
     for start in range(0, len(flat), BLOCK):
@@ -221,174 +222,9 @@ def _working(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def _blocks(*tensors: Tensor | None) -> Iterator[list[Tensor]]:
-    """Yield the same block of each tensor that there is, as the first one is encoded."""
+def blocks(*tensors: Tensor | None) -> Iterator[list[Tensor]]:
+    """Yield the same block of each tensor, in the dtype in which the first one is encoded."""
     flat = [tensor.reshape(-1) for tensor in tensors if tensor is not None]
     working = _working(flat[0].dtype)
     for start in range(0, len(flat[0]), BLOCK):
         yield [values[start : start + BLOCK].to(working) for values in flat]
-
-
-# ----------------------------------------------------------------------------------------- records
-
-
-@dataclass(frozen=True, slots=True)
-class Base:
-    """x_0, to which differences are encoded."""
-
-    step: int
-    values: Mapping[str, Tensor]
-
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """Tensors of a record as they go to a file, and the metadata that say how to read them."""
-
-    tensors: Mapping[str, Tensor]
-    texts: Mapping[str, str] = field(default_factory=dict)
-
-
-def encode(
-    record: Record, dtype: str, base: Base | None, shares: Mapping[str, float]
-) -> tuple[dict[str, Part], CodecError]:
-    """Return the files of a record, and what the codec did.
-
-    Args:
-        record: its tensors are on the host.
-        dtype: a name of `CODECS`.
-        base: None for the first record, which is stored natively.
-        shares: by name, which part of a sum over elements this process adds; 1 by default.
-    """
-    gradient = record.gradient
-    present = {
-        PARAMETERS: record.x,
-        GRADIENT: None if gradient is None else gradient.raw,
-        FOLLOWING: record.following,
-    }
-    parts = {part: tensors for part, tensors in present.items() if tensors is not None}
-    if CODECS[dtype] is None or base is None:
-        return {part: Part(tensors) for part, tensors in parts.items()}, CodecError()
-    files = {part: _File(part, dtype, base, record.step) for part in present}
-    total, factor = [0.0, 0.0, 0.0], 1.0 if gradient is None else gradient.factor
-    x, g = parts.get(PARAMETERS, {}), parts.get(GRADIENT, {})
-    for name in dict.fromkeys((*x, *g)):
-        sums = _add(files[PARAMETERS], files[GRADIENT], name, x.get(name), g.get(name), factor)
-        total = [t + shares.get(name, 1.0) * s for t, s in zip(total, sums, strict=True)]
-    for name, tensor in parts.get(FOLLOWING, {}).items():
-        _add(files[FOLLOWING], files[GRADIENT], name, tensor, None, factor)
-    return {part: files[part].part for part in parts}, CodecError(*total)
-
-
-def _codec(dtype: str) -> Codec:
-    codec = CODECS[dtype]
-    if codec is None:
-        raise ValueError(f"found tensors encoded as {dtype}")
-    return codec
-
-
-def is_native(texts: Mapping[str, str]) -> bool:
-    """Return whether the metadata of a file are those of a native one."""
-    return _CODEC not in texts
-
-
-def decode(
-    tensors: dict[str, Tensor],
-    texts: Mapping[str, str],
-    base_of: Callable[[int], Mapping[str, Tensor]],
-) -> dict[str, Tensor]:
-    """Return the tensors that `encode` turned into a file.
-
-    Args:
-        tensors: of the file.
-        texts: its metadata.
-        base_of: returns x of the step to which differences were encoded.
-
-    Raises:
-        LookupError: if something is missing.
-        ValueError: if the metadata are damaged.
-    """
-    if is_native(texts):
-        return tensors
-    codec, about = _codec(texts[_CODEC]), json.loads(texts[_ENCODED])
-    differ = any(each[_DIFFERENCE] for each in about.values())
-    base = base_of(int(texts[_BASE])) if differ else {}
-    for name, each in about.items():
-        planes = {plane: tensors.pop(f"{name}|{plane}") for plane in codec.planes}
-        beneath = base[name] if each[_DIFFERENCE] else None
-        dtype, shape = getattr(torch, each["dtype"]), torch.Size(each["shape"])
-        tensors[name] = decoded(codec, planes, dtype, shape, beneath)
-    return tensors
-
-
-class _File:
-    """A file in the making: some tensors are encoded, others are not."""
-
-    def __init__(self, part: str, dtype: str, base: Base, step: int) -> None:
-        self._codec, self._dtype, self._base = _codec(dtype), dtype, base
-        self._differs, self._seed = part != GRADIENT, f"step {step} {part}"
-        self._tensors: dict[str, Tensor] = {}
-        self._about: dict[str, dict[str, Any]] = {}
-
-    def add(self, name: str, tensor: Tensor) -> Tensor:
-        """Add a tensor, encoded if possible; return the tensor that will be read."""
-        base = self._base.values.get(name) if self._differs else None
-        joined = self._differs and not _alike(base, tensor)
-        if joined or not self._codec.shrinks(tensor):
-            self.add_natively(name, tensor)
-            return tensor
-        planes = encoded(self._codec, tensor, base, f"{self._seed} {name}")
-        self._tensors.update({f"{name}|{plane}": values for plane, values in planes.items()})
-        self._about[name] = {
-            "dtype": str(tensor.dtype).removeprefix("torch."),
-            "shape": list(tensor.shape),
-            _DIFFERENCE: base is not None,
-        }
-        return decoded(self._codec, planes, tensor.dtype, tensor.shape, base)
-
-    def add_natively(self, name: str, tensor: Tensor) -> None:
-        """Add a tensor natively, in the place of its encoded form."""
-        if self._about.pop(name, None) is not None:
-            for plane in self._codec.planes:
-                self._tensors.pop(f"{name}|{plane}")
-        self._tensors[name] = tensor
-
-    @property
-    def part(self) -> Part:
-        """Tensors and metadata."""
-        about = json.dumps(self._about)
-        base = str(self._base.step)
-        return Part(self._tensors, {_CODEC: self._dtype, _ENCODED: about, _BASE: base})
-
-
-def _alike(one: Tensor | None, other: Tensor) -> bool:
-    return one is not None and one.shape == other.shape and one.dtype == other.dtype
-
-
-def _add(
-    x_file: _File, g_file: _File, name: str, x: Tensor | None, g: Tensor | None, factor: float
-) -> tuple[float, float, float]:
-    """Add a parameter and its gradient to their files; return ‖g̃ − g‖², ⟨g, x̃ − x⟩, ‖x̃ − x‖²."""
-    x_read = None if x is None else x_file.add(name, x)
-    g_read = None if g is None else g_file.add(name, g)
-    sums = _error(x, x_read, g, g_read, factor)
-    if math.isfinite(sum(sums)):
-        return sums
-    for file, tensor in ((x_file, x), (g_file, g)):
-        if tensor is not None:
-            file.add_natively(name, tensor)
-    return 0.0, 0.0, 0.0
-
-
-def _error(
-    x: Tensor | None, x_read: Tensor | None, g: Tensor | None, g_read: Tensor | None, factor: float
-) -> tuple[float, float, float]:
-    iterate = product = gradient = 0.0
-    if x is not None and x_read is not None and x_read is not x:
-        for read, there, *beside in _blocks(x_read, x, g):
-            moved = read - there
-            iterate += float(moved.square().sum(dtype=torch.float64))
-            product += sum(float((moved * piece).sum(dtype=torch.float64)) for piece in beside)
-    if g is not None and g_read is not None and g_read is not g:
-        for read, there in _blocks(g_read, g):
-            gradient += float((read - there).square().sum(dtype=torch.float64))
-    return gradient * factor**2, product * factor, iterate

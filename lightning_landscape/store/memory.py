@@ -7,10 +7,6 @@ Tensors that lie in memory as in their file are written without another copy.
 from __future__ import annotations
 
 import ctypes
-import functools
-import itertools
-import json
-import math
 import mmap
 import threading
 import weakref
@@ -21,133 +17,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-PAGE = 4096
-"""Bytes: direct writes take multiples of it"""
-LARGE = 1 << 25
-"""Bytes from which memory that is used again and direct writes are faster than the usual ways"""
-_METADATA = 512
-"""Bytes that a header leaves free for texts that are known only when the file is written"""
+from lightning_landscape.store.layout import KINDS, PAGE, Laid, layout_of
 
-_KINDS = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.float8_e5m2: "F8_E5M2",
-    torch.float8_e4m3fn: "F8_E4M3",
-    torch.complex64: "C64",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.int16: "I16",
-    torch.int8: "I8",
-    torch.uint64: "U64",
-    torch.uint32: "U32",
-    torch.uint16: "U16",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
-}
-"""The dtypes of safetensors and their names in its headers"""
-DTYPES = {name: dtype for dtype, name in _KINDS.items()}
+LARGE = 1 << 24
+"""Bytes from which memory that is used again, and direct reads and writes, pay.
 
-Key = tuple[tuple[str, torch.dtype, torch.Size], ...]
-
-
-class Layout:
-    """Where tensors lie in a safetensors file: wide dtypes first, so that each tensor is aligned.
-
-    Args:
-        key: name, dtype and shape of each tensor.
-
-    Raises:
-        TypeError: if safetensors does not have a dtype.
-
-    Example:
-        >>> a, b = ("a", torch.int8, torch.Size([3])), ("b", torch.float32, torch.Size([2, 2]))
-        >>> Layout((a, b)).spans
-        {'b': (0, 16), 'a': (16, 19)}
-    """
-
-    def __init__(self, key: Key) -> None:
-        unknown = sorted({str(dtype) for _, dtype, _ in key if dtype not in _KINDS})
-        if unknown:
-            found = ", ".join(unknown)
-            raise TypeError(f"found tensors of {found}; supported are the dtypes of safetensors")
-        self.key = key
-        self._by_width = sorted(key, key=lambda entry: (-entry[1].itemsize, _KINDS[entry[1]]))
-        sizes = (dtype.itemsize * math.prod(shape) for _, dtype, shape in self._by_width)
-        edges = list(itertools.accumulate(sizes, initial=0))
-        names = [name for name, _, _ in self._by_width]
-        self.spans = dict(zip(names, itertools.pairwise(edges), strict=True))
-        self.nbytes = edges[-1]
-        about = {
-            name: {
-                "dtype": _KINDS[dtype],
-                "shape": list(shape),
-                "data_offsets": list(self.spans[name]),
-            }
-            for name, dtype, shape in self._by_width
-        }
-        self._entries = json.dumps(about, separators=(",", ":"))[1:]
-
-    def header(self, texts: Mapping[str, str], *, nbytes: int | None = None) -> bytes:
-        """Return the bytes before the tensors.
-
-        Args:
-            texts: metadata by name.
-            nbytes: length of the header; by default the shortest multiple of 8.
-
-        Raises:
-            ValueError: if that is too short.
-        """
-        comma = "" if self._entries == "}" else ","
-        text = f'{{"__metadata__":{json.dumps(dict(texts))}{comma}{self._entries}'.encode()
-        size = nbytes if nbytes is not None else 8 + -(-len(text) // 8) * 8
-        if size < 8 + len(text):
-            raise ValueError(f"found a header of {8 + len(text)} bytes; supported are {size}")
-        return (size - 8).to_bytes(8, "little") + text.ljust(size - 8)
-
-    def tensors(self, flat: Tensor) -> dict[str, Tensor]:
-        """Return views of the bytes behind the header, in the order of the key."""
-        views: dict[str, Tensor] = {}
-        for dtype, group in itertools.groupby(self._by_width, key=lambda entry: entry[1]):
-            entries = list(group)
-            start, end = self.spans[entries[0][0]][0], self.spans[entries[-1][0]][1]
-            sizes = [math.prod(shape) for _, _, shape in entries]
-            pieces = torch.split(flat[start:end].view(dtype), sizes)
-            for (name, _, shape), piece in zip(entries, pieces, strict=True):
-                views[name] = piece.view(shape)
-        return {name: views[name] for name, _, _ in self.key}
-
-    @property
-    def before(self) -> int:
-        """Bytes, whole pages, of a header whose texts are not known yet."""
-        return -(-(8 + len(self._entries) + _METADATA) // PAGE) * PAGE
-
-
-_layout = functools.lru_cache(maxsize=8)(Layout)
-
-
-def layout_of(tensors: Mapping[str, Tensor]) -> Layout:
-    """Return how tensors lie in a file.
-
-    Raises:
-        TypeError: if safetensors does not have a dtype.
-    """
-    return _layout(tuple((name, value.dtype, value.shape) for name, value in tensors.items()))
-
-
-class Laid(dict[str, Tensor]):
-    """Tensors by name in one piece of memory, which is their file but for the header.
-
-    Args:
-        tensors: by name.
-        image: the bytes of the file: whole pages, the first of which begins at a page's edge.
-        layout: where the tensors lie, behind ``layout.before`` bytes.
-    """
-
-    def __init__(self, tensors: Mapping[str, Tensor], image: memoryview, layout: Layout) -> None:
-        super().__init__(tensors)
-        self.image, self.layout = image, layout
+Below, a file goes to the system's cache and back in less time. Above, the CPU has less to do: half
+for a copy, a fifth or less for a file. Measured with 1 to 128 MiB on two cores.
+"""
 
 
 class _Place:
@@ -237,7 +114,7 @@ class Memory:
 
     def _lays_out(self, tensors: Mapping[str, Tensor]) -> bool:
         nbytes = sum(tensor.nbytes for tensor in tensors.values())
-        storable = all(tensor.dtype in _KINDS for tensor in tensors.values())
+        storable = all(tensor.dtype in KINDS for tensor in tensors.values())
         return bool(tensors) and nbytes >= self.large and storable
 
     def lend(self, size: int) -> tuple[Tensor, memoryview]:

@@ -15,46 +15,34 @@ from __future__ import annotations
 import functools
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
-from lightning_landscape.probes import SCHEMA
 from lightning_landscape.recording.freezing import Frozen
-from lightning_landscape.recording.record import CodecError, Record
+from lightning_landscape.recording.record import Record
 from lightning_landscape.store.background import Background
-from lightning_landscape.store.codecs import (
-    FOLLOWING,
-    GRADIENT,
-    NATIVE,
-    PARAMETERS,
-    Base,
-    bytes_of_start,
-    decode,
-    encode,
-    is_native,
-    stored_bytes,
-)
+from lightning_landscape.store.codecs import NATIVE, bytes_of_start, stored_bytes
+from lightning_landscape.store.encoding import PARAMETERS, Base, encode, is_native
 from lightning_landscape.store.memory import Memory
 from lightning_landscape.store.others import OTHERS, Others
 from lightning_landscape.store.probe_files import (
     MOMENTS,
     digest_of,
     file_of,
-    read_moments,
-    write_moments,
-    write_parts,
+    read_record,
+    write_record,
 )
 from lightning_landscape.store.tensor_files import link, read_tensors
 from lightning_landscape.training.failures import NotMeasurable
 from lightning_landscape.vectors.gradients import Gradient
 
 WAYS_OUT = (
-    "raise Store(gib=...), set dirpath= to a disk with more room, or pass reference= a file, with "
+    "raise gib= of Store, set dirpath= to a disk with more room, or pass reference= a file, with "
     "which little more than one point is stored"
 )
 
@@ -91,6 +79,7 @@ class RecordStore:
         """Bytes by which the first record, stored natively, exceeds the others"""
         self._dtype = dtype
         self._base: Base | None = None
+        """x_0 for lossy dtypes, known once the first record is on disk"""
         self._others = Others(folder)
         self._held: dict[int, Sequence[Frozen]] = {}
         """Micro-batches that could not be pickled"""
@@ -101,7 +90,9 @@ class RecordStore:
         self._ahead: dict[int, Record] = {}
         """The record that was read ahead"""
         self._expected: int | None = None
+        """The step that was read ahead last"""
         self._adopted: dict[tuple[int, int], Path] = {}
+        """By device and inode, the link or copy of a file of the other store"""
 
     # ------------------------------------------------------------------------------------- writing
 
@@ -223,16 +214,8 @@ class RecordStore:
 
     def _write_files(self, folder: Path, record: Record) -> None:
         parts, error = encode(record, self._dtype, self._base, self.shares)
-        write_parts(folder, parts)
-        stored = [*parts, OTHERS] if self._others.put_into(folder) else [*parts]
-        about = {
-            "schema": SCHEMA,
-            "loss": record.loss,
-            "factor": record.gradient.factor if record.gradient else 1.0,
-            "error": asdict(error),
-            "stored": stored,
-        }
-        write_moments(folder, record.moments, about)
+        others = self._others.put_into(folder)
+        write_record(folder, replace(record, error=error), parts, others=others)
 
     def others_changed(self, others: Mapping[str, Tensor]) -> bool:
         """Return whether parameters that are not x have to be stored: they have changed.
@@ -357,24 +340,13 @@ class RecordStore:
         return self._read(step) if found is None else found
 
     def _read(self, step: int) -> Record:
-        folder = self._of(step)
-        with _readable("batch", step):
-            moments, about = read_moments(folder)
-            stored, loss, factor = about["stored"], float(about["loss"]), float(about["factor"])
-            error = CodecError(**about["error"])
-        held = self._held.get(step)
-        if held is None:
-            self._check_digest(step, moments)
-        x, raw, following = (
-            self._read_part(folder, part, step) if part in stored else None
-            for part in (PARAMETERS, GRADIENT, FOLLOWING)
+        record = read_record(
+            self._of(step), step, self.memory, self._values_of_base, self._others.read
         )
-        others: dict[str, Tensor] = {}
-        if OTHERS in stored:
-            with _readable(OTHERS, step):
-                others = self._others.read(folder)
-        gradient = None if raw is None else Gradient(raw, factor)
-        return Record(step, loss, held or moments, x, gradient, others, following, error)
+        if step in self._held:
+            return replace(record, moments=self._held[step])
+        self._check_digest(step, record.moments)
+        return record
 
     def _check_digest(self, step: int, moments: Sequence[Frozen]) -> None:
         structures = [moment.structure for moment in moments]
@@ -382,11 +354,6 @@ class RecordStore:
             raise NotMeasurable(
                 f"the stored batch of step {step} is not the one that this run wrote"
             )
-
-    def _read_part(self, folder: Path, part: str, step: int) -> dict[str, Tensor]:
-        with _readable(part, step):
-            tensors, texts = read_tensors(folder / file_of(part), self.memory)
-            return decode(tensors, texts, self._values_of_base)
 
     @property
     def nbytes(self) -> int:
@@ -404,16 +371,6 @@ class RecordStore:
     def _make_private(folder: Path) -> None:
         for level in (folder.parent, folder) if folder.name.startswith("process-") else (folder,):
             level.mkdir(mode=0o700, parents=True, exist_ok=True)
-
-
-@contextmanager
-def _readable(what: str, step: int) -> Iterator[None]:
-    """Turn the errors of damaged files into one that says what is missing."""
-    try:
-        yield
-    except (OSError, LookupError, TypeError, ValueError) as error:
-        message = f"the stored {what} of step {step} cannot be read: {error}"
-        raise NotMeasurable(message) from error
 
 
 def _tensors_of(record: Record) -> list[Tensor]:

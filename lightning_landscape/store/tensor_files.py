@@ -1,7 +1,6 @@
-"""Safetensors files of our own: an error has its number, and large tensors go directly to the disk.
+"""Safetensors files of our own: an error has its number, and large tensors pass the system's cache.
 
-A direct write passes the system's cache. Pages for the cache take a CPU longer than all else, and
-push the user's data out of it.
+Pages for the cache take a CPU longer than all else, and push the user's data out of it.
 """
 
 from __future__ import annotations
@@ -12,14 +11,15 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from lightning_landscape.probes import SCHEMA
-from lightning_landscape.store.memory import DTYPES, Laid, Memory, layout_of
+from lightning_landscape.store.layout import DTYPES, Laid, layout_of
+from lightning_landscape.store.memory import Memory
 
 _TEXTS = {"format": "pt", "schema": str(SCHEMA)}
 _ANEW = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
@@ -38,7 +38,7 @@ def write_tensors(
 ) -> None:
     """Write tensors to a safetensors file, in the place of an older one.
 
-    What `Memory` has laid out is written directly, from where it lies.
+    Large tensors that `Memory` has laid out are written directly, from where they lie.
 
     Args:
         path: the file.
@@ -97,40 +97,42 @@ def _write_some(file: int, pieces: Sequence[memoryview]) -> int:
 def _write_image(path: Path, laid: Laid, texts: Mapping[str, str], mode: int) -> None:
     image, layout, written = laid.image, laid.layout, 0
     image[: layout.before] = layout.header(texts, nbytes=layout.before)
-    file, direct = _open_directly(path, mode)
+    file, direct = _open_directly(path, _ANEW, mode)
     try:
         while written < len(image):
-            written += _write_pages(file, image[written : written + _PIECE], direct)
+            written += _access(os.write, file, image[written : written + _PIECE], direct)
         os.ftruncate(file, layout.before + layout.nbytes)
     finally:
         os.close(file)
 
 
-def _open_directly(path: Path, mode: int) -> tuple[int, int]:
-    """Open a file for direct writes, if the system has them; return the flag of them as well."""
+def _open_directly(path: Path, flags: int, mode: int = 0) -> tuple[int, int]:
+    """Open a file for direct access, if the system has that; return the flag of it as well."""
     direct = getattr(os, "O_DIRECT", 0)
     try:
-        return _open(path, _ANEW | direct, mode), direct
+        return _open(path, flags | direct, mode), direct
     except OSError as error:
         if error.errno != errno.EINVAL or not direct:
             raise
-    return _open(path, _ANEW, mode), 0
+    return _open(path, flags, mode), 0
 
 
-def _write_pages(file: int, piece: memoryview, direct: int) -> int:
-    """Write some pages; through the system's cache from here on if they cannot pass it."""
+def _access(
+    access: Callable[[int, memoryview], int], file: int, piece: memoryview, direct: int
+) -> int:
+    """Read or write some bytes; by the system's cache from here on if they cannot pass it."""
     try:
-        return os.write(file, piece)
+        return access(file, piece)
     except OSError as error:
         if error.errno != errno.EINVAL or not direct or sys.platform != "linux":
             raise
     import fcntl  # not on every system
 
     fcntl.fcntl(file, fcntl.F_SETFL, fcntl.fcntl(file, fcntl.F_GETFL) & ~direct)
-    return os.write(file, piece)
+    return access(file, piece)
 
 
-def _open(path: Path, flags: int, mode: int) -> int:
+def _open(path: Path, flags: int, mode: int = 0) -> int:
     # no buffer: a process that is forked meanwhile would have a copy of it
     return os.open(path, flags | getattr(os, "O_BINARY", 0), mode)
 
@@ -165,19 +167,26 @@ def read_tensors(
 
 def _read(path: Path, memory: Memory | None) -> tuple[Tensor, int]:
     """Return the bytes of a file, and how many they are."""
-    with path.open("rb", buffering=0) as file:
-        size, read = os.fstat(file.fileno()).st_size, 0
-        if memory is not None and size >= memory.large:
-            flat, buffer = memory.lend(size)
-        else:
-            flat = torch.empty(size, dtype=torch.uint8)
-            buffer = flat.numpy().data
+    size, read = path.stat().st_size, 0
+    if memory is not None and size >= memory.large:
+        (flat, buffer), (file, direct) = memory.lend(size), _open_directly(path, os.O_RDONLY)
+    else:
+        flat, (file, direct) = torch.empty(size, dtype=torch.uint8), (_open(path, os.O_RDONLY), 0)
+        buffer = flat.numpy().data
+    try:
         while read < size:
-            more = file.readinto(buffer[read : min(size, read + _PIECE)])
+            more = _access(_read_into, file, buffer[read : read + _PIECE], direct)
             if not more:
                 raise OSError(errno.EIO, f"found {read} bytes of {size}", str(path))
             read += more
+    finally:
+        os.close(file)
     return flat, size
+
+
+def _read_into(file: int, piece: memoryview) -> int:
+    with open(file, "rb", buffering=0, closefd=False) as reader:
+        return reader.readinto(piece) or 0
 
 
 def _check_spans(spans: Sequence[Sequence[int]], size: int) -> None:

@@ -1,4 +1,4 @@
-"""Every condition with one constant: against its inequality spelled out, on a quadratic, where it is undefined, as a metric."""
+"""Every condition with one constant: against its inequality, on a quadratic, in undefined cases."""
 
 import math
 
@@ -77,7 +77,7 @@ SMALLEST = {
 
 
 def measured(metric, rows):
-    """Return what a metric says of rows that came one by one."""
+    """Return the result of a metric after updates row by row."""
     for each in rows:
         metric.update(**{name: each[name] for name in metric.columns})
     return metric.compute()
@@ -176,7 +176,7 @@ def test_the_relaxed_inequality_with_exponent_two_is_that_of_polyak_and_lojasiew
 
 
 def quadratic(points=200):
-    """Return the columns of f = ½ xᵀAx with eigenvalues 0.5, 2 and 7 (l = f* = 0), at eigenvectors and random points."""
+    """Return the columns of f = ½ xᵀAx, eigenvalues 0.5, 2, 7, at eigen- and random vectors."""
     generator = torch.Generator().manual_seed(0)
     basis, _ = torch.linalg.qr(torch.randn(3, 3, generator=generator, dtype=torch.float64))
     eigenvalues = torch.tensor([0.5, 2.0, 7.0], dtype=torch.float64)
@@ -225,9 +225,8 @@ def test_a_strongly_convex_quadratic_gives_its_mu_and_its_l():
     for name in ("Smoothness", "UpperErrorBound"):
         assert alone(everything, name)["value"].item() == pytest.approx(7.0), name
         assert alone(everything, name)["row"] == 2, name
-    assert alone(everything, "QuasarConvexity")["value"].item() == pytest.approx(
-        2.0
-    )  # <∇f, x> = 2f
+    # <∇f, x> = 2f
+    assert alone(everything, "QuasarConvexity")["value"].item() == pytest.approx(2.0)
     assert alone(everything, "StarConvexity")["value"].item() == 1.0
     # Kantorovich: cos ≥ 2√(μL)/(μ + L)
     assert (
@@ -254,11 +253,8 @@ NOTHING = {
     [
         (C.Aiming, {}, math.nan),
         (C.Aiming, {"inner_product": -1.0}, -math.inf),
-        (
-            C.Aiming,
-            {"loss": 0.5},
-            math.nan,
-        ),  # below the infimum, which then is none: said elsewhere
+        # A loss below the infimum is tested elsewhere.
+        (C.Aiming, {"loss": 0.5}, math.nan),
         (C.PolyakLojasiewicz, {}, math.nan),
         (C.RelaxedPolyakLojasiewicz, {"loss": 0.5}, math.nan),
         (C.RestrictedSecant, {}, math.nan),
@@ -279,7 +275,7 @@ NOTHING = {
 def test_every_undefined_case_is_decided(kind, change, value):
     result = measured(kind(), [{**NOTHING, **change}])
     assert result["value"].item() == pytest.approx(value, nan_ok=True)
-    # a probe that asks nothing changes nothing
+    # A probe at which every constant holds changes nothing.
     if math.isnan(value) and kind is not C.QuasarConvexity:
         other = {"loss": 3.0, "reference_loss": 1.0, "loss_infimum": 0.0, "inner_product": 1.0}
         other |= {"grad_sq_norm": 2.0, "sq_distance": 4.0}

@@ -29,13 +29,13 @@ class LargestEntry(Extra):
 
     tables = {"largest_entry": Entry, "beside": Beside}
 
-    def at(self, record, probe, evaluator, reference):
-        if record.step == 3:
+    def at(self, step):
+        if step.number == 3:
             raise NotMeasurable("not this one")
-        _, gradient = evaluator.gradient(record, reference)
+        _, gradient = step.gradient(step.reference)
         entries = [float(part.abs().max()) for part in gradient.raw.values()]
-        yield Entry(record.step, gradient.factor * max(entries), None)
-        yield Beside(probe.step, len(entries))
+        yield Entry(step.number, gradient.factor * max(entries), None)
+        yield Beside(step.probe.step, len(entries))
 
     def summary(self, findings):
         largest = max(row.largest for row in self.rows("largest_entry"))
@@ -71,13 +71,14 @@ def test_rows_of_dropped_probes_go():
     extra.forget(0)
     extra.forget(99)
     extra.leave_only([2, 99])
-    assert extra.all_rows() == {"largest_entry": [Entry(2, 1.0, None)], "beside": [Beside(2, 3)]}
+    assert extra.rows("largest_entry") == [Entry(2, 1.0, None)]
+    assert extra.rows("beside") == [Beside(2, 3)]
 
 
 def test_each_fit_has_a_copy():
     extra = filled()
     again = extra.start()
-    assert again.all_rows() == {}
+    assert again.rows("largest_entry") == again.rows("beside") == []
     assert len(extra.rows("beside")) == 3
 
 
@@ -86,7 +87,8 @@ def test_a_checkpoint_holds_the_rows_and_where_there_were_none():
     extra.add(6, [])
     other = LargestEntry().start()
     other.adopt(extra.state())
-    assert other.all_rows() == extra.all_rows()
+    for table in extra.tables:
+        assert other.rows(table) == extra.rows(table)
     assert other.measured(6)
 
 
@@ -126,10 +128,10 @@ def test_one_that_a_user_wrote(tmp_path):
 
 def test_one_that_fails_ends_with_a_warning(tmp_path):
     class Failing(LargestEntry):
-        def at(self, record, probe, evaluator, reference):
-            if record.step == 2:
+        def at(self, step):
+            if step.number == 2:
                 raise KeyError("on purpose")
-            return super().at(record, probe, evaluator, reference)
+            return super().at(step)
 
     with pytest.warns(UserWarning, match=r"Failing failed at step 2, KeyError.*all else goes on"):
         folder = train(tmp_path, 3, 0, epochs=1, extras=[Failing()])

@@ -133,7 +133,9 @@ def test_they_are_beside_the_margins_of_the_run():
 
     held_out, batches = others(0.5, 0.25, 1.0, 0.125), fixed((0.5, 0.75), (0.5, 0.125))
     extra, summary = found(held_out, batches)
-    run = Drawn(ProbeTable(informative()), summary, extra.all_rows())
+    run = Drawn(
+        ProbeTable(informative()), summary, {name: extra.rows(name) for name in extra.tables}
+    )
     figure = HeldOut.figures(run)["held_out"]
     check_whole(figure)
     (axes,) = figure.axes

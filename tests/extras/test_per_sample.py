@@ -6,8 +6,11 @@ import pytest
 import torch
 
 from lightning_landscape import PerSample
-from lightning_landscape.extras._sample_summary import per_sample_entry, per_sample_sentence
-from lightning_landscape.extras.per_sample import PerSampleRow
+from lightning_landscape.extras._sample_summary import (
+    PerSampleRow,
+    per_sample_entry,
+    per_sample_sentence,
+)
 from lightning_landscape.functional import (
     alpha_beta_margin,
     alpha_beta_violations,

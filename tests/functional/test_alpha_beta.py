@@ -1,4 +1,4 @@
-"""The exact envelope against definitions spelled out in rationals, linear programming and closed forms."""
+"""The exact envelope against definitions in rationals, linear programming and closed forms."""
 
 from fractions import Fraction
 from itertools import combinations
@@ -23,7 +23,8 @@ from lightning_landscape.functional import (
 )
 
 anything = st.floats(allow_nan=False, allow_infinity=False)
-# few distinct values: parallel lines, lines through one point, zeros and degenerate rows are then common
+# Few distinct values make parallel lines, lines through one point, zeros and degenerate rows
+# common.
 coarse = st.integers(-3, 3).map(float)
 
 
@@ -58,7 +59,7 @@ def rational_rows(table):
 
 
 def naive_beta_min(rows, rate):
-    """Return the smallest β ≥ 0 with p ≥ δ(a − b) − β(b − l) everywhere, or None, straight from the inequality."""
+    """Return the smallest β ≥ 0 with p ≥ δ(a − b) − β(b − l) at every row, or None."""
     smallest = Fraction(0)
     for rise, excess, p in rows:
         missing = rate * rise - p
@@ -70,14 +71,14 @@ def naive_beta_min(rows, rate):
 
 
 def naive_infimum(rows, count):
-    """Return inf β/δ such that `count` rows hold, by trying every crossing in u = 1/δ of every pair of lines."""
+    """Return inf β/δ such that `count` rows hold: try the crossings of all pairs of lines."""
     lines = [(r / e, -p / e) for r, e, p in rows if e > 0] + [(Fraction(0), Fraction(0))]
     inverse_rates = {p and Fraction(r) / p for r, e, p in rows if e == 0 and p > 0 and r > 0}
     inverse_rates |= {
         (s2 - s1) / (t1 - t2) for (s1, t1), (s2, t2) in combinations(lines, 2) if t1 != t2
     }
     inverse_rates = {u for u in inverse_rates if u > 0}
-    # beyond all crossings to both sides, where only the order of the lines matters
+    # Also try one u on each side of all crossings, where only the order of the lines matters.
     inverse_rates |= {
         max(inverse_rates, default=Fraction(1)) * 2,
         min(inverse_rates, default=Fraction(1)) / 2,
@@ -99,7 +100,7 @@ def naive_infimum(rows, count):
 
 
 def rounded(value):
-    """Round a rational to float64 as IEEE does; too large is infinite."""
+    """Round a rational to float64 as IEEE does; a value beyond its range becomes infinite."""
     try:
         return float(value)
     except OverflowError:
@@ -125,7 +126,7 @@ def test_vertices_are_corners_of_beta_min(table):
     rows = rational_rows(table)
     corners = alpha_beta_vertices(**table).tolist()
     assert corners == sorted(corners)
-    # coarse values have corners with small denominators: search all of them for changes of slope
+    # Coarse values have corners with small denominators: search all of these for changes of slope.
     lines = {(r / e, -p / e) for r, e, p in rows if e > 0} | {(Fraction(0), Fraction(0))}
     ends = [Fraction(p) / r for r, e, p in rows if e == 0 and r > 0]
     crossings = {(t1 - t2) / (s2 - s1) for (s1, t1), (s2, t2) in combinations(lines, 2) if s1 != s2}
@@ -176,9 +177,8 @@ def test_ties_take_the_largest_rate_of_a_bounded_tie_else_its_left_end(table):
         return beta is not None and beta == ratio * other
 
     assert ties(rate)
-    if ties(
-        rate * (1 + Fraction(1, 10**9))
-    ):  # more to the right: then the tie is unbounded and this is its left end
+    # If δ a little larger ties too, the tie is unbounded and `rate` has to be its left end.
+    if ties(rate * (1 + Fraction(1, 10**9))):
         assert ties(rate * 10**9)
         assert not ties(rate * (1 - Fraction(1, 10**9)))
 
@@ -201,7 +201,7 @@ def test_coverage_is_the_best_over_all_subsets(table, share):
 
 @given(tables(st.floats(-1e3, 1e3)), st.sampled_from([0.5, 0.75]))
 def test_coverage_by_subsets_one_by_one(table, share):
-    # shares are found by bisection over floats, to which 1/δ of a denormal δ is infinite: ordinary magnitudes only
+    # The search for a share works on floats, where 1/δ of a denormal δ is infinite: avoid these.
     assume(
         all(v == 0 or 1e-100 < abs(v) < 1e100 for column in table.values() for v in column.tolist())
     )
@@ -234,7 +234,7 @@ def test_running_pairs_are_the_pairs_of_the_prefixes(table):
 @settings(max_examples=150)
 def test_beta_min_is_the_optimum_of_the_linear_program(table, rate):
     rows = [(float(r), float(e), float(p)) for r, e, p in rational_rows(table)]
-    # HiGHS drops coefficients below 1e-9 and works to 1e-7: keep to tables that it can see
+    # HiGHS drops coefficients below 1e-9 and has a tolerance of 1e-7: draw larger values.
     assume(all(excess == 0 or excess >= 1e-6 for _, excess, _ in rows))
     assume(all(excess > 0 or abs(rate * rise - p) > 1e-3 for rise, excess, p in rows))
     program = linprog(
@@ -250,14 +250,13 @@ def test_beta_min_is_the_optimum_of_the_linear_program(table, rate):
         assert result == pytest.approx(program.fun, rel=1e-6, abs=1e-5)
 
 
-@given(
-    tables(st.integers(-6400, 6400).map(lambda k: k / 64))
-)  # no p that HiGHS would take for zero
+# HiGHS would take a very small p for zero.
+@given(tables(st.integers(-6400, 6400).map(lambda k: k / 64)))
 @settings(max_examples=150)
 def test_best_ratio_is_the_optimum_of_the_linear_program_in_inverse_rate(table):
     rows = [(float(r), float(e), float(p)) for r, e, p in rational_rows(table)]
     assume(all(excess >= 1e-6 for _, excess, _ in rows))
-    # v = β/δ, u = 1/δ: minimise v subject to v(b − l) + u p ≥ a − b
+    # v = β/δ, u = 1/δ: minimize v subject to v(b − l) + u p ≥ a − b
     program = linprog(
         [1.0, 0.0],
         A_ub=[[-e, -p] for _, e, p in rows],

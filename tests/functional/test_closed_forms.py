@@ -8,7 +8,7 @@ from lightning_landscape.functional import alpha_beta_violations, best_alpha_bet
 
 
 def worst(name, points, keep=400):
-    """Return the rows that matter for β_min: the package's envelope is exact, and so slow on a million rows."""
+    """Return the rows that matter for β_min; exact arithmetic on a million rows would be slow."""
     full = EXAMPLES[name].table(points)
     columns, chosen = dict(full.items()), set()
     excess = columns["reference_loss"] - columns["loss_infimum"]
@@ -34,7 +34,7 @@ def worst(name, points, keep=400):
 )
 def test_closed_forms_stay_below_their_supremum_and_come_near(name, rate, supremum, points):
     value = beta_min(rate, **worst(name, points)).item()
-    rounding = 1 + 5e-5  # of the digits in which the suprema are stated
+    rounding = 1 + 5e-5  # the suprema are stated with five digits
     assert 0.999 * supremum <= value <= supremum * rounding
 
 
@@ -65,9 +65,8 @@ def test_least_squares_has_alpha_one_and_beta_zero():
     bound = (1 - rates.double()).square() / (2 - rates.double())
     values = beta_min(rates, **columns)
     assert bool((values <= bound + 1e-9).all())
-    assert bool(
-        (values >= 0.9 * bound - 1e-3).all()
-    )  # 2,000 random rows come near the supremum over the whole space
+    # 2,000 random rows come near the supremum over the whole space.
+    assert bool((values >= 0.9 * bound - 1e-3).all())
     assert best_alpha_beta(**columns).ratio.item() <= 1e-12
 
 

@@ -18,7 +18,7 @@ def table(kind, count, seed):
     low = torch.zeros(count, dtype=torch.float64)
     if kind == "signs":
         p = p - 0.5
-    elif kind == "scales":  # losses near 0, as of samples that are learnt
+    elif kind == "scales":  # losses near 0, like those of learned samples
         a, b, p = (10 ** (30 * v - 25) for v in (a, b, p))
     elif kind == "degenerate":
         b = b.where(b > 0.2, 0.0)

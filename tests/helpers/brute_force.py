@@ -1,8 +1,8 @@
-"""The slow, obvious way: record everything at every step, then compute every column of the table from scratch.
+"""Brute force: record everything at every step, then compute each column of the table anew.
 
-The recording deep-copies the whole module at the entry of every training_step. A loss is evaluated again by giving such a
-copy other parameters and calling the class's own training_step on it, a gradient by ``backward`` on it. Nothing of the
-package is used.
+The recording deep-copies the whole module at the start of every training_step. To evaluate a loss
+again, it gives such a copy other parameters and calls training_step of the class on it; gradients
+come from ``backward``. It uses nothing of the package.
 """
 
 import copy
@@ -35,7 +35,7 @@ class Step:
     after: dict = None
     has_gradient: bool = True
     scale: float = 1.0
-    """Of a GradScaler: what a gradient in float16 is rounded to depends on it"""
+    """Scale of a GradScaler, on which the rounding of a float16 gradient depends"""
 
 
 def rng_state():
@@ -62,7 +62,7 @@ def parameters_of(optimizer, module):
 
 
 def recorded(module_class):
-    """Return a subclass whose training_step records what it is called with."""
+    """Return a subclass whose training_step records its arguments."""
 
     class Recorded(module_class):
         recording = None
@@ -85,7 +85,7 @@ def recorded(module_class):
 
 
 def without_graph(module):
-    """Deep-copy a module; attributes that carry a graph (which deepcopy refuses) are detached for it."""
+    """Deep-copy a module; detach attributes with a graph, which deepcopy refuses."""
     carried = [(m, n, v) for m in module.modules() for n, v in vars(m).items() if has_graph(v)]
     for m, n, v in carried:
         vars(m)[n] = tuple(part.detach() for part in v) if isinstance(v, tuple) else v.detach()
@@ -106,7 +106,7 @@ def has_graph(value):
 
 
 class Recording(Callback):
-    """Records every optimiser step of a run."""
+    """Records every optimizer step of a run."""
 
     def __init__(self):
         self.window, self.steps, self.last = [], [], None
@@ -169,9 +169,8 @@ class BruteForce:
                     output = self.loss(module, copy.deepcopy(micro.args)[0])
             losses.append(output.item())
             if gradient:
-                divisor = (
-                    1 if self.loss is not None else step.divisor
-                )  # Lightning divides training_step's loss; bf16 rounds that
+                # Lightning divides the loss of training_step, and bf16 rounds the quotient.
+                divisor = 1 if self.loss is not None else step.divisor
                 (output / divisor * step.scale).backward()
                 for name, p in module.named_parameters():
                     if p.grad is not None:
@@ -212,7 +211,7 @@ class BruteForce:
         }
 
     def held_at(self, step):
-        """Return the parameters that were trained at a step: those that had a gradient and may move."""
+        """Return the parameters with a gradient that were not frozen at a step."""
         return [
             n
             for n, p in step.micro_batches[0].module.named_parameters()

@@ -1,4 +1,4 @@
-"""Runs of several processes on this machine, and of one process on the batches of all."""
+"""Runs of several processes, and the same runs of one process on the batches of all."""
 
 import lightning.pytorch as pl
 import torch
@@ -45,7 +45,7 @@ def sample_losses(module, batch):
 
 
 def dataset(drop=0):
-    """Return samples for so many steps of two batches, less some at the end."""
+    """Return the samples of a number of steps of two batches, without some at the end."""
     generator = torch.Generator().manual_seed(7)
     count = STEPS * BATCH * 2 - drop
     x = torch.randn(count, FEATURES, generator=generator)
@@ -53,7 +53,7 @@ def dataset(drop=0):
 
 
 def place(trainer):
-    """Return the number of processes with batches of their own, and which of them this one is."""
+    """Return the number of processes with separate batches, and the index of this one."""
     mesh = getattr(trainer.lightning_module, "_device_mesh", None)
     if mesh is not None:  # all processes of a tensor-parallel group have the same batch
         return mesh["data_parallel"].size(), mesh["data_parallel"].get_local_rank()
@@ -61,7 +61,7 @@ def place(trainer):
 
 
 def held_out_batches(trainer):
-    """Return three batches that are not trained on; each process has its part of them."""
+    """Return three held-out batches; each process has its part of them."""
     generator, (processes, rank) = torch.Generator().manual_seed(11), place(trainer)
     batches = [
         (
@@ -74,7 +74,7 @@ def held_out_batches(trainer):
 
 
 class InOrder(pl.LightningDataModule):
-    """Two processes with batches of 4 see together, step by step, what one process with batches of 8 sees."""
+    """In each step, two processes with batches of 4 see the batch of 8 of a single process."""
 
     def __init__(self, drop=0):
         super().__init__()
@@ -87,7 +87,7 @@ class InOrder(pl.LightningDataModule):
 
 
 class Remember(Callback):
-    """Each process writes down what it ends with."""
+    """Each process writes its last state to a file."""
 
     def __init__(self, folder):
         self.folder = folder
@@ -112,7 +112,7 @@ def train(
     ckpt_path=None,
     **kwargs,
 ):
-    """Train in so many processes; return the trainer."""
+    """Train in the given number of processes; return the trainer."""
     pl.seed_everything(3, verbose=False)
     remember = [Remember(folder)] if callbacks_after is None else callbacks_after
     checkpoints = ModelCheckpoint(

@@ -1,4 +1,4 @@
-"""Modules that nobody here wrote, from Lightning's demos and from transformers, as small as their configurations allow."""
+"""Modules of other projects (Lightning's demos, transformers), as small as possible."""
 
 import contextlib
 from dataclasses import dataclass, field
@@ -38,7 +38,7 @@ def texts():
 
 
 def continued_texts():
-    """Sequences that go on from batch to batch, as the demo's sampler draws them."""
+    """Sequences that continue from batch to batch, as drawn by the demo's sampler."""
     words = generated(5 * 4, LENGTH + 1)
     dataset = TensorDataset(words[:, :-1], words[:, 1:])
     return DataLoader(dataset, batch_sampler=SequenceSampler(dataset, batch_size=4))
@@ -76,7 +76,7 @@ class Translating(LightningTransformer):
         self.model = Transformer(WORDS, ninp=8, nhead=2, nhid=8, nlayers=1)
 
     def prepare_data(self):
-        """The demo would download its text here."""
+        """Skip the download of the demo's text."""
 
 
 class Remembering(LightningLSTM):
@@ -85,7 +85,7 @@ class Remembering(LightningLSTM):
         self.model = SimpleLSTM(WORDS, ninp=6, nhid=6, nlayers=2)
 
     def prepare_data(self):
-        """The demo would download its text here."""
+        """Skip the download of the demo's text."""
 
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), lr=0.5)

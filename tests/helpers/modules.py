@@ -1,4 +1,4 @@
-"""Small modules, each with one thing on which its loss depends and that a careless replay would get wrong."""
+"""Small modules; the loss of each depends on something that a careless replay gets wrong."""
 
 import random
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ FEATURES, CLASSES = 12, 4
 
 
 def loader(batches=10, batch_size=6, shuffle=True, dtype=torch.float32):
-    """Return a loader over a fixed data set; its order comes from the global generator, as users have it."""
+    """Return a loader over a fixed data set; its order comes from the global generator."""
     generator = torch.Generator().manual_seed(7)
     count = batches * batch_size
     x = torch.randn(count, FEATURES, generator=generator).to(dtype)
@@ -24,7 +24,7 @@ def loader(batches=10, batch_size=6, shuffle=True, dtype=torch.float32):
 
 
 class Meter:
-    """An object of the user's own, with state, as training scripts keep them."""
+    """A plain Python object with state, as users' modules have."""
 
     def __init__(self):
         self.total, self.history = 0.0, []
@@ -35,7 +35,7 @@ class Meter:
 
 
 class Plain(LightningModule):
-    """Dropout, BatchNorm, a torchmetrics metric, a scheduler, and a list that training_step appends to."""
+    """Dropout, BatchNorm, a torchmetrics metric, a scheduler, a list that training_step extends."""
 
     optimizer_class, optimizer_kwargs = torch.optim.SGD, {"lr": 0.1}
 
@@ -128,7 +128,7 @@ class TargetInBuffers(Plain):
 
 
 class TargetInParameters(Plain):
-    """The loss depends on a slow copy of the weights, kept in a module that the optimiser does not hold."""
+    """The loss depends on a slow copy of the weights in a module outside the optimizer."""
 
     def __init__(self):
         super().__init__()
@@ -148,7 +148,7 @@ class TargetInParameters(Plain):
 
 
 class Spectral(Plain):
-    """Spectral normalisation renews its vectors in every forward pass."""
+    """Spectral normalization updates its vectors in every forward pass."""
 
     def __init__(self):
         super().__init__()
@@ -156,7 +156,7 @@ class Spectral(Plain):
 
 
 class NonLeaf(Plain):
-    """The hook-based normalisation keeps a tensor with a graph as an attribute: such a module cannot be deep-copied."""
+    """Hook-based normalization keeps a tensor with a graph as attribute, which deepcopy refuses."""
 
     def __init__(self):
         super().__init__()
@@ -173,7 +173,7 @@ class Unfreezing(Plain):
 
 
 class UnfreezingLate(Plain):
-    """The first layer joins the optimiser after the first epoch, as finetuning callbacks do."""
+    """The first layer joins the optimizer after the first epoch, as in a finetuning callback."""
 
     def configure_optimizers(self):
         self.net[0].requires_grad_(False)
@@ -186,7 +186,7 @@ class UnfreezingLate(Plain):
 
 
 class OwnGenerators(Plain):
-    """Random numbers from every kind of generator there is."""
+    """Random numbers from every kind of generator."""
 
     def __init__(self):
         super().__init__()
@@ -232,7 +232,7 @@ class ObjectBatches(Plain):
 
 
 class PartlyUnused(Plain):
-    """Parameters that are frozen, unused by the loss, or not in the optimiser but trained by nobody."""
+    """Parameters that are frozen, unused by the loss, or outside the optimizer."""
 
     def __init__(self):
         super().__init__()
@@ -261,7 +261,7 @@ class GradientPenalty(Plain):
 
 
 class Recurrent(Plain):
-    """An LSTM that carries its state from batch to batch; its kernels round differently without autograd."""
+    """An LSTM with state from batch to batch; its kernels round differently without autograd."""
 
     def __init__(self):
         super().__init__()
@@ -278,7 +278,7 @@ class Recurrent(Plain):
 
 
 class Momentum(Plain):
-    """A frozen encoder that follows the trained one inside training_step (as momentum contrast does); clamped weights."""
+    """A frozen encoder follows the trained one in training_step (momentum contrast); clamping."""
 
     def __init__(self):
         super().__init__()
@@ -309,7 +309,7 @@ class Tied(Plain):
 
 
 class OwnOptimizerStep(Plain):
-    """Steps on every second batch only; the first one's gradient is zeroed by the second one's closure."""
+    """Steps on every second batch, whose closure zeroes the gradient of the batch before."""
 
     def optimizer_step(self, epoch, batch_idx, optimizer, optimizer_closure=None):
         if (batch_idx + 1) % 2 == 0:
@@ -330,13 +330,13 @@ class Overflowing(Plain):
 
 
 def plain_loss(module, batch):
-    """A loss of the user's own, another one than training_step's."""
+    """A user's loss that differs from that of training_step."""
     x, y = batch
     return cross_entropy(module.net(x).float(), y, label_smoothing=0.1)
 
 
 class TeacherInEachBatch(TargetInParameters):
-    """The slow copy moves after every micro-batch, also within a window, and once more inside of training_step."""
+    """The slow copy moves after every micro-batch and once more inside training_step."""
 
     def compute_loss(self, batch):
         self.target.bias.data.lerp_(self.net[0].bias.data, 0.3)
@@ -344,7 +344,7 @@ class TeacherInEachBatch(TargetInParameters):
 
 
 class TeacherAndUnfreezing(TeacherInEachBatch):
-    """A teacher that moves, and a layer that joins the optimiser later: both are not x, for a while."""
+    """A moving teacher, and a layer that joins the optimizer later: parameters outside x."""
 
     configure_optimizers = UnfreezingLate.configure_optimizers
     on_train_epoch_start = UnfreezingLate.on_train_epoch_start

@@ -1,4 +1,4 @@
-"""Modules whose samples do not mix, and one whose do; a loss with one number a sample."""
+"""Modules without interaction between samples, one with it, and a loss per sample."""
 
 import torch
 from lightning.pytorch import LightningModule
@@ -33,7 +33,7 @@ class Base(LightningModule):
 
 
 class Perceptron(Base):
-    """With dropout: each step has its mask, and each replay has it again."""
+    """Dropout: each step draws a mask, and its replay draws the same one."""
 
     def network(self):
         return nn.Sequential(
@@ -99,7 +99,7 @@ class GRU(Base):
 
 
 class WithoutForwardDerivative(torch.autograd.Function):
-    """As the functions of many extensions: forward and backward, and nothing else."""
+    """A function with forward and backward only, like those of many extensions."""
 
     @staticmethod
     def forward(ctx, x):
@@ -144,7 +144,7 @@ class StopsGradients(Base):
 
 
 class PartlyTrained(Base):
-    """Parameters that are frozen, unused, or not held by the optimiser; one weight in two layers."""
+    """Parameters that are frozen, unused, or outside the optimizer; one weight in two layers."""
 
     def network(self):
         net = nn.Sequential(

@@ -1,7 +1,8 @@
-"""GANs trained by hand, and the slow, obvious way to every row of each player's table.
+"""GANs with manual optimization, and a naive recomputation of each player's table.
 
-Each player has an optimiser and a loss of (module, batch). The recording keeps the module as it was when ``training_step``
-began, and all parameters as they were when an optimiser stepped; a loss is evaluated again on a copy with both.
+Each player has an optimizer and a loss of (module, batch). The recording copies the module at the
+start of ``training_step`` and all parameters when an optimizer steps. A loss is evaluated again on
+a copy with both.
 """
 
 import copy
@@ -21,7 +22,7 @@ PLAYERS = ("discriminator", "generator")
 
 
 class Gan(LightningModule):
-    """In one training_step the discriminator steps, then the generator, through a graph that was made before both."""
+    """In one training_step discriminator and generator step, with one graph made before both."""
 
     generator_every, critic_steps = 1, 1
 
@@ -76,7 +77,7 @@ class Critic(Gan):
 
 
 class Seldom(Gan):
-    """The generator steps on every third batch; the discriminator's backward passes leave gradients in it."""
+    """The generator steps on every third batch; the discriminator leaves gradients in it."""
 
     generator_every = 3
 
@@ -130,7 +131,7 @@ LOSSES = {"discriminator": discriminator_loss, "generator": generator_loss}
 class PlayersStep:
     step: int
     batches: list
-    """Module at the door, batch, and random numbers of each"""
+    """Module at the start of training_step, batch and random state of each"""
     before: dict
     epoch: int
     scale: float = 1.0
@@ -138,7 +139,7 @@ class PlayersStep:
 
 
 class PlayersRecording(Callback):
-    """Records every step of one player; ``batches`` says how many of the last batches a step is of."""
+    """Records every step of one player; a step belongs to the last ``batches`` batches."""
 
     def __init__(self, player, batches=1):
         self.index, self.player, self.batches, self.loss = (
@@ -177,7 +178,7 @@ class PlayersRecording(Callback):
         return [name for name in self.last if name.startswith(f"{self.player}.")]
 
     def evaluate(self, step, x, autocast, gradient=False):
-        """Return the loss at the parameters of a step, but for x, and its gradient."""
+        """Return loss and gradient with the given x and all other parameters of a step."""
         losses, total = [], {}
         for module, batch, rng in step.batches:
             module = copy.deepcopy(module)

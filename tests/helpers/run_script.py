@@ -1,4 +1,4 @@
-"""A training run in a process of its own, to be interrupted: ``python -m tests.helpers.run_script FOLDER [options]``."""
+"""A training run to interrupt: ``python -m tests.helpers.run_script FOLDER [options]``."""
 
 import argparse
 import faulthandler
@@ -30,7 +30,7 @@ class Slow(Plain):
 
 
 class OfTheStep(Slow):
-    """Whatever is random is a function of the global step, so that a resumed run is the uninterrupted one."""
+    """Random numbers depend on the global step only, so a resumed run equals the whole one."""
 
     def __init__(self):
         super().__init__()
@@ -118,13 +118,12 @@ def main(argv):
 
 
 def main_logged(argv, log):
-    """Run `main` with everything that the process says going to a file."""
+    """Run `main` and write all output of the process to a file."""
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
-    faulthandler.register(
-        signal.SIGUSR1, all_threads=True
-    )  # a test that waits in vain asks where the process is
+    # A test whose wait times out asks for the stack of the process by this signal.
+    faulthandler.register(signal.SIGUSR1, all_threads=True)
     main(argv)
 
 

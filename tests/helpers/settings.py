@@ -1,4 +1,4 @@
-"""Ways of training that change what a gradient, a loss or a step is; each is run by several tests."""
+"""Ways of training that change the meaning of a gradient, loss or step; several tests run each."""
 
 import contextlib
 from dataclasses import dataclass, field
@@ -21,11 +21,11 @@ class Setting:
     autocast: object = contextlib.nullcontext
     batches: int = 10
     rtol: float = 2e-5
-    """Of inner products and squared norms: gradients are summed in another order by the brute-force way"""
+    """Tolerance of inner products and squared norms: brute force sums gradients in another order"""
 
     @property
     def joins_late(self):
-        """Whether x has more parameters in the end than at first: a run's reference is none for another run's start."""
+        """Whether x gains parameters, so that the end of a run does not fit another run's start."""
         return self.module.on_train_epoch_start is modules.UnfreezingLate.on_train_epoch_start
 
 

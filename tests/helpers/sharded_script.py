@@ -1,6 +1,6 @@
-"""Sharded runs (FSDP2, tensor parallelism) in processes of their own: ``python -m tests.helpers.sharded_script FOLDER …``.
+"""Sharded runs (FSDP2, tensor parallelism): ``python -m tests.helpers.sharded_script FOLDER …``.
 
-Lightning starts the other processes itself, by the same command.
+Lightning starts the other processes with the same command.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from tests.soak import failures
 
 
 class Sharded(distributed.Net):
-    """A network with layers of uneven shards and one that is frozen; some layers are sharded by themselves."""
+    """A network with uneven shards and a frozen layer; some layers are sharded separately."""
 
     whole = True
 
@@ -59,7 +59,7 @@ class Sharded(distributed.Net):
 
 
 class Dropout(Sharded):
-    """What is random is captured by each process."""
+    """Random numbers that differ between processes."""
 
     def __init__(self):
         super().__init__()
@@ -67,7 +67,7 @@ class Dropout(Sharded):
 
 
 class NeedsAutogradInOne(Sharded):
-    """As a gradient penalty does, but on the second process alone."""
+    """A backward pass in training_step, as in a gradient penalty, on the second process only."""
 
     def training_step(self, batch, batch_idx):
         loss = super().training_step(batch, batch_idx)
@@ -85,7 +85,7 @@ class PartlySharded(Sharded):
 
 
 class WholeParameters(Callback):
-    """Writes down whether a full parameter was ever put together, and what each process ends with."""
+    """Records whether a full parameter was ever assembled, and the last state of each process."""
 
     def __init__(self, folder):
         self.folder, self.gathered = folder, 0
@@ -127,9 +127,9 @@ def train(
     resume=None,
     error=None,
 ):
-    """Train once, on a mesh of so many data-parallel and tensor-parallel processes, or in one process without any (0, 0).
+    """Train once on a mesh of data- and tensor-parallel processes, or in one process (0, 0).
 
-    ``error`` is the place of an error in one of the processes, arguments of `failures.Case`.
+    ``error`` places an error into one of the processes; it has the arguments of `failures.Case`.
     """
     arguments = {"every_n_steps": 1, "figures": False, **(monitor or {})}
     if arguments.get("held_out"):

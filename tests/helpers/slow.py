@@ -1,10 +1,10 @@
-"""Which of many alike are slow tests: `make test` runs some of them, `make test-slow` the others."""
+"""Mark most of many similar tests as slow: `make test` runs some, `make test-slow` the others."""
 
 import pytest
 
 
 def some(values, every):
-    """Return parameters of which one in so many is run by ``make test``.
+    """Return parameters; ``make test`` runs one in ``every``.
 
     Args:
         values: for ``pytest.mark.parametrize``; a tuple is one of several parameters.

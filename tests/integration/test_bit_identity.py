@@ -1,4 +1,4 @@
-"""The observer does not move the observed: runs with and without the monitor are the same to the last bit."""
+"""Runs with and without the monitor are bitwise the same."""
 
 import copy
 import csv
@@ -14,7 +14,7 @@ from tests.helpers.settings import SETTINGS, train
 
 
 def everything(trainer, module, folder):
-    """Return all that a run leaves behind."""
+    """Return the last state of a run."""
     metrics, logged = folder / "lightning_logs" / "version_0" / "metrics.csv", []
     if metrics.exists():
         with metrics.open() as file:
@@ -23,7 +23,7 @@ def everything(trainer, module, folder):
                 for row in csv.DictReader(file)
             ]
     checkpoint = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=False)
-    # our own state, and the paths that differ between the two runs
+    # Leave out our own state, and paths that differ between the two runs.
     checkpoint["callbacks"] = sorted(
         key.partition("{")[0] for key in checkpoint["callbacks"] if "Landscape" not in key
     )
@@ -40,7 +40,7 @@ def everything(trainer, module, folder):
 
 
 def plain(attributes):
-    """Return what of a module's attributes can be compared."""
+    """Return the comparable attributes of a module."""
     kept = {}
     for name, value in attributes.items():
         if isinstance(value, torch.Generator):

@@ -148,7 +148,7 @@ def test_a_gradient_is_compared_where_the_loss_was_even_if_a_replay_moves_parame
 
 @pytest.mark.parametrize("name", ["bf16_accumulation", "accumulation"])
 def test_a_gradient_that_is_taken_again_is_rounded_as_in_training(name, tmp_path):
-    """Divided by 3 before it is differentiated, a loss in bfloat16 has another gradient than if that is made up for."""
+    """In bfloat16, the gradient of loss / 3 times 3 differs from the gradient of the loss."""
     monitor = LandscapeMonitor(every_n_steps=1)
     train(SETTINGS[name], tmp_path, [monitor], accumulate_grad_batches=3)
     assert monitor.summary["run"]["fidelity"]["gradient"] == 0

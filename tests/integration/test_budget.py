@@ -1,4 +1,4 @@
-"""`max_overhead` in monitored runs whose clock is ours: a step takes a second, and a probe or a replay what is said."""
+"""`max_overhead` with a fake clock: a step takes a second, probes and replays a given time."""
 
 from types import SimpleNamespace
 
@@ -21,7 +21,7 @@ from tests.integration.test_refusals import assert_refused
 
 
 class Clock:
-    """Time that passes only where it is told to."""
+    """A clock that tests advance."""
 
     def __init__(self):
         self.now = 0.0
@@ -47,7 +47,7 @@ def clock(monkeypatch):
 
 
 def slow(monkeypatch, clock, probe=0.0, replay=0.0):
-    """Let storing a probe, and evaluating one, take so many seconds."""
+    """Set the seconds that storing and evaluating a probe take."""
     write, mean_loss = ProbeStore.write, Replayer.mean_loss
 
     def slow_write(self, *args):

@@ -1,4 +1,4 @@
-"""Real runs: the certificate of the trajectory as an inequality, which theorem applies and why not, sums over every step."""
+"""Real runs: the trajectory certificate, applicable theorems and reasons, sums over every step."""
 
 import copy
 import functools
@@ -37,7 +37,7 @@ class NormalisedSGD(torch.optim.Optimizer):
 
 
 class Regression(pl.LightningModule):
-    """A small network on data with noise, trained by any optimiser."""
+    """A small network on noisy data, trained by any optimizer."""
 
     def __init__(self, optimizer, schedule=None):
         super().__init__()
@@ -144,9 +144,8 @@ def test_the_certificate_of_the_trajectory_holds_to_rounding(name, reference, tm
         monitor.table,
         monitor.summary["run"],
     )
-    if (
-        reference == "another" and not bound["applies"]
-    ):  # D_K may be larger than D_0, and nothing left to certify
+    # If D_K is larger than D_0, there may be nothing to certify.
+    if reference == "another" and not bound["applies"]:
         pytest.fail(bound["reason"])
     assert bound["status"] == "proved"
     assert len(table) == run["steps"]
@@ -155,7 +154,7 @@ def test_the_certificate_of_the_trajectory_holds_to_rounding(name, reference, tm
         eta
     )
     assert bound["measured"] == pytest.approx(mean_gap, rel=1e-9)
-    # every sum, spelled out
+    # Every sum, written out.
     squares = sum(e * e * p.grad_sq_norm for e, p in zip(eta, table, strict=True))
     rest = sum(p.step_residual**2 / 2 + p.step_residual * math.sqrt(p.sq_distance) for p in table)
     moved = (table[0].sq_distance - run["reference"]["final_sq_distance"]) / 2
@@ -348,9 +347,8 @@ def test_exact_sums_are_those_over_every_step(name, tmp_path):
     every = LandscapeMonitor(every_n_steps=1, max_probes=1000)
     train(setting, tmp_path / "every", [every])
     rows = {probe.step: probe for probe in every.table}
-    missing = [
-        s for s in steps if s.step not in rows
-    ]  # overflows, and windows without a loss, that are no probes
+    # Steps with an overflow and windows without a loss are no probes.
+    missing = [s for s in steps if s.step not in rows]
     for step in missing:
         assert (
             all(torch.equal(step.before[n], step.after[n]) for n in recording.names)
@@ -492,7 +490,7 @@ def test_training_is_bit_identical_with_everything_measured(tmp_path):
 
 
 def test_parameters_that_a_hook_moves_after_the_step_are_seen(tmp_path):
-    """The step is as measured, and then undone: the sum over steps is of no path, and proves nothing."""
+    """Undoes each measured step, so the sums over steps belong to no path and prove nothing."""
 
     class Undone(Regression):
         def on_train_batch_end(self, *args):
@@ -518,7 +516,7 @@ def test_parameters_that_a_hook_moves_after_the_step_are_seen(tmp_path):
         "something else moved the parameters" in monitor.summary["bounds"]["trajectory"]["reason"]
     )
     assert "something else moved the parameters" in monitor.summary["bounds"]["sgd"]["reason"]
-    # seen in the table alone, too, where consecutive steps are probes
+    # The table shows it as well, where consecutive steps are probes.
     assert Evidence(monitor.table, monitor.summary["run"]).jump is not None
 
 
@@ -543,7 +541,7 @@ def shortened(o):
 
 
 def test_steps_shorter_than_the_rule_between_probes_enter_the_constants(tmp_path):
-    """Too few probes to see the rule broken: what the proof takes from it is read off the steps."""
+    """Too few probes to see the rule broken, so the check has to use the steps themselves."""
     monitor = fit(lambda p: AdaGradNormMax(p, lr=0.5), tmp_path / "a", shortened, every_n_steps=10)
     bound, table = monitor.summary["bounds"]["adagrad_norm_max"], monitor.table
     needed = max(math.sqrt(((0.5 / p.step_size) ** 2 - 1) / (p.step + 1)) for p in table)
@@ -580,7 +578,7 @@ def test_clipping_in_the_modules_own_hooks_is_no_schedule(hook, every, tmp_path)
 
 
 def test_equal_losses_of_different_batches_are_no_full_batch(tmp_path):
-    """All f_i are 0 at the reference and 1 at the start: a hinge that interpolates, from zero."""
+    """An interpolating hinge loss started at zero: all f_i are 0 at the reference and 1 at x_0."""
 
     class Hinge(Regression):
         def __init__(self):
@@ -651,7 +649,7 @@ def test_a_hook_that_undoes_steps_is_seen_at_any_stride(every, tmp_path):
         def on_train_batch_end(self, *args):
             with torch.no_grad():
                 for p in self.parameters():
-                    p.mul_(1 + 1e-6)  # so little that no distance shows it
+                    p.mul_(1 + 1e-6)  # too little to be seen in a distance
 
     monitor = plain_fit(Undone(sgd()), data(), tmp_path, every=every)
     assert monitor.summary["run"]["moved_between"] >= len(monitor.table) - 1
@@ -688,7 +686,7 @@ def test_the_full_batch_several_times_an_epoch_is_the_full_batch(tmp_path):
 
 
 def test_the_same_batch_of_every_epoch_is_no_full_batch(tmp_path):
-    """Ten batches in order, and a stride of ten: every probe is of the first one."""
+    """Ten batches in fixed order and a stride of ten: every probe has the first batch."""
     optimizer = functools.partial(torch.optim.SGD, lr=0.01)
     monitor = fit(optimizer, tmp_path, sampling="sequential", epochs=5, every_n_steps=15)
     assert len({probe.reference_loss for probe in monitor.table}) == 1
@@ -712,7 +710,7 @@ def test_a_batch_sampler_of_the_users_own_is_not_called_sequential(tmp_path):
 
 
 class Hooked(Regression):
-    """A gradient hook with a state of its own, which every backward pass through it changes."""
+    """A gradient hook with a state that every backward pass changes."""
 
     def on_fit_start(self):
         self.scale, self.calls = 0.0, 0
@@ -801,9 +799,10 @@ def test_a_scheduler_on_an_optimiser_with_one_lr_is_seen_at_any_stride(schedule,
         ][theorem]
         assert not bound["applies"]
         assert "lr started at 0.5 and was" in bound["reason"]
+    # DecSPS uses lr at the first step only.
     later = fit(
         lambda p: DecSPS(p, lr=0.5), tmp_path / "dec_sps", schedule=cosine, every_n_steps=every
-    )  # has no effect on it
+    )
     assert later.summary["bounds"]["dec_sps"]["applies"]
 
 

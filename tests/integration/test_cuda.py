@@ -1,6 +1,6 @@
-"""On a GPU: the same to the last bit with and without the monitor, replays exact, the table equal to a recomputation.
+"""On a GPU: training is bitwise unchanged, replays are exact, the table equals a recomputation.
 
-pytest -m gpu runs them; elsewhere they are skipped.
+``pytest -m gpu`` runs these tests; without a GPU they are skipped.
 """
 
 import concurrent.futures
@@ -32,7 +32,7 @@ half = partial(torch.autocast, "cuda", dtype=torch.float16)
 bf16 = partial(torch.autocast, "cuda", dtype=torch.bfloat16)
 AUTOCAST = {"16-mixed": half, "bf16-mixed": bf16}
 
-# the first two draw from or keep state on the CPU by construction; dropout of recurrent layers has a test of its own
+# The first two use the CPU by construction; dropout of recurrent layers has a separate test.
 NAMES = [name for name in SETTINGS if name not in {"own_generators", "object_batches", "recurrent"}]
 
 
@@ -118,7 +118,7 @@ def in_a_fresh_process(*args):
 
 
 def test_dropout_between_recurrent_layers_is_not_moved(tmp_path):
-    """Its random numbers are in a state inside of cuDNN, which lives as long as the process."""
+    """cuDNN keeps the state of its random numbers as long as the process lives."""
     plain, _ = in_a_fresh_process(tmp_path / "a", False)
     again, _ = in_a_fresh_process(tmp_path / "b", False)
     assert_same(plain, again)
@@ -140,7 +140,7 @@ def test_secants_and_exact_sums(tmp_path):
 
 @pytest.mark.parametrize("codec", ["native", "bfloat16", "int8"])
 def test_what_is_queued_is_on_the_host_and_training_is_not_moved(codec, tmp_path, monkeypatch):
-    """The copy off the device is made before the optimiser goes on: what is written is x_k, and memory there is free again."""
+    """The copy off the GPU ends before the optimizer's step: the file has x_k, memory is freed."""
     from lightning_landscape.store.store import ProbeStore
 
     original, devices = ProbeStore._write, set()

@@ -1,4 +1,4 @@
-"""Real processes under DistributedDataParallel: the table of one process on the batches of both, and all that goes with it."""
+"""DistributedDataParallel in two processes gives the table of one process on both batches."""
 
 import csv
 import errno
@@ -35,7 +35,7 @@ EXACT = {"step", "epoch", "logged_step", "loss_infimum"}
 
 
 def monitored(folder, processes=2, train_kwargs=None, **arguments):
-    """Train with a monitor; return what it wrote."""
+    """Train with a monitor; return its run."""
     train(
         folder,
         [LandscapeMonitor(**{"every_n_steps": 1, **arguments})],
@@ -46,7 +46,7 @@ def monitored(folder, processes=2, train_kwargs=None, **arguments):
 
 
 def assert_same_tables(one, two, rtol=2e-5):
-    """Assert that two tables are the same but for rounding: gradients are summed in another order."""
+    """Assert that two tables are the same up to rounding: gradients are summed in another order."""
     assert len(one) == len(two) > 1
     for a, b in zip(one, two, strict=True):
         for column in EXACT:
@@ -134,7 +134,7 @@ def metrics(folder):
 
 
 def assert_same_ends(a, b):
-    """Assert that both processes of two runs ended with the same module and the same random numbers."""
+    """Assert that both processes of two runs ended with the same module and random state."""
     for rank in range(2):
         one, two = (torch.load(folder / f"end-{rank}.pt") for folder in (a, b))
         assert torch.equal(one["random"], two["random"])
@@ -144,7 +144,7 @@ def assert_same_ends(a, b):
 
 @pytest.mark.parametrize("module", some([Plain, TargetInBuffers, TargetInParameters], every=2))
 def test_training_is_the_same_with_and_without_the_monitor(module, tmp_path):
-    """Dropout, BatchNorm (each process its own statistics), shuffling; buffers that a loss depends on, and parameters."""
+    """Dropout, BatchNorm with statistics per process, shuffling, buffers that change the loss."""
     settings = {
         "module": module,
         "data": loader(16),
@@ -161,7 +161,7 @@ def test_training_is_the_same_with_and_without_the_monitor(module, tmp_path):
 
 
 class FailsInOne(Callback):
-    """From some step on, storing (or reading) a probe fails in one process alone."""
+    """Makes storing (or reading) a probe fail in one process from some step on."""
 
     def __init__(self, rank, method, at=4):
         self.rank, self.method, self.at = rank, method, at
@@ -199,7 +199,7 @@ def test_a_failure_in_one_process_stops_measuring_in_all_and_nothing_else(rank, 
 
 
 class FullInOne(Callback):
-    """So many probes, from the fifth on, cannot be written to the disk of one process."""
+    """Makes the writes of some probes, from the fifth on, fail in one process."""
 
     def __init__(self, rank, failures):
         self.rank, self.failures, self.calls = rank, failures, 0
@@ -258,7 +258,7 @@ def test_a_refusal_is_one_of_all_processes_before_the_first_step(tmp_path):
 
 
 class InOne(Callback):
-    """Does something in one process, where its training ends or before it begins."""
+    """Calls a function in one process, before its training or at its end."""
 
     def __init__(self, rank, at, what):
         self.rank, self.what = rank, what
@@ -409,7 +409,7 @@ def test_the_store_of_each_process(tmp_path):
 
 
 def test_distributed_helpers_see_the_same_batches():
-    """What the comparisons rest on: the samples of two processes together are those of one."""
+    """The comparisons assume that the samples of two processes together are those of one."""
 
     class Trainer:
         world_size, global_rank, lightning_module = 1, 0, None
@@ -434,7 +434,7 @@ def test_distributed_helpers_see_the_same_batches():
 
 @pytest.mark.slow
 def test_other_launchers_give_the_same_table(tmp_path):
-    """Processes that Lightning starts anew: by the same command, or by a pickled trainer."""
+    """New processes of Lightning, started by the same command or from a pickled trainer."""
     options = ("--module", "OfTheStep", "--processes", "2", "--epochs", "1", "--pause", "0")
     run_script.main([str(tmp_path / "ddp_fork"), *options])
     for name in ("ddp", "ddp_spawn"):

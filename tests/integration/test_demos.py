@@ -39,7 +39,7 @@ def python(*arguments, folder, status=0):
 
 @pytest.fixture
 def mlp(monkeypatch, tmp_path, capsys):
-    """Return a function that runs the main demo in this process: another one takes seconds to start."""
+    """Return a function that runs the main demo in this process, which saves its start-up."""
 
     def run(*arguments):
         from demos.mlp import main
@@ -62,7 +62,7 @@ def mlp(monkeypatch, tmp_path, capsys):
 
 
 def write_idx(path, values):
-    """Write an IDX file of bytes, as Fashion-MNIST comes."""
+    """Write an IDX file of bytes, the format of Fashion-MNIST."""
     header = struct.pack(f">HBB{values.ndim}I", 0, 8, values.ndim, *values.shape)
     with gzip.open(path, "wb") as file:
         file.write(header + values.to(torch.uint8).numpy().tobytes())
@@ -155,7 +155,7 @@ CLI = ROOT / "demos" / "cli.py"
 
 @pytest.fixture
 def cli(monkeypatch, tmp_path):
-    """Return a function that runs the command line in this process, in a folder with modules of its own."""
+    """Return a function that runs the command line in this process, in a folder with modules."""
     pytest.importorskip("jsonargparse")
     from demos.cli import main
 
@@ -180,9 +180,8 @@ def test_both_protocols_from_yaml(cli, tmp_path):
     one, two = (load(tmp_path / "runs" / "cli" / name) for name in ("one_pass", "two_passes"))
     assert one.summary["run"]["reference"]["sha256"] == two.summary["run"]["reference"]["sha256"]
     assert two.summary["run"]["reference"]["kind"] == "file"
-    assert (
-        two.summary["run"]["reference"]["final_sq_distance"] == 0
-    )  # the same seed ends at the same point
+    # Runs with the same seed end at the same point.
+    assert two.summary["run"]["reference"]["final_sq_distance"] == 0
     for column in ("step", "loss", "reference_loss", "initial_loss"):
         a, b = one.table.column(column), two.table.column(column)
         assert torch.equal(a.nan_to_num(-1), b.nan_to_num(-1))
@@ -258,7 +257,7 @@ def test_print_config_round_trips(tmp_path):
 
 
 def exits(cli, capsys, status, *arguments):
-    """Let the command line answer and leave; return what it printed."""
+    """Run a command that prints and exits; return its output."""
     with pytest.raises(SystemExit) as left:
         cli(*arguments)
     assert left.value.code == status
@@ -348,7 +347,10 @@ def test_the_summary_is_strict_json_with_the_keys_of_the_contract(mlp, tmp_path)
     }
     assert set(summary["run"]["drop"]) >= {"value", "standard_error", "rows"}
     assert set(summary["run"]["fidelity"]) >= {"steps", "max_abs", "exact"}
-    keys = "alpha beta rate attained interpolation_error interpolation_error_se neighbourhood informativeness informative"
+    keys = (
+        "alpha beta rate attained interpolation_error interpolation_error_se neighbourhood "
+        "informativeness informative"
+    )
     assert set(summary["conditions"]["alpha_beta"]) >= {
         *keys.split(),
         "violated",

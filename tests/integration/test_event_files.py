@@ -1,4 +1,4 @@
-"""Event files read back: which tags, at which steps, with which values."""
+"""Event files read back: tags, steps and values."""
 
 import math
 
@@ -81,7 +81,7 @@ def curves(folder, prefix="landscape"):
 
 
 def expected_values(table):
-    """Return what each tag must show, from the table alone."""
+    """Return the expected points of each tag, from the table alone."""
     c = {
         name: table.column(name).numpy()
         for name in ("loss", "reference_loss", "inner_product", "grad_sq_norm")
@@ -157,7 +157,7 @@ def test_the_bound_of_the_trajectory_is_that_of_so_many_steps_with_the_final_pai
     for k in range(1, len(table)):
 
         def total(value, k=k):
-            """Sum a value of probes over the steps before probe k, on straight lines between probes."""
+            """Sum a value over the steps before probe k, interpolated linearly between probes."""
             known = {p.step: value(p) for p in table[:k]}
             steps = range(table[0].step, table[k].step)
             return sum(np.interp(list(steps), list(known), list(known.values())))
@@ -223,7 +223,7 @@ def test_margins_of_the_reported_pair_are_not_negative(run):
 
 
 def test_what_is_known_live_is_written_live(tmp_path):
-    """Before training ends, the loss is there; after it, what needed x_p."""
+    """The loss is logged during training, curves that depend on x_p after it."""
     seen = {}
 
     class Looking(LandscapeMonitor):
@@ -267,7 +267,7 @@ def test_csv_logger_gets_the_curves_and_no_logger_gets_the_files(tmp_path):
 
 
 class Failing(Logger):
-    """A logger whose service is gone."""
+    """A logger whose service is down."""
 
     name, version, save_dir = "failing", "1", None
 

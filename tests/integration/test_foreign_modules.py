@@ -1,4 +1,4 @@
-"""Modules that nobody here wrote: training is not moved, replays are exact, and the table is that of brute force."""
+"""Modules of other projects: training is unchanged, replays are exact, brute force agrees."""
 
 import copy
 

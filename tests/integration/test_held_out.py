@@ -1,4 +1,4 @@
-"""Batches that did not make the trajectory: brute force, the same training, both modes, several processes, what is refused."""
+"""Held-out batches: brute force, unchanged training, both modes, several processes, refusals."""
 
 import copy
 import csv
@@ -15,13 +15,13 @@ from lightning.pytorch.loggers import CSVLogger
 
 from lightning_landscape import HeldOut, LandscapeMonitor, Report, load
 from lightning_landscape.functional import alpha_beta_margin, alpha_beta_violations, beta_min
+from lightning_landscape.probes import ProbeTable
 from tests.helpers import distributed
 from tests.helpers.brute_force import BruteForce
 from tests.helpers.modules import CLASSES, FEATURES, Plain, loader, plain_loss
 from tests.helpers.settings import SETTINGS, train
 from tests.helpers.slow import some
 from tests.integration.test_brute_force import record
-from tests.integration.test_sharded import assert_same_held_out
 
 FIXED = 2
 NAMES = [
@@ -52,10 +52,14 @@ def held_out_batches(trainer):
 
 
 def with_batch(step, batch):
-    """Return a recorded step as if its only micro-batch had been another batch, in the state of its first one."""
+    """Return a recorded step with another batch as its only micro-batch, in the same state."""
     micro = copy.copy(step.micro_batches[0])
     micro.args = (batch, micro.args[1])
     return replace(step, micro_batches=[micro])
+
+
+def held_out(run):
+    return ProbeTable(run.tables["held_out"])
 
 
 def assert_equal_brute_force(run, recording, setting, loss=None):
@@ -64,12 +68,12 @@ def assert_equal_brute_force(run, recording, setting, loss=None):
     in_turn = itertools.cycle(batches)
     by_step = {step.step: step for step in recording.steps}
     first = recording.steps[0]
-    assert [probe.step for probe in run.held_out] == [probe.step for probe in run.table]
-    assert [(row.step, row.batch) for row in run.fixed_batches] == [
+    assert [probe.step for probe in held_out(run)] == [probe.step for probe in run.table]
+    assert [(row.step, row.batch) for row in run.tables["fixed_batches"]] == [
         (p.step, i) for p in run.table for i in range(FIXED)
     ]
-    fixed = iter(run.fixed_batches)
-    for probe, own in zip(run.held_out, run.table, strict=True):
+    fixed = iter(run.tables["fixed_batches"])
+    for probe, own in zip(held_out(run), run.table, strict=True):
         assert (probe.step_size, probe.logged_step, probe.sq_distance) == (
             own.step_size,
             own.logged_step,
@@ -128,9 +132,11 @@ def test_live_against_a_reference_is_the_same(name, tmp_path):
         [LandscapeMonitor(reference=str(one.path / "reference.safetensors"), **arguments)],
     )
     two = load(tmp_path / "two" / "lightning_logs" / "version_0")
-    assert len(one.held_out) == len(two.held_out) > 1
+    assert len(held_out(one)) == len(held_out(two)) > 1
     for a, b in zip(
-        [*one.held_out, *one.fixed_batches], [*two.held_out, *two.fixed_batches], strict=True
+        [*held_out(one), *one.tables["fixed_batches"]],
+        [*held_out(two), *two.tables["fixed_batches"]],
+        strict=True,
     ):
         assert a.loss == pytest.approx(b.loss, rel=1e-6)
         assert a.reference_loss == pytest.approx(b.reference_loss, rel=1e-6)
@@ -146,7 +152,7 @@ class Validated(Plain):
 @pytest.mark.parametrize("mode", ["final", "file"])
 @pytest.mark.parametrize("sanity", [0, 2])
 def test_training_and_validation_are_the_same_with_and_without(mode, sanity, tmp_path):
-    """Also where the validation loader shuffles, with a generator of its own, and held-out batches come from it meanwhile."""
+    """Also if held-out batches come from a shuffling validation loader with its own generator."""
     reference = "final"
     if mode == "file":
         fit(tmp_path / "first", [LandscapeMonitor()], sanity)
@@ -166,7 +172,7 @@ def test_training_and_validation_are_the_same_with_and_without(mode, sanity, tmp
     assert torch.equal(without[1], with_monitor[1])
     assert torch.equal(without[2], with_monitor[2])
     run = load(tmp_path / "with" / "log")
-    assert len(run.held_out) == len(run.table) == 10
+    assert len(held_out(run)) == len(run.table) == 10
 
 
 def fit(folder, callbacks, sanity):
@@ -204,6 +210,16 @@ def metrics_without_ours(folder):
     return out.getvalue()
 
 
+def assert_same_held_out(one, two):
+    for table, each in {"held_out": 1, "fixed_batches": FIXED}.items():
+        here, there = one.tables[table], two.tables[table]
+        assert len(here) == len(there) == each * len(one.table)
+        for a, b in zip(here, there, strict=True):
+            for column in ("loss", "reference_loss", "grad_sq_norm"):
+                assert getattr(a, column) == pytest.approx(getattr(b, column), rel=2e-5), column
+            assert a.inner_product == pytest.approx(b.inner_product, abs=1e-5)
+
+
 def test_two_processes_give_the_table_of_one(tmp_path):
     """Each process has its part of a batch; one process has all of it."""
     tables = []
@@ -226,17 +242,16 @@ def test_the_summary_puts_the_pair_to_the_test(tmp_path):
         monitor.summary["fixed_batches"],
     )
     names = ("loss", "reference_loss", "inner_product", "loss_infimum")
-    columns = run.held_out.columns(*names)
+    columns = held_out(run).columns(*names)
     violated = int(alpha_beta_violations(found["alpha"], found["beta"], **columns).sum())
-    assert (
-        held["violated"] == violated > 0
-    )  # labels are random: what is learnt of some batches is worth nothing on others
-    assert held["violated_share"] == violated / len(run.held_out)
+    # Labels are random, so training on some batches does not help on others.
+    assert held["violated"] == violated > 0
+    assert held["violated_share"] == violated / len(held_out(run))
     margins = alpha_beta_margin(found["alpha"], found["beta"], **columns)
     assert held["smallest_margin"]["value"] == float(margins.min())
-    assert held["smallest_margin"]["step"] == run.held_out[int(margins.argmin())].step
+    assert held["smallest_margin"]["step"] == held_out(run)[int(margins.argmin())].step
     together = held["together"]
-    for table in (run.table, run.held_out):
+    for table in (run.table, held_out(run)):
         assert not alpha_beta_violations(
             together["alpha"], together["beta"], **table.columns(*names)
         ).any()
@@ -244,7 +259,7 @@ def test_the_summary_puts_the_pair_to_the_test(tmp_path):
     assert fixed["batches"] == FIXED
     assert [step["step"] for step in fixed["steps"]] == [probe.step for probe in run.table]
     for step in fixed["steps"]:
-        rows = [row for row in run.fixed_batches if row.step == step["step"]]
+        rows = [row for row in run.tables["fixed_batches"] if row.step == step["step"]]
         columns = {
             name: torch.tensor([getattr(row, name) for row in rows], dtype=torch.float64)
             for name in names[:3]
@@ -262,9 +277,8 @@ def test_the_summary_puts_the_pair_to_the_test(tmp_path):
 def test_without_held_out_batches_the_summary_says_nothing_of_them(tmp_path):
     monitor = LandscapeMonitor(every_n_steps=1)
     train(SETTINGS["plain"], tmp_path, [monitor])
-    assert monitor.summary["held_out"] is None
-    assert monitor.summary["fixed_batches"] is None
-    assert load(tmp_path / "lightning_logs" / "version_0").held_out is None
+    assert not {"held_out", "fixed_batches"} & set(monitor.summary)
+    assert "held_out" not in load(tmp_path / "lightning_logs" / "version_0").tables
     assert "held out" not in monitor.summary["verdict"]
 
 
@@ -284,8 +298,8 @@ def test_thinning_drops_their_rows_too(tmp_path):
     run = load(tmp_path / "run" / "lightning_logs" / "version_0")
     kept = [probe.step for probe in run.table]
     assert kept == [0, 8, 16]
-    assert [probe.step for probe in run.held_out] == kept
-    assert [row.step for row in run.fixed_batches] == kept
+    assert [probe.step for probe in held_out(run)] == kept
+    assert [row.step for row in run.tables["fixed_batches"]] == kept
 
 
 @pytest.mark.parametrize("mode", ["final", "file"])
@@ -301,12 +315,13 @@ def test_a_batch_that_cannot_be_evaluated_costs_nothing_else(mode, tmp_path):
         )
     monitor = LandscapeMonitor(every_n_steps=4, reference=reference, extras=[HeldOut(unsuitable)])
     with pytest.warns(
-        UserWarning, match="could not evaluate a held-out batch at step 0.*training_step"
+        UserWarning, match="HeldOut could not evaluate a batch at step 0.*training_step"
     ):
         train(setting, tmp_path / "run", [monitor])
     assert monitor.summary["run"]["complete"] is True
     assert len(monitor.table) == 5
-    assert monitor.summary["held_out"] is None
+    assert all(probe.evaluated for probe in monitor.table)
+    assert "held_out" not in monitor.summary
 
 
 def test_more_fixed_batches_than_there_are_is_said_once_and_those_that_are_there_are_evaluated(
@@ -314,7 +329,7 @@ def test_more_fixed_batches_than_there_are_is_said_once_and_those_that_are_there
 ):
     monitor = LandscapeMonitor(every_n_steps=4, extras=[HeldOut(held_out_batches, fixed=5)])
     with pytest.warns(
-        UserWarning, match=r"fixed_batches=5\) found 3 batches.*let it yield more"
+        UserWarning, match=r"HeldOut\(fixed=5\) found 3 batches.*let it yield more"
     ) as said:
         train(SETTINGS["plain"], tmp_path, [monitor])
     assert sum("found 3 batches" in str(warning.message) for warning in said) == 1
@@ -322,33 +337,34 @@ def test_more_fixed_batches_than_there_are_is_said_once_and_those_that_are_there
     assert monitor.summary["run"]["complete"] is True
 
 
+def test_a_run_without_a_validation_loader_is_refused(tmp_path):
+    with pytest.raises(MisconfigurationException, match="found no validation loader"):
+        train(SETTINGS["plain"], tmp_path, [LandscapeMonitor(extras=[HeldOut("val")])])
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ({"extras": [HeldOut("val")]}, "found no validation loader"),
-        ({"extras": [HeldOut("test")]}, "held_out='test'.*'val', functions of the trainer"),
-        ({"fixed_batches": 2}, "found no held_out="),
-        ({"extras": [HeldOut(held_out_batches, fixed=-1)]}, "whole numbers of 0 or more"),
+        ({"source": "test"}, r"HeldOut\(source='test'\).*'val' and functions of the trainer"),
+        ({"fixed": -1}, r"HeldOut\(fixed=-1\).*whole numbers of 0 or more"),
+        ({"fixed": True}, r"HeldOut\(fixed=True\).*whole numbers of 0 or more"),
     ],
 )
-def test_refused(arguments, said, tmp_path):
+def test_refused(arguments, said):
     with pytest.raises(MisconfigurationException, match=said):
-        train(SETTINGS["plain"], tmp_path, [LandscapeMonitor(**arguments)])
+        HeldOut(**arguments)
 
 
 @pytest.mark.pictures
-def test_they_are_in_the_picture_of_the_margin(tmp_path, monkeypatch):
-    from lightning_landscape.reporting.figures import Drawn, margin
+def test_they_are_in_the_picture_of_the_margin(tmp_path):
+    from lightning_landscape.reporting.figures import Drawn
 
     monitor = LandscapeMonitor(
         every_n_steps=1, extras=[HeldOut(held_out_batches, fixed=FIXED)], report=Report(images=None)
     )
     train(SETTINGS["plain"], tmp_path, [monitor])
     run = load(tmp_path / "lightning_logs" / "version_0")
-    labels = (
-        margin.figure(Drawn(run.table, run.summary, None, run.held_out))
-        .axes[0]
-        .get_legend_handles_labels()[1]
-    )
+    figure = HeldOut.figures(Drawn(run.table, run.summary, run.tables))["held_out"]
+    labels = figure.axes[0].get_legend_handles_labels()[1]
     assert f"held out, {run.summary['held_out']['violated']} violated" in labels
     assert f"smallest over {FIXED} fixed batches" in labels

@@ -1,4 +1,4 @@
-"""What loggers are shown beside curves: layout, hyper-parameters with results, text, pictures; progress bars."""
+"""Output of loggers besides curves: layout, hyper-parameters, text, pictures; progress bars."""
 
 import copy
 import html
@@ -13,7 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.hparams import metadata as hparams_metadata
 
-from lightning_landscape import LandscapeMonitor, Report, load
+from lightning_landscape import LandscapeMonitor, Report, Segments, load
 from lightning_landscape.reporting.tensorboard import RESULTS
 from tests.helpers.modules import FEATURES, loader
 
@@ -36,7 +36,7 @@ class Saved(pl.LightningModule):
 
 
 class WithLayout(Saved):
-    """Has a layout of its own, which it writes when training starts."""
+    """Writes its own layout when training starts."""
 
     def on_train_start(self):
         self.logger.experiment.add_custom_scalars({"Mine": {"loss": ["Multiline", ["train_loss"]]}})
@@ -72,7 +72,7 @@ def read(folder):
 
 
 def layouts(folder):
-    """Return the categories of each layout that was written, in order."""
+    """Return the categories of each written layout, in order."""
     events = read(folder).Tensors("custom_scalars__config__")
     found = []
     for event in events:
@@ -95,9 +95,8 @@ def test_the_layout_names_tags_that_there_are(tmp_path):
         [e.step for e in read(tmp_path / "run").Scalars(tag)]
         for tag in (margin.value, margin.lower, margin.upper)
     ]
-    assert (
-        steps[0] == steps[1] == steps[2]
-    )  # else TensorBoard shows an error in the place of the chart
+    # With different steps TensorBoard shows an error in place of the chart.
+    assert steps[0] == steps[1] == steps[2]
     assert len(steps[0]) > 5
     import re
 
@@ -120,7 +119,7 @@ def test_no_layout_where_none_is_wanted(tmp_path):
 
 
 def experiment(folder):
-    """Return what the HParams tab of TensorBoard takes as the run's declaration."""
+    """Return the declaration of a run that TensorBoard's HParams tab uses."""
     content = read(folder).SummaryMetadata(hparams_metadata.EXPERIMENT_TAG).plugin_data.content
     return hparams_metadata.parse_experiment_plugin_data(content)
 
@@ -142,7 +141,7 @@ def test_results_are_declared_beside_hp_metric_and_have_values_at_the_end(tmp_pa
 
 
 class OwnResults(Saved):
-    """Declares results of its own, as Lightning's documentation shows it."""
+    """Declares its own results as in Lightning's documentation."""
 
     def on_train_start(self):
         self.logger.log_hyperparams(self.hparams, {"hp/best": 0.0})
@@ -186,17 +185,28 @@ def test_the_text_is_the_verdict_and_its_tables(tmp_path):
     assert f"{monitor.summary['conditions']['alpha_beta']['alpha']:.4g}" in text
 
 
+def with_pictures(images):
+    return LandscapeMonitor(
+        every_n_steps=3, report=Report(images=images), extras=[Segments(iterates=2)]
+    )
+
+
 @pytest.mark.pictures
 def test_pictures_are_in_the_logger_and_in_files(tmp_path):
     from lightning_landscape.reporting.figures import FIGURES
 
+    for images, names in {"overview": {"overview"}, "all": {*FIGURES, "segments"}}.items():
+        fit(tmp_path / images, monitor=with_pictures(images))
+        run = tmp_path / images / "run"
+        assert set(read(run).Tags()["images"]) == {f"landscape/{name}" for name in names}
+        files = {path.name for path in (run / "landscape" / "figures").iterdir()}
+        assert files == {f"{name}.{kind}" for name in names for kind in ("pdf", "png")}
+
+
+@pytest.mark.pictures
+def test_one_picture_is_drawn_where_nothing_is_said(tmp_path):
     fit(tmp_path)
-    images = read(tmp_path / "run").Tags()["images"]
-    assert set(images) == {f"landscape/{name}" for name in FIGURES}
-    folder = tmp_path / "run" / "landscape" / "figures"
-    assert {path.name for path in folder.iterdir()} == {
-        f"{name}.{kind}" for name in FIGURES for kind in ("pdf", "png")
-    }
+    assert read(tmp_path / "run").Tags()["images"] == ["landscape/overview"]
 
 
 @pytest.mark.pictures
@@ -210,7 +220,7 @@ def test_no_pictures_where_none_are_wanted_and_a_failing_one_costs_nothing_else(
     def failing(*args):
         raise RuntimeError("no ink")
 
-    monkeypatch.setattr("lightning_landscape.reporting.figures.draw_all", failing)
+    monkeypatch.setattr("lightning_landscape.reporting.figures.overview", failing)
     with pytest.warns(UserWarning, match="could not draw its pictures: RuntimeError: no ink"):
         _, monitor = fit(tmp_path / "b")
     assert load(tmp_path / "b" / "run").summary == json.loads(json.dumps(monitor.summary))
@@ -242,7 +252,7 @@ def test_a_csv_logger_has_the_curves_and_no_pictures(tmp_path):
     fit(tmp_path, loggers=[CSVLogger(tmp_path, name="", version="run")])
     header = (tmp_path / "run" / "metrics.csv").read_text().splitlines()[0]
     assert "landscape/alpha_beta/alpha" in header
-    assert (tmp_path / "run" / "landscape" / "figures" / "bounds.pdf").exists()
+    assert (tmp_path / "run" / "landscape" / "figures" / "overview.pdf").exists()
 
 
 def test_the_progress_bar_shows_two_values_on_request(tmp_path):
@@ -268,7 +278,7 @@ def test_the_progress_bar_shows_two_values_on_request(tmp_path):
 
 def test_the_progress_bar_does_not_take_the_users_names(tmp_path):
     class Named(Saved):
-        """Logs values of the names that we might have taken, and lets a scheduler look at one."""
+        """Logs values under names that we might use; a scheduler reads one of them."""
 
         def training_step(self, batch, batch_idx):
             loss = super().training_step(batch, batch_idx)
@@ -323,7 +333,7 @@ def test_weights_and_biases_gets_curves_and_pictures(tmp_path, monkeypatch):
     from lightning.pytorch.loggers import WandbLogger
 
     logger = WandbLogger(project="landscape", save_dir=str(tmp_path), offline=True)
-    fit(tmp_path, loggers=[logger])
+    fit(tmp_path, monitor=with_pictures("all"), loggers=[logger])
     assert "landscape/gap" in logger.experiment.summary.keys()  # noqa: SIM118 - it is no dictionary
     logger.experiment.finish()
     names = {path.name.split("_")[0] for path in tmp_path.rglob("media/images/landscape/*.png")}
@@ -341,6 +351,6 @@ def test_mlflow_gets_curves_and_pictures(tmp_path):
         tracking_uri=f"sqlite:///{tmp_path}/runs.db",
         artifact_location=str(tmp_path / "artifacts"),
     )
-    fit(tmp_path, loggers=[logger])
+    fit(tmp_path, monitor=with_pictures("all"), loggers=[logger])
     assert "landscape/gap" in logger.experiment.get_run(logger.run_id).data.metrics
     assert len(list((tmp_path / "artifacts").rglob("landscape/*.png"))) == 6

@@ -1,4 +1,4 @@
-"""Beside other callbacks, tuners and second fits."""
+"""The monitor with other callbacks, tuners and second fits."""
 
 import copy
 import errno
@@ -11,19 +11,20 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Callback, StochasticWeightAveraging, WeightAveraging
 from lightning.pytorch.tuner import Tuner
-from lightning_landscape.evaluation.stored_probes import StoredProbes
-from lightning_landscape.recording.measurement import Measurement
 from safetensors.torch import load_file
 
 from lightning_landscape import LandscapeMonitor, Secant, Store, load
 from lightning_landscape.evaluation import reference, untouched
+from lightning_landscape.evaluation.evaluation import Evaluation
+from lightning_landscape.recording.recorder import Recorder
 from lightning_landscape.reporting import folder
-from lightning_landscape.store.store import ProbeStore
-from tests.helpers.modules import CLASSES, FEATURES, Plain, loader
+from lightning_landscape.store.store import RecordStore
+from lightning_landscape.training.training import Training
+from tests.helpers.modules import CLASSES, FEATURES, Plain, loader, plain_loss
 
 
 class WithoutScheduler(Plain):
-    """SWA brings a scheduler of its own."""
+    """SWA adds its own scheduler."""
 
     def __init__(self, batch_norm=True, lr=0.1):
         super().__init__()
@@ -68,7 +69,7 @@ def trainer_with(*callbacks, **kwargs):
     [lambda: StochasticWeightAveraging(0.05, swa_epoch_start=2), lambda: WeightAveraging()],
 )
 @pytest.mark.parametrize("order", [1, -1])
-def test_the_last_iterate_is_that_of_the_optimiser_not_an_average(
+def test_the_last_iterate_is_that_of_the_optimizer_not_an_average(
     averaging, batch_norm, order, tmp_path
 ):
     pl.seed_everything(0, verbose=False)
@@ -135,7 +136,7 @@ def test_two_fits_with_one_trainer_are_two_tables(tmp_path):
 
 
 def test_another_module_in_the_same_trainer_is_another_table(tmp_path):
-    """The trainer's counters go on, but the rows of the first module are none of the second one's."""
+    """The trainer's counters continue, but the second module's table has no rows of the first."""
     monitor = LandscapeMonitor(dirpath=tmp_path, every_n_steps=4, store=Store(keep=True))
     trainer = trainer_with(monitor, max_epochs=1)
     trainer.fit(Plain(), loader())
@@ -166,8 +167,8 @@ def test_a_table_that_cannot_be_taken_over_costs_nothing_else(tmp_path, monkeypa
             raise MemoryError("on purpose")
         return original(store, folder, step, digest)
 
-    original = ProbeStore.adopt
-    monkeypatch.setattr(ProbeStore, "adopt", adopt)
+    original = RecordStore.adopt
+    monkeypatch.setattr(RecordStore, "adopt", adopt)
     again = LandscapeMonitor(dirpath=tmp_path, every_n_steps=4)
     with pytest.warns(
         UserWarning,
@@ -188,13 +189,13 @@ class ChangesParametersInTheEnd(Callback):
 
 @pytest.mark.filterwarnings("ignore:LandscapeMonitor stopped measuring")
 def test_no_other_point_is_taken_for_a_last_iterate_that_could_not_be_copied(tmp_path, monkeypatch):
-    def current_parameters(measurement):
+    def present(training):
         if trainer.current_epoch == 1:
             raise RuntimeError("out of memory")
-        return original(measurement)
+        return original(training)
 
-    original = Measurement.current_parameters
-    monkeypatch.setattr(Measurement, "current_parameters", current_parameters)
+    original = Training.present
+    monkeypatch.setattr(Training, "present", present)
     monitor = LandscapeMonitor(dirpath=tmp_path, every_n_steps=4)
     trainer = trainer_with(ChangesParametersInTheEnd(), monitor, max_epochs=2)
     with pytest.warns(
@@ -209,14 +210,14 @@ def test_no_other_point_is_taken_for_a_last_iterate_that_could_not_be_copied(tmp
 def test_ctrl_c_while_evaluating_keeps_the_store_and_is_no_complete_run(tmp_path, monkeypatch):
     calls = []
 
-    def at_reference(stored, step, *others):
-        calls.append(step)
+    def at(evaluation, record, reference):
+        calls.append(record.step)
         if len(calls) == 3:
             os.kill(os.getpid(), signal.SIGINT)
-        return original(stored, step, *others)
+        return original(evaluation, record, reference)
 
-    original = StoredProbes.at_reference
-    monkeypatch.setattr(StoredProbes, "at_reference", at_reference)
+    original = Evaluation.at
+    monkeypatch.setattr(Evaluation, "at", at)
     monitor = LandscapeMonitor(dirpath=tmp_path, every_n_steps=2, live_epochs=None)
     trainer_with(monitor, max_epochs=1).fit(Plain(), loader())
     assert [probe.evaluated for probe in monitor.table] == [True, True, False, False, False]
@@ -225,7 +226,8 @@ def test_ctrl_c_while_evaluating_keeps_the_store_and_is_no_complete_run(tmp_path
     assert (tmp_path / "landscape" / "store").is_dir()
 
 
-def test_ctrl_c_in_the_first_replay_leaves_nothing_of_it_behind(tmp_path, monkeypatch):
+def test_ctrl_c_while_a_loss_is_evaluated_leaves_nothing_of_it_behind(tmp_path, monkeypatch):
+    """``loss=`` is the one code of the user's that runs at a probed step."""
     restore, handler = untouched._Belongings.restore, signal.getsignal(signal.SIGINT)
 
     def interrupted(belongings):
@@ -236,7 +238,7 @@ def test_ctrl_c_in_the_first_replay_leaves_nothing_of_it_behind(tmp_path, monkey
     monkeypatch.setattr(untouched._Belongings, "restore", interrupted)
     module = Plain()
     before = [p.detach().clone() for p in module.parameters()]
-    monitor = LandscapeMonitor(dirpath=tmp_path, every_n_steps=1)
+    monitor = LandscapeMonitor(dirpath=tmp_path, every_n_steps=1, loss=plain_loss)
     try:
         with pytest.raises((SystemExit, KeyboardInterrupt)):
             trainer_with(monitor, max_epochs=1).fit(module, loader())
@@ -249,7 +251,7 @@ def test_ctrl_c_in_the_first_replay_leaves_nothing_of_it_behind(tmp_path, monkey
 
 @pytest.mark.parametrize("failing", ["save_tensors", "write_atomically"])
 def test_on_a_full_disk_the_store_makes_room_for_the_report(failing, tmp_path, monkeypatch):
-    """x_K, or the table: whatever does not fit, it does once the store is gone, of which everything is evaluated."""
+    """If x_K or the table does not fit on disk, it fits once the evaluated store is deleted."""
     module = {"save_tensors": reference, "write_atomically": folder}[failing]
     original = getattr(module, failing)
 
@@ -279,10 +281,10 @@ class AtTheEnd(Callback):
 
 
 def test_a_state_that_cannot_be_written_costs_no_checkpoint(tmp_path, monkeypatch):
-    def state(measurement):
+    def state(recorder):
         raise RuntimeError("on purpose")
 
-    monkeypatch.setattr(Measurement, "state", state)
+    monkeypatch.setattr(Recorder, "state", state)
     monitor = LandscapeMonitor(dirpath=tmp_path, every_n_steps=4)
     trainer = trainer_with(monitor, max_epochs=1)
     with pytest.warns(
@@ -319,7 +321,7 @@ def test_training_that_is_over_before_it_starts_is_no_error(tmp_path):
 
 def test_the_monitor_can_be_copied_and_pickled_before_and_after_fit(tmp_path):
     monitor = LandscapeMonitor(dirpath=tmp_path, every_n_steps=4)
-    assert copy.deepcopy(monitor).every_n_steps == 4
+    assert copy.deepcopy(monitor).settings.every_n_steps == 4
     trainer_with(monitor, max_epochs=1).fit(Plain(), loader())
     assert pickle.loads(pickle.dumps(monitor)).table == monitor.table
 
@@ -337,7 +339,7 @@ def test_early_stopping_is_a_good_end(tmp_path):
 
 
 def test_a_callback_that_moves_a_teacher_now_and_then_does_not_mislead_live_evaluations(tmp_path):
-    """The teacher moves after the step of a probe and before our turn: the probe is of the teacher that the loss saw."""
+    """The teacher moves between a probe's step and our hook; the probe has the old teacher."""
 
     class Distilled(Plain):
         def __init__(self):
@@ -371,17 +373,14 @@ def test_a_callback_that_moves_a_teacher_now_and_then_does_not_mislead_live_eval
         )
         trainer.fit(Distilled(), loader(12))
         assert monitor.summary["run"]["fidelity"]["exact"] is True
-        return monitor, load(folder).secants
+        rows = load(folder).tables["secant"]
+        return monitor, {row.step: row.grad_sq_change for row in rows}
 
-    (first, secants), reference = (
-        fit(tmp_path / "one"),
-        tmp_path / "one" / "landscape" / "reference.safetensors",
-    )
+    first, secants = fit(tmp_path / "one")
+    reference = tmp_path / "one" / "landscape" / "reference.safetensors"
     second, again = fit(tmp_path / "two", reference=str(reference))
     assert [p.reference_loss for p in second.table] == [p.reference_loss for p in first.table]
     assert again == secants
-    # a teacher that moved by 1 would make the gradient change by far more than a step of 0.05 does
-    lengths = [(0.05**2 * p.grad_sq_norm) for p in first.table]
-    assert (
-        max(secants[p.step] / length for p, length in zip(first.table, lengths, strict=True)) < 1e3
-    )
+    # If the teacher had moved by 1, the gradient would change far more than by a step of 0.05.
+    assert list(secants) == [probe.step for probe in first.table]
+    assert max(secants[p.step] / (0.05**2 * p.grad_sq_norm) for p in first.table) < 1e3

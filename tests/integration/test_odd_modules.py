@@ -1,4 +1,4 @@
-"""Modules that keep odd things, or do odd things in training_step: the run is the same with the monitor, or refused."""
+"""Modules with unusual attributes or training_steps: the run is unchanged or refused."""
 
 import collections
 import copy
@@ -42,7 +42,7 @@ class Dictionary(collections.UserDict):
 
 
 class Holder(Plain):
-    """Scales its loss by a number that each of these gives, and that each evaluation changes."""
+    """Scales its loss by a number from each of these sources; evaluations change the number."""
 
     def __init__(self, kind):
         super().__init__()
@@ -158,7 +158,7 @@ def train(module, *callbacks, epochs=2, **kwargs):
 
 
 def left_behind(trainer, module):
-    """Return what a run leaves behind, as far as these modules differ in it."""
+    """Return the part of a run's last state in which these modules differ."""
     held = {
         name: value
         for name, value in vars(module).items()
@@ -232,7 +232,7 @@ def test_an_iterator_among_the_attributes_is_refused_unless_the_loss_is_the_user
 
 
 def test_an_own_optimizer_step_that_drops_gradients_is_measured_as_it_is(tmp_path):
-    """The gradient is that of the last batch alone, whatever was evaluated before its zero_grad."""
+    """The gradient is that of the last batch only; zero_grad clears earlier evaluations."""
     seen = []
 
     class Seeing(Recording):

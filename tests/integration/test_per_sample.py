@@ -1,4 +1,4 @@
-"""Single samples: brute force by a gradient of each, both ways to differentiate, several processes, what is refused."""
+"""Single samples: brute force by single gradients, both derivatives, processes, refusals."""
 
 from contextlib import nullcontext
 from dataclasses import replace
@@ -9,8 +9,9 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch.nn.functional import cross_entropy
 
-from lightning_landscape import LandscapeMonitor, PerSample, Store, load
+from lightning_landscape import HeldOut, LandscapeMonitor, PerSample, Report, Store, load
 from lightning_landscape import functional as F
+from lightning_landscape.evaluation.slopes import SampleSlopes
 from tests.helpers import distributed
 from tests.helpers import per_sample as modules
 from tests.helpers.brute_force import BruteForce
@@ -40,8 +41,12 @@ def run_of(folder):
     return load(folder / "lightning_logs" / "version_0")
 
 
+def samples_of(run):
+    return run.tables["per_sample"]
+
+
 def expected_rows(recording, setting, step, reference=None):
-    """Return what one gradient a sample gives, micro-batch after micro-batch, by brute force."""
+    """Return the values of each sample from its own gradient, by brute force."""
     by_step = {recorded.step: recorded for recorded in recording.steps}
     first, rows = recording.steps[0], []
     for micro in by_step[step].micro_batches:
@@ -60,7 +65,7 @@ def expected_rows(recording, setting, step, reference=None):
 
 def assert_equal_brute_force(run, recording, setting, reference=None):
     about, by_step = run.summary["per_sample"], {}
-    for row in run.per_sample:
+    for row in samples_of(run):
         by_step.setdefault(row.step, []).append(row)
     assert list(by_step) == [probe.step for probe in run.table]
     for step, rows in by_step.items():
@@ -119,8 +124,8 @@ def reference_of(folder):
 def test_live_against_a_reference_is_the_same(tmp_path):
     one = fit(tmp_path / "one")
     two = fit(tmp_path / "two", reference=str(one.path / "reference.safetensors"))
-    assert two.per_sample == one.per_sample
-    assert len(one.per_sample) == 6 * len(one.table)
+    assert samples_of(two) == samples_of(one)
+    assert len(samples_of(one)) == 6 * len(one.table)
     for key in ("alpha_beta", "beta_min", "conditions", "method", "training_loss", "mixing"):
         assert two.summary["per_sample"][key] == one.summary["per_sample"][key]
 
@@ -151,7 +156,7 @@ def test_training_is_the_same_with_and_without(case, mode, tmp_path):
     for name, value in ends[0][0].items():
         assert torch.equal(value, ends[1][0][name]), name
     assert torch.equal(ends[0][1], ends[1][1])
-    assert len(run_of(tmp_path / "with").per_sample) == 12
+    assert len(samples_of(run_of(tmp_path / "with"))) == 12
     assert torch._C._is_fwd_grad_enabled()
     assert torch.backends.mkldnn.enabled
 
@@ -160,7 +165,7 @@ def test_means_over_the_samples_are_the_columns_of_the_probe(tmp_path):
     run = fit(tmp_path, "accumulation", every_n_steps=1)
     assert run.summary["per_sample"]["fidelity"]["inner_product"] < 1e-6
     for probe in run.table:
-        rows = [row for row in run.per_sample if row.step == probe.step]
+        rows = [row for row in samples_of(run) if row.step == probe.step]
         size = (probe.grad_sq_norm * probe.sq_distance) ** 0.5
         assert sum(row.loss for row in rows) / len(rows) == pytest.approx(probe.loss, rel=1e-6)
         assert sum(row.reference_loss for row in rows) / len(rows) == pytest.approx(
@@ -181,22 +186,19 @@ def held_out_batches(trainer):
 
 def test_all_else_is_as_with_the_mean_as_loss(tmp_path):
     """Held-out batches and every column of the table."""
-    one = fit(tmp_path / "one", held_out=held_out_batches, fixed_batches=1)
-    two = fit(
-        tmp_path / "two",
-        held_out=held_out_batches,
-        fixed_batches=1,
-        per_sample=False,
-        loss=mean_loss,
-    )
+    held_out = HeldOut(held_out_batches, fixed=1)
+    one = fit(tmp_path / "one", extras=[PerSample(), held_out])
+    two = fit(tmp_path / "two", extras=[held_out], loss=mean_loss)
     assert one.table == two.table
-    assert list(one.held_out) == list(two.held_out)
-    assert one.fixed_batches == two.fixed_batches
-    assert two.per_sample is None
-    assert two.summary["per_sample"] is None
+    assert one.tables["held_out"] == two.tables["held_out"]
+    assert one.tables["fixed_batches"] == two.tables["fixed_batches"]
+    assert len(one.tables["held_out"]) == len(one.table)
+    assert "per_sample" not in two.tables
+    assert "per_sample" not in two.summary
 
 
-# ------------------------------------------------------------------------------------------------------------- derivatives
+# ------------------------------------------------------------------------------------------------ -
+# derivatives
 
 
 class Kinks(modules.Base):
@@ -225,19 +227,19 @@ class WrappedTransformer(modules.Transformer):
 
 @pytest.mark.parametrize("kind", [modules.OwnFunction, Kinks, Wrapped, WrappedTransformer])
 def test_each_difference_is_off_by_no_more_than_it_says(kind, tmp_path, monkeypatch):
-    errors, original = [], PerSample._by_differences
+    errors, original = [], SampleSlopes._by_differences
 
     def recorded(self, *given):
         slopes = original(self, *given)
         errors.extend(slopes.error.tolist())
         return slopes
 
-    monkeypatch.setattr(PerSample, "_by_differences", recorded)
+    monkeypatch.setattr(SampleSlopes, "_by_differences", recorded)
     setting = Setting(kind)
     recording = record(setting, tmp_path)
     run = fit(tmp_path / "run", kind, told=True)
     expected = [row for probe in run.table for row in expected_rows(recording, setting, probe.step)]
-    for row, brute, error in zip(run.per_sample, expected, errors, strict=True):
+    for row, brute, error in zip(samples_of(run), expected, errors, strict=True):
         assert abs(row.inner_product - brute["inner_product"]) <= error
 
 
@@ -254,7 +256,7 @@ def test_differences_say_how_they_were_taken(tmp_path):
 
 
 class FastPath(modules.Transformer):
-    """In evaluation mode torch fuses whole layers where autograd does not record: they have no forward derivative."""
+    """In evaluation mode without autograd torch fuses whole layers: no forward derivative."""
 
     def on_train_start(self):
         self.net.eval()
@@ -306,7 +308,7 @@ class StraightThrough(torch.autograd.Function):
 
 
 class Estimated(modules.Base):
-    """Its gradients are none: those of a straight-through estimator."""
+    """A straight-through estimator, whose gradients are not derivatives."""
 
     def network(self):
         class Layer(torch.nn.Linear):
@@ -319,7 +321,7 @@ class Estimated(modules.Base):
 def test_gradients_that_are_not_derivatives_are_told(tmp_path):
     run = fit(tmp_path, Estimated, told=True)
     assert run.summary["per_sample"]["fidelity"]["inner_product"] > 0.1
-    assert "something in the loss changes gradients, or stops them" in run.summary["verdict"]
+    assert "Something in the loss changes gradients, or stops them" in run.summary["verdict"]
 
 
 def smoothed(module, batch):
@@ -332,31 +334,34 @@ def test_a_loss_that_is_not_that_of_training_is_told(tmp_path):
     found = run.summary["per_sample"]["training_loss"]
     assert found["same"] is False
     assert found["samples"] == pytest.approx(run.table[0].loss, rel=1e-6)
-    assert "what is measured is not what was trained" in run.summary["verdict"]
+    assert "the measured loss is not the trained one" in run.summary["verdict"]
     same = fit(tmp_path / "same")
     assert same.summary["per_sample"]["training_loss"]["same"] is True
-    assert "what is measured is not what was trained" not in same.summary["verdict"]
+    assert "the measured loss is not the trained one" not in same.summary["verdict"]
 
 
-# -------------------------------------------------------------------------------------------------------------- what mixes
+# ------------------------------------------------------------------------------------------------ -
+# what mixes
 
 
 def test_samples_that_mix_are_refused_before_the_first_step(tmp_path):
     with pytest.raises(
         MisconfigurationException,
-        match=r"losses of others changed, with BatchNorm1d.*per_sample='mixing'",
+        match=r"losses of others changed\. The module has BatchNorm1d.*PerSample\(mixing=True\)",
     ):
         fit(tmp_path, modules.Mixing)
     assert not list(tmp_path.rglob("probes.*"))
 
 
 def test_samples_that_mix_are_measured_on_demand(tmp_path):
-    """Each with the rest of its mini-batch as it is."""
+    """Each sample with the rest of its mini-batch unchanged."""
     setting = Setting(modules.Mixing)
     recording = record(setting, tmp_path)
-    run = fit(tmp_path / "run", modules.Mixing, per_sample="mixing")
+    run = fit(tmp_path / "run", modules.Mixing, extras=[PerSample(mixing=True)])
     assert run.summary["per_sample"]["mixing"] == "allowed"
-    assert "each with the rest of their mini-batch" in run.summary["verdict"]
+    assert (
+        "A single sample's loss may depend on the rest of its mini-batch" in run.summary["verdict"]
+    )
     assert_equal_brute_force(run, recording, setting)
 
 
@@ -365,7 +370,7 @@ def test_samples_that_do_not_mix_are_found_not_to(tmp_path):
 
 
 class Sorted(modules.Perceptron):
-    """Takes no batch of repeated samples."""
+    """Rejects batches of repeated samples."""
 
 
 def of_distinct(module, batch):
@@ -374,7 +379,7 @@ def of_distinct(module, batch):
 
 
 class Sample:
-    """A batch that nobody sees into."""
+    """An opaque batch."""
 
     def __init__(self, x, y):
         self.x, self.y = x, y
@@ -397,11 +402,11 @@ def test_whether_samples_mix_may_stay_unknown(kind, loss, tmp_path):
     run = fit(tmp_path, kind, loss=loss)
     assert run.summary["per_sample"]["mixing"] is None
     assert run.summary["per_sample"]["fidelity"]["inner_product"] < 1e-6
-    assert len(run.per_sample) == 6 * len(run.table)
+    assert len(samples_of(run)) == 6 * len(run.table)
 
 
 class SkipsAtFirst(modules.Mixing):
-    """Its first step has no loss: by the time of the first probe one was made, and nothing may be refused."""
+    """Its first step has no loss, so the first probe comes after a step and may not be refused."""
 
     def training_step(self, batch, batch_idx):
         return super().training_step(batch, batch_idx) if self.trainer.global_step else None
@@ -418,7 +423,8 @@ def test_after_the_first_step_nothing_is_refused(tmp_path):
     assert "No single sample was evaluated: MisconfigurationException" in run.summary["verdict"]
 
 
-# ---------------------------------------------------------------------------------------------------------------- refused
+# ------------------------------------------------------------------------------------------------ -
+# refused
 
 
 def too_short(module, batch):
@@ -432,17 +438,23 @@ def a_matrix(module, batch):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ({"loss": None}, "found no loss="),
-        ({"extras": [PerSample()]}, "per_sample='yes'.*True and False, and 'mixing'"),
+        ({"loss": None}, "found PerSample and no loss="),
         ({"loss": mean_loss}, r"found a tensor of shape \(\) as losses of single samples"),
         ({"loss": a_matrix}, r"found a tensor of shape \(6, 4\) as losses of single samples"),
         ({"loss": too_short}, r"found 5 losses for a batch of tensors with \[6, 12\] items"),
-        ({}, r"found a tensor of shape \(6,\) as loss; supported is one number"),
+        ({"extras": []}, r"found a tensor of shape \(6,\) as loss; supported is one number"),
     ],
 )
 def test_refused(arguments, said, tmp_path):
     with pytest.raises(MisconfigurationException, match=said):
         fit(tmp_path, **arguments)
+
+
+def test_an_argument_is_checked_when_it_is_given():
+    with pytest.raises(
+        MisconfigurationException, match=r"PerSample\(mixing='yes'\).*True and False"
+    ):
+        PerSample(mixing="yes")
 
 
 def test_what_fails_costs_the_samples_alone(tmp_path, monkeypatch):
@@ -463,7 +475,8 @@ def test_what_fails_costs_the_samples_alone(tmp_path, monkeypatch):
     )
 
 
-# ---------------------------------------------------------------------------------------------------------------- summary
+# ------------------------------------------------------------------------------------------------ -
+# summary
 
 
 def test_the_summary_puts_the_pair_to_the_test(tmp_path):
@@ -471,15 +484,15 @@ def test_the_summary_puts_the_pair_to_the_test(tmp_path):
     found, entry = run.summary["conditions"]["alpha_beta"], run.summary["per_sample"]
     names = ("loss", "reference_loss", "inner_product")
     columns = {
-        name: torch.tensor([getattr(row, name) for row in run.per_sample], dtype=torch.float64)
+        name: torch.tensor([getattr(row, name) for row in samples_of(run)], dtype=torch.float64)
         for name in names
     }
     violated = F.alpha_beta_violations(found["alpha"], found["beta"], **columns)
     margins = F.alpha_beta_margin(found["alpha"], found["beta"], **columns)
-    assert entry["samples"] == len(run.per_sample) == 120
+    assert entry["samples"] == len(samples_of(run)) == 120
     assert entry["violated"] == int(violated.sum()) > 0
     assert entry["violated_share"] == pytest.approx(float(violated.double().mean()))
-    tight = run.per_sample[int(margins.argmin())]
+    tight = samples_of(run)[int(margins.argmin())]
     assert entry["smallest_margin"] == {
         "value": float(margins.min()),
         "step": tight.step,
@@ -511,10 +524,10 @@ def test_the_summary_puts_the_pair_to_the_test(tmp_path):
     }
     aiming = columns["inner_product"] / columns["loss"]
     assert entry["conditions"]["aiming"]["value"] == pytest.approx(float(aiming.min()))
-    assert run.per_sample[int(aiming.argmin())].sample == entry["conditions"]["aiming"]["sample"]
+    assert samples_of(run)[int(aiming.argmin())].sample == entry["conditions"]["aiming"]["sample"]
     assert f"is violated by {entry['violated']}" in run.summary["verdict"]
     for step in entry["steps"]:
-        rows = torch.tensor([row.step == step["step"] for row in run.per_sample])
+        rows = torch.tensor([row.step == step["step"] for row in samples_of(run)])
         assert step["samples"] == 6
         assert step["violated_share"] == pytest.approx(float(violated[rows].double().mean()))
         assert step["quantiles"]["0"] == float(margins[rows].min())
@@ -524,29 +537,30 @@ def test_the_summary_puts_the_pair_to_the_test(tmp_path):
 
 
 def test_a_sample_below_the_infimum(tmp_path):
-    """The mean of a mini-batch may be above what a single sample is below."""
+    """The mean of a mini-batch can be above a bound that a single sample is below."""
     run = fit(tmp_path, loss_infimum=0.6)
     entry = run.summary["per_sample"]
-    lowest = min(min(row.loss, row.reference_loss) for row in run.per_sample)
+    lowest = min(min(row.loss, row.reference_loss) for row in samples_of(run))
     assert lowest < 0.6 < min(probe.loss for probe in run.table)
     assert "is below loss_infimum 0.6" in entry["reason"]
     assert entry["alpha_beta"]["alpha"] is None
     assert entry["violated"] is None
-    assert "Of single samples nothing can be said" in run.summary["verdict"]
-    assert entry["samples"] == len(run.per_sample)
+    assert "Nothing can be said of single samples" in run.summary["verdict"]
+    assert entry["samples"] == len(samples_of(run))
 
 
 def test_thinning_drops_their_rows_too(tmp_path):
     reference = reference_of(tmp_path / "first")
     run = fit(tmp_path / "run", every_n_steps=1, max_probes=4, reference=reference)
     assert (
-        sorted({row.step for row in run.per_sample})
+        sorted({row.step for row in samples_of(run)})
         == [probe.step for probe in run.table]
         == [0, 8, 16]
     )
 
 
-# -------------------------------------------------------------------------------------------------- processes and resuming
+# ------------------------------------------------------------------------------------------------ -
+# processes and resuming
 
 
 @pytest.mark.parametrize("mode", some(["final", "file"], every=2))
@@ -568,7 +582,7 @@ def test_two_processes_have_the_samples_of_one(mode, tmp_path):
     assert two.summary["per_sample"]["fidelity"]["inner_product"] < 1e-6
     for probe in one.table:
         here, there = (
-            sorted((r.loss, r) for r in run.per_sample if r.step == probe.step) for run in runs
+            sorted((r.loss, r) for r in samples_of(run) if r.step == probe.step) for run in runs
         )
         assert len(here) == len(there) == 2 * distributed.BATCH
         for (_, a), (_, b) in zip(here, there, strict=True):
@@ -578,7 +592,7 @@ def test_two_processes_have_the_samples_of_one(mode, tmp_path):
 
 
 def one_sided(module, batch):
-    """What has no forward derivative is in the second process alone."""
+    """Only the second process has an operation without a forward derivative."""
     x, y = batch
     hidden = module.net[0](x)
     hidden = (
@@ -596,25 +610,25 @@ def test_all_processes_take_the_same_way(tmp_path):
     assert about["method"] == "finite difference"
     assert "jvp function" in about["method_reason"]
     assert about["fidelity"]["inner_product"] < 1e-3
-    assert len(run.per_sample) == 2 * distributed.BATCH * len(run.table)
+    assert len(samples_of(run)) == 2 * distributed.BATCH * len(run.table)
 
 
 @pytest.mark.filterwarnings("ignore:.*could not evaluate the samples")
 @pytest.mark.parametrize("mode", ["final", "file"])
 def test_a_failure_in_one_process_ends_the_samples_in_all(mode, tmp_path, monkeypatch):
-    original, reference = PerSample._slopes, "final"
+    original, reference = SampleSlopes.at, "final"
     if mode == "file":
         distributed.train(tmp_path / "first", [LandscapeMonitor()], processes=1)
         reference = str(load(tmp_path / "first" / "run").path / "reference.safetensors")
 
-    def failing(self, moment, itself, line):
-        if self._processes.rank == 1 and len(calls) == 2:
+    def failing(self, record, moment, line):
+        if self._evaluator.training.processes.rank == 1 and len(calls) == 2:
             raise KeyError("on purpose")
         calls.append(0)
-        return original(self, moment, itself, line)
+        return original(self, record, moment, line)
 
     calls = []
-    monkeypatch.setattr(PerSample, "_slopes", failing)
+    monkeypatch.setattr(SampleSlopes, "at", failing)
     arguments = {
         "every_n_steps": 3,
         "loss": distributed.sample_losses,
@@ -625,7 +639,7 @@ def test_a_failure_in_one_process_ends_the_samples_in_all(mode, tmp_path, monkey
     run = load(tmp_path / "run")
     assert run.summary["run"]["complete"] is True
     assert len(run.table) == 6
-    assert sorted({row.step for row in run.per_sample}) == [0, 3]
+    assert sorted({row.step for row in samples_of(run)}) == [0, 3]
     assert run.summary["per_sample"]["samples"] == 4 * distributed.BATCH
     assert "on purpose" in run.summary["per_sample"]["stopped_by"]
 
@@ -658,12 +672,12 @@ def test_resuming_keeps_the_samples_of_before(mode, tmp_path):
     if mode == "file":
         held = torch.load(checkpoint, weights_only=True)["callbacks"]
         (state,) = [state for key, state in held.items() if "LandscapeMonitor" in key]
-        assert sorted(map(int, state["per_sample"])) == [0, 2, 4, 6, 8]
-        assert before(again.per_sample, 10) == before(whole.per_sample, 10)
-    assert [row.loss for row in before(again.per_sample, 10)] == [
-        row.loss for row in before(whole.per_sample, 10)
+        assert state["extras"]["PerSample"]["steps"] == [0, 2, 4, 6, 8]
+        assert before(samples_of(again), 10) == before(samples_of(whole), 10)
+    assert [row.loss for row in before(samples_of(again), 10)] == [
+        row.loss for row in before(samples_of(whole), 10)
     ]
-    assert {row.step for row in again.per_sample} == {probe.step for probe in again.table}
+    assert {row.step for row in samples_of(again)} == {probe.step for probe in again.table}
     assert again.summary["per_sample"]["fidelity"]["inner_product"] < 1e-6
     assert (
         again.summary["per_sample"]["training_loss"] == whole.summary["per_sample"]["training_loss"]
@@ -675,8 +689,8 @@ def test_resuming_keeps_the_samples_of_before(mode, tmp_path):
 def test_the_picture(tmp_path):
     from lightning_landscape.reporting import figures
 
-    run = fit(tmp_path)
-    drawn = figures.draw_all(run.table, run.summary)
+    run = fit(tmp_path, report=Report(images="all"))
+    drawn = PerSample.figures(figures.Drawn(run.table, run.summary, run.tables))
     margins, violations = drawn["per_sample"].axes
     assert margins.get_legend_handles_labels()[1] == [
         "all samples",

@@ -1,4 +1,4 @@
-"""Bad input: one clear message, before the first optimiser step; afterwards nothing of ours raises."""
+"""Bad input: one clear message before the first optimizer step; after it nothing of ours raises."""
 
 import threading
 from typing import ClassVar
@@ -8,11 +8,11 @@ import pytest
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.demos.boring_classes import BoringModel
-from lightning_landscape.recording.measurement import Measurement
 from torch.utils.data import DataLoader
 
-from lightning_landscape import LandscapeMonitor, Report, Store
-from lightning_landscape.store.store import ProbeStore
+from lightning_landscape import LandscapeMonitor, PerSample, Report, Store, load
+from lightning_landscape.recording.recorder import Recorder
+from lightning_landscape.store.store import RecordStore
 from tests.helpers.modules import Plain, loader, plain_loss
 
 
@@ -36,7 +36,7 @@ def fit(monitor, module=None, data=None, **kwargs):
 
 
 def assert_refused(monitor, *words, module=None, data=None, **kwargs):
-    """Assert a refusal that has all the words, before any parameter moved."""
+    """Assert a refusal with all the words, before any parameter changes."""
     module = module or Plain()
     before = {name: p.detach().clone() for name, p in module.named_parameters()}
     with pytest.raises(MisconfigurationException) as refusal:
@@ -47,23 +47,33 @@ def assert_refused(monitor, *words, module=None, data=None, **kwargs):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "word"),
+    ("make", "found"),
     [
-        ({"every_n_steps": 0}, "every_n_steps=0"),
-        ({"max_probes": 1}, "max_probes=1"),
-        ({"loss_infimum": float("nan")}, "loss_infimum=nan"),
-        ({"store": Store(dtype="int4")}, "store_dtype='int4'"),
-        ({"store": Store(gib=0.0)}, "store_gib=0.0"),
-        ({"prefix": "a/b"}, "prefix='a/b'"),
-        ({"report": Report(windows=0)}, "windows=0"),
-        ({"reference": "nowhere.ckpt"}, "nowhere.ckpt"),
-        ({"reference": None}, "reference=None"),
-        ({"loss_infimum": "x"}, "loss_infimum='x'"),
-        ({"max_probes": "many"}, "max_probes='many'"),
+        (lambda: LandscapeMonitor(every_n_steps=0), "LandscapeMonitor(every_n_steps=0)"),
+        (lambda: LandscapeMonitor(max_probes=1), "LandscapeMonitor(max_probes=1)"),
+        (lambda: LandscapeMonitor(max_probes="many"), "LandscapeMonitor(max_probes='many')"),
+        (lambda: LandscapeMonitor(loss_infimum=float("nan")), "LandscapeMonitor(loss_infimum=nan)"),
+        (lambda: LandscapeMonitor(loss_infimum="x"), "LandscapeMonitor(loss_infimum='x')"),
+        (lambda: LandscapeMonitor(prefix="a/b"), "LandscapeMonitor(prefix='a/b')"),
+        (lambda: LandscapeMonitor(None), "LandscapeMonitor(reference=None)"),
+        (lambda: LandscapeMonitor(store={"gib": 1.0}), "LandscapeMonitor(store={'gib': 1.0})"),
+        (lambda: LandscapeMonitor(extras=[PerSample]), "LandscapeMonitor(extras=["),
+        (lambda: Store(dtype="int4"), "store=Store(dtype='int4')"),
+        (lambda: Store(gib=0.0), "store=Store(gib=0.0)"),
+        (lambda: Store(keep="false"), "store=Store(keep='false')"),
+        (lambda: Report(windows=0), "report=Report(windows=0)"),
+        (lambda: Report(images=True), "report=Report(images=True)"),
     ],
 )
-def test_arguments(arguments, word):
-    assert_refused(LandscapeMonitor(**arguments), word)
+def test_arguments_are_checked_when_they_are_given(make, found):
+    with pytest.raises(MisconfigurationException) as refusal:
+        make()
+    assert str(refusal.value).startswith(found)
+    assert "supported are" in str(refusal.value)
+
+
+def test_a_reference_that_is_not_there():
+    assert_refused(LandscapeMonitor(reference="nowhere.ckpt"), "nowhere.ckpt")
 
 
 def test_unwritable_folder(tmp_path):
@@ -72,7 +82,7 @@ def test_unwritable_folder(tmp_path):
 
 
 def refused_strategy(kind, world_size=1, **attributes):
-    """Return what is said to a trainer with a strategy whose class is derived from one of that name."""
+    """Return the refusal of a strategy whose class is derived from one of the given name."""
     from lightning_landscape.training.refusals import check_strategy
 
     class Trainer:
@@ -133,7 +143,8 @@ def test_manual_optimization_with_a_loss_is_measured():
     fit(monitor, Manual())
     assert [probe.step for probe in monitor.table] == list(range(10))
     assert monitor.summary["run"]["fidelity"]["exact"]
-    # plain SGD on another loss than the measured one: the step is not along the measured gradient, and that is seen
+    # Plain SGD trains another loss than the measured one. The monitor has to see that the step is
+    # not along the measured gradient.
     assert all(probe.step_residual > 0 for probe in monitor.table)
 
 
@@ -236,20 +247,22 @@ def test_a_loss_that_falls_below_its_infimum_later_is_kept_and_said():
     assert monitor.table.column("loss").min() < 1.5
     assert alpha_beta["alpha"] is None
     assert alpha_beta["informative"] is False
-    assert "below loss_infimum 1.5: pass loss_infimum=" in alpha_beta["reason"]
+    assert "below loss_infimum 1.5: pass as loss_infimum=" in alpha_beta["reason"]
     assert alpha_beta["reason"] in monitor.summary["verdict"]
     assert monitor.summary["run"]["drop"]["value"] is not None
 
 
 def test_a_budget_below_two_probes_by_parameters():
-    assert_refused(LandscapeMonitor(store=Store(gib=1e-6)), "store_gib", "two probes or more")
+    assert_refused(
+        LandscapeMonitor(store=Store(gib=1e-6)), "Store(gib=1e-06)", "two probes or more"
+    )
 
 
 def test_a_budget_below_two_probes_by_the_first_batch():
     parameters = sum(p.nbytes for p in Plain().parameters())
     assert_refused(
         LandscapeMonitor(store=Store(gib=4.5 * parameters / 2**30)),
-        "store_gib",
+        "raise gib= of Store",
         "two probes or more",
     )
 
@@ -336,7 +349,7 @@ class Unpickled:
 def test_a_failure_of_ours_leaves_training_alone(hook, monkeypatch):
     monitor = LandscapeMonitor(every_n_steps=1)
     trained = fit(monitor, seeded(Plain))
-    original, calls = getattr(Measurement, hook), []
+    original, calls = getattr(Recorder, hook), []
 
     def failing(self, *args, **kwargs):
         calls.append(hook)
@@ -344,11 +357,12 @@ def test_a_failure_of_ours_leaves_training_alone(hook, monkeypatch):
             raise RuntimeError("broken on purpose")
         return original(self, *args, **kwargs)
 
-    monkeypatch.setattr(Measurement, hook, failing)
+    monkeypatch.setattr(Recorder, hook, failing)
     broken = LandscapeMonitor(every_n_steps=1)
     with pytest.warns(
         UserWarning,
-        match="stopped measuring at step . RuntimeError: broken on purpose. Training goes on|broken",
+        match="stopped measuring at step . RuntimeError: broken on purpose. "
+        "Training goes on|broken",
     ):
         again = fit(broken, seeded(Plain))
     assert all(
@@ -365,7 +379,7 @@ def test_a_failure_of_ours_leaves_training_alone(hook, monkeypatch):
 
 
 class OnceOnly(Plain):
-    """Refuses to evaluate a batch twice; which it has seen is kept outside, where nothing is put back."""
+    """Refuses to evaluate a batch twice; keeps the seen ones where replays do not restore them."""
 
     SEEN: ClassVar[set] = set()
 
@@ -376,24 +390,39 @@ class OnceOnly(Plain):
         return super().training_step(batch, batch_idx)
 
 
-@pytest.mark.parametrize("before", [True, False])
-def test_a_loss_that_cannot_be_evaluated_again_refuses_no_run(before, monkeypatch):
-    monkeypatch.setattr(Measurement, "_replays_before_steps", before)
+def assert_same_parameters(one, other):
+    pairs = zip(one.lightning_module.parameters(), other.lightning_module.parameters(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+
+
+def test_a_loss_that_cannot_be_evaluated_again_costs_the_evaluation_alone(tmp_path):
+    """Recording never calls the module, so that this shows after training."""
     plain = fit(pl.Callback(), seeded(Plain))
-    monitor = LandscapeMonitor(every_n_steps=1)
+    monitor = LandscapeMonitor(every_n_steps=1, dirpath=tmp_path)
     OnceOnly.SEEN.clear()
-    with pytest.warns(
-        UserWarning,
-        match="stopped measuring at step 1: MisconfigurationException: found a batch twice",
-    ):
+    said = "found a batch twice, while evaluating at the reference. The rest is reported"
+    with pytest.warns(UserWarning, match=f"found MisconfigurationException: {said}"):
         again = fit(monitor, seeded(OnceOnly))
-    assert all(
-        torch.equal(a, b)
-        for a, b in zip(
-            plain.lightning_module.parameters(), again.lightning_module.parameters(), strict=True
-        )
-    )
-    assert len(monitor.table) == 0
+    assert_same_parameters(plain, again)
+    assert [probe.evaluated for probe in monitor.table] == [False] * 10
+    assert monitor.summary["run"]["complete"] is False
+    assert "found a batch twice" in monitor.summary["run"]["stopped_by"]
+    assert len(load(tmp_path).table) == 10
+    assert (tmp_path / "landscape" / "store").is_dir()
+
+
+# x_0 is stored: it is tried once more after training
+@pytest.mark.filterwarnings("ignore:LandscapeMonitor found MisconfigurationException")
+def test_against_a_file_a_loss_that_cannot_be_evaluated_again_ends_the_monitor(tmp_path):
+    plain = fit(LandscapeMonitor(dirpath=tmp_path), seeded(Plain))
+    file = tmp_path / "landscape" / "reference.safetensors"
+    monitor = LandscapeMonitor(reference=file, every_n_steps=1)
+    OnceOnly.SEEN.clear()
+    said = "MisconfigurationException: found a batch twice. Training goes on"
+    with pytest.warns(UserWarning, match=f"stopped measuring at step 1: {said}"):
+        again = fit(monitor, seeded(OnceOnly))
+    assert_same_parameters(plain, again)
+    assert [probe.step for probe in monitor.table] == [0]  # its row was recorded before
 
 
 def seeded(kind):
@@ -416,15 +445,15 @@ def test_a_failing_report_leaves_files_and_training(monkeypatch, tmp_path):
 def test_a_full_disk_thins_once_and_then_ends_the_monitor(monkeypatch):
     import errno
 
-    original, room = ProbeStore._write_parts, [5]
+    original, room = RecordStore._write_files, [5]
 
-    def full(self, folder, step, kept):
-        original(self, folder, step, kept)
+    def full(self, folder, record):
+        original(self, folder, record)
         room[0] -= 1
         if room[0] < 0:
             raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(ProbeStore, "_write_parts", full)
+    monkeypatch.setattr(RecordStore, "_write_files", full)
     monitor = LandscapeMonitor(every_n_steps=1)
     with pytest.warns(UserWarning, match="stopped measuring .* No space left on device"):
         fit(monitor)
@@ -442,12 +471,32 @@ def test_an_infidelity_is_said_with_its_size():
             return super().compute_loss(batch) + self.outside
 
     monitor = LandscapeMonitor(every_n_steps=2)
-    with pytest.warns(UserWarning, match="got another value, off by 0.1"):
+    with pytest.warns(UserWarning, match="the value is off by 1.25"):
         fit(monitor, Forgetful())
     fidelity = monitor.summary["run"]["fidelity"]
     assert fidelity["exact"] is False
-    assert fidelity["max_abs"] >= 0.1
+    assert fidelity["max_abs"] == pytest.approx(1.25, rel=1e-5)
     assert "replays differ from the recorded losses" in monitor.summary["verdict"]
+
+
+def test_an_infidelity_that_comes_later_is_said_once_too(tmp_path):
+    """With a file as reference, replays are checked while training."""
+
+    class Forgetful(Plain):
+        outside = 0.0
+
+        def compute_loss(self, batch):
+            type(self).outside += 0.125 * (self.trainer.global_step >= 2)
+            return super().compute_loss(batch) + self.outside
+
+    fit(LandscapeMonitor(dirpath=tmp_path))
+    file = tmp_path / "landscape" / "reference.safetensors"
+    monitor = LandscapeMonitor(reference=file, every_n_steps=1)
+    with pytest.warns(UserWarning, match="the value is off by") as said:
+        fit(monitor, Forgetful())
+    assert sum("the value is off by" in str(warning.message) for warning in said) == 1
+    assert monitor.summary["run"]["fidelity"]["steps"] == [0, 1, 2, 4, 8]
+    assert monitor.summary["run"]["fidelity"]["exact"] is False
 
 
 def test_a_diverged_run_is_reported_as_such():
@@ -475,7 +524,7 @@ def test_testing_alone_needs_nothing():
         accelerator="cpu",
         logger=False,
         enable_progress_bar=False,
-        callbacks=[LandscapeMonitor(max_probes=0)],
+        callbacks=[LandscapeMonitor(reference="nowhere.ckpt")],
     )
     module = BoringModel()
     assert trainer.test(module, module.test_dataloader(), verbose=False) is not None

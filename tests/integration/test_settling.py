@@ -1,4 +1,4 @@
-"""What is seen before x_p is known, along lines to it, and by the parts of a module; each against a slow recomputation."""
+"""Curves before x_p is known, losses on lines to x_p, parts of a module; against recomputation."""
 
 import copy
 import math
@@ -159,7 +159,7 @@ def test_parts_sum_to_the_whole_and_are_those_of_the_recording(mode, tmp_path):
         assert [row.layer for row in mine] == ["scale", "first", "second"]
         for column in ("inner_product", "grad_sq_norm", "sq_distance"):
             whole, size = getattr(probe, column), math.sqrt(probe.grad_sq_norm * probe.sq_distance)
-            # added up in another order: to the rounding of float32
+            # The sum has another order, so it agrees up to the rounding of float32.
             assert sum(getattr(row, column) for row in mine) == pytest.approx(
                 whole, rel=1e-6, abs=1e-6 * size
             )

@@ -1,4 +1,4 @@
-"""One optimiser of several: a monitor for each player of a GAN, each with a table of its own."""
+"""Several optimizers: one monitor and one table for each player of a GAN."""
 
 import contextlib
 import copy
@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.plugins import MixedPrecision
 
-from lightning_landscape import LandscapeMonitor, Layers, Store, load
+from lightning_landscape import LandscapeMonitor, Layers, Secant, Store, load
 from tests.helpers.modules import Momentum, Plain, loader
 from tests.helpers.players import (
     LATENT,
@@ -37,7 +37,7 @@ class Compiled(Gan):
         self.generator = torch.compile(self.generator, backend="eager")
 
 
-# module, arguments of the trainer, autocast, batches that a generator's step is of
+# module, arguments of the trainer, autocast, batches per step of the generator
 WAYS = {
     "gan": (Gan, {}, contextlib.nullcontext, 1),
     "critic": (Critic, {}, contextlib.nullcontext, 1),
@@ -117,17 +117,19 @@ def test_each_player_has_the_obvious_table_and_nobody_is_moved(way, tmp_path):
     _, _, autocast, batches = WAYS[way]
     recordings = [PlayersRecording("discriminator"), PlayersRecording("generator", batches)]
     plainly = left_behind(way, tmp_path / "without", recordings)
-    players = monitors(secant=True)
+    players = monitors(extras=[Secant()])
     assert_same(plainly, left_behind(way, tmp_path / "with", players))
     for monitor, recording in zip(players, recordings, strict=True):
-        run = load(tmp_path / "with" / "lightning_logs" / "version_0" / monitor.prefix)
-        assert_is_the_obvious_table(monitor, recording, autocast, run.secants)
+        folder = tmp_path / "with" / "lightning_logs" / "version_0" / monitor.settings.prefix
+        run = load(folder)
+        secants = {row.step: row.grad_sq_change for row in run.tables["secant"]}
+        assert_is_the_obvious_table(monitor, recording, autocast, secants)
         assert run.summary["run"]["fidelity"]["exact"] is True
         assert run.summary["run"]["fidelity"]["gradient"] < 1e-6
         assert run.summary["run"]["steps"] == recording.made
         assert (
             run.summary["run"]["optimizer"]["class"]
-            == {"discriminator": "SGD", "generator": "Adam"}[monitor.parameters]
+            == {"discriminator": "SGD", "generator": "Adam"}[monitor.settings.parameters]
         )
         assert run.summary["run"]["moved_between"] == 0
 
@@ -136,7 +138,7 @@ def test_each_player_has_the_obvious_table_and_nobody_is_moved(way, tmp_path):
 def test_with_a_reference_from_a_file_the_table_is_the_same(way, tmp_path):
     recordings = [PlayersRecording(player) for player in PLAYERS]
     plainly = left_behind(way, tmp_path / "without", recordings)
-    # another place than the end, in one file for both players
+    # A reference that is not the end of the run, in one file for both players.
     generator = torch.Generator().manual_seed(0)
     state = {
         n: p + 0.1 * torch.randn(p.shape, generator=generator)
@@ -155,7 +157,7 @@ def test_with_a_reference_from_a_file_the_table_is_the_same(way, tmp_path):
 def test_a_resumed_run_counts_the_players_own_steps(tmp_path):
     whole = monitors()
     fit("critic", tmp_path / "whole", whole)
-    first = monitors(keep_store=True)
+    first = monitors(store=Store(keep=True))
     fit("critic", tmp_path / "first", first, epochs=1)
     again = monitors()
     fit(
@@ -206,7 +208,7 @@ def test_theorems_about_fixed_losses_do_not_apply_and_schedulers_of_the_other_ar
     tmp_path,
 ):
     class Scheduled(Gan):
-        """Draws no random numbers, so that the losses are what is trained."""
+        """Draws no random numbers, so that the measured losses are the trained ones."""
 
         def __init__(self):
             super().__init__()
@@ -235,7 +237,7 @@ def test_theorems_about_fixed_losses_do_not_apply_and_schedulers_of_the_other_ar
 
 
 def test_part_of_the_parameters_of_one_optimiser_under_automatic_optimisation(tmp_path):
-    """x is the last layer; the others move with every step, and each probe is of them as they were."""
+    """x is the last layer; other layers move too, and a probe uses their values at its step."""
 
     def run(folder, *callbacks):
         pl.seed_everything(3, verbose=False)
@@ -261,7 +263,8 @@ def test_part_of_the_parameters_of_one_optimiser_under_automatic_optimisation(tm
         torch.equal(a, b) for a, b in zip(plain.parameters(), watched.parameters(), strict=True)
     )
     assert [p.loss for p in head.table] == [p.loss for p in every.table]
-    layers = {row.step: row for row in load(tmp_path / "landscape").layers if row.layer == "net.4"}
+    rows = load(tmp_path / "landscape").tables["layers"]
+    layers = {row.step: row for row in rows if row.layer == "net.4"}
     for probe in head.table:
         assert probe.grad_sq_norm == pytest.approx(layers[probe.step].grad_sq_norm, rel=1e-6)
         assert probe.sq_distance == pytest.approx(
@@ -278,7 +281,7 @@ def test_part_of_the_parameters_of_one_optimiser_under_automatic_optimisation(tm
     assert sum(p.step_size for p in head.table) == pytest.approx(
         summary["exact_sums"]["step_size"], rel=1e-6
     )
-    # at the last step but one x_p differs from x_k in the last layer alone
+    # At the second to last step x_p differs from x_k only in the last layer.
     assert head.table[-1].reference_loss != every.table[-1].reference_loss
 
 
@@ -287,7 +290,7 @@ def distance_to_key(module, batch):
 
 
 def test_a_loss_of_the_user_sees_what_training_step_has_made_of_other_parameters(tmp_path):
-    """A momentum encoder moves inside training_step; the loss is evaluated after that, when the optimiser steps."""
+    """A momentum encoder moves inside training_step, before the optimizer steps."""
     seen = []
 
     class Seeing(Callback):
@@ -314,7 +317,7 @@ def test_a_loss_of_the_user_sees_what_training_step_has_made_of_other_parameters
 
 
 class Late(Plain):
-    """Steps by hand after the batch has ended, of the gradient of that batch alone."""
+    """Steps manually after the end of a batch, with the gradient of that batch only."""
 
     def __init__(self):
         super().__init__()
@@ -351,15 +354,15 @@ def test_a_step_after_the_batch_has_ended_is_of_that_batch(tmp_path):
     )
     module = Late()
     trainer.fit(module, loader())
-    assert [probe.step for probe in monitor.table] == list(
-        range(9)
-    )  # training ends before the last one is seen whole
+    # Training ends before the last step is complete.
+    assert [probe.step for probe in monitor.table] == list(range(9))
     assert [probe.loss for probe in monitor.table] == module.trained_losses[:9]
     assert monitor.table.column("step_size").tolist() == pytest.approx([0.1] * 9, rel=1e-3)
     assert monitor.summary["run"]["fidelity"]["exact"] is True
 
 
-# ----------------------------------------------------------------------------------------------------------- refusals
+# ------------------------------------------------------------------------------------------------ -
+# refusals
 
 
 def refused(monitor, *words, module=None):
@@ -386,7 +389,9 @@ def test_a_name_that_is_no_submodule(name):
 
 @pytest.mark.parametrize("name", ["", 3])
 def test_a_name_that_is_none(name):
-    refused(LandscapeMonitor(loss=LOSSES["generator"], parameters=name), f"parameters={name!r}")
+    with pytest.raises(pl.utilities.exceptions.MisconfigurationException) as refusal:
+        LandscapeMonitor(loss=LOSSES["generator"], parameters=name)
+    assert f"parameters={name!r}): supported are the dotted name" in str(refusal.value)
 
 
 def test_a_submodule_without_parameters_in_training():
@@ -419,8 +424,11 @@ def test_two_monitors_of_one_name(tmp_path):
 
 
 def test_sums_over_every_step_are_not_for_a_loss_of_the_user():
-    monitor = LandscapeMonitor(loss=LOSSES["generator"], parameters="generator", every_step=True)
-    refused(monitor, "exact_sums=True, loss=...", "leave exact_sums out")
+    with pytest.raises(
+        pl.utilities.exceptions.MisconfigurationException,
+        match=r"every_step=True, loss=\.\.\..*leave every_step out",
+    ):
+        LandscapeMonitor(loss=LOSSES["generator"], parameters="generator", every_step=True)
 
 
 def test_a_reference_that_lacks_the_players_parameters(tmp_path):

@@ -1,4 +1,4 @@
-"""Real processes with sharded parameters: FSDP2, tensor parallelism, and both on a mesh of two dimensions."""
+"""Sharded parameters in several processes: FSDP2, tensor parallelism, both on a 2-D mesh."""
 
 import json
 import os
@@ -8,13 +8,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from lightning_landscape.store.encoding import PARAMETERS, Encoder
 from safetensors.torch import load_file
 
-from lightning_landscape import HeldOut, LandscapeMonitor, Layers, PerSample, Secant, Store, load
+from lightning_landscape import LandscapeMonitor, load
+from lightning_landscape.store.codecs import decode
+from lightning_landscape.store.tensor_files import read_tensors
 from tests.helpers import distributed
 from tests.helpers.sharded_script import Sharded
 from tests.integration.test_ddp import assert_same_tables
+from tests.integration.test_held_out import assert_same_held_out
 from tests.integration.test_store_dtype import assert_within_what_is_said
 
 pytestmark = [
@@ -23,12 +25,12 @@ pytestmark = [
 ]  # one worker makes the runs for all tests here
 ROOT = Path(__file__).parents[2]
 SECONDS = 200
-EVERYTHING = {"every_step": True, "extras": [Secant(), Layers(), HeldOut(True, fixed=2)]}
-SAMPLES = {"monitor": {"extras": [PerSample()]}}
-KEPT = {"monitor": {"store": Store(keep=True)}, "trainer": {"max_steps": 12}}
+EVERYTHING = {"every_step": True, "extras": ["Segments", "Secant", "Layers", "HeldOut"]}
+SAMPLES = {"monitor": {"extras": ["PerSample"]}}
+KEPT = {"monitor": {"store": {"keep": True}}, "trainer": {"max_steps": 12}}
 ERRORS = {
     "read_in_one": {
-        "function": "store.store.ProbeStore.moments",
+        "function": "store.store.RecordStore.read",
         "rank": 1,
         "call": 3,
         "error": "RuntimeError",
@@ -46,7 +48,7 @@ ERRORS = {
         "error": "OSError",
     },
     "write_in_one": {
-        "function": "store.store.ProbeStore.write",
+        "function": "store.store.RecordStore.write",
         "rank": 1,
         "call": 4,
         "error": "KeyError",
@@ -57,7 +59,7 @@ MESHES = {"fsdp2": (2, 1), "tensor_parallel": (1, 2), "both": (2, 2)}
 
 
 def run(folder, data, tensor, jobs):
-    """Train several times in the same processes; return the folder, in which each job has its own."""
+    """Train several times in the same processes; return the folder with a subfolder per job."""
     clean = {
         key: value
         for key, value in os.environ.items()
@@ -86,7 +88,7 @@ def run(folder, data, tensor, jobs):
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """Return a folder with runs on every mesh: a process takes seconds to start, a run does not."""
+    """Return a folder with runs on every mesh; runs share processes, which start slowly."""
     folder = tmp_path_factory.mktemp("sharded")
     run(
         folder / "one",
@@ -100,10 +102,10 @@ def runs(tmp_path_factory):
     common = {
         "everything": {"monitor": EVERYTHING},
         "without": {"module": "Dropout", "without": True},
-        "with": {"module": "Dropout", "monitor": {"extras": [Secant()]}},
+        "with": {"module": "Dropout", "monitor": {"extras": ["Secant"]}},
         "file": {"monitor": {"reference": file}},
         "shards": {"monitor": {"reference": shards}},
-        **{codec: {"monitor": {**EVERYTHING, "store_dtype": codec}} for codec in CODED},
+        **{codec: {"monitor": {**EVERYTHING, "store": {"dtype": codec}}} for codec in CODED},
         "samples": SAMPLES,
     }
     more = {
@@ -117,10 +119,10 @@ def runs(tmp_path_factory):
         },
         "kept": KEPT,
         "again": {"resume": checkpoint},
-        "kept_int8": {**KEPT, "monitor": {**KEPT["monitor"], "store_dtype": "int8"}},
+        "kept_int8": {**KEPT, "monitor": {"store": {"keep": True, "dtype": "int8"}}},
         "again_int8": {
             "resume": checkpoint.replace("kept", "kept_int8"),
-            "monitor": {"store": Store(dtype="int8")},
+            "monitor": {"store": {"dtype": "int8"}},
         },
         "checkpoint": {"monitor": {"reference": checkpoint}},
     }
@@ -153,26 +155,15 @@ def test_shards_give_the_table_of_one_process(mesh, runs):
         )
     secant, wanted = (s["conditions"]["smoothness"]["secant"]["value"] for s in (found, expected))
     assert secant == pytest.approx(wanted, rel=1e-3)
-    for a, b in zip(sharded.layers, one.layers, strict=True):
+    for a, b in zip(sharded.tables["layers"], one.tables["layers"], strict=True):
         assert (a.step, a.layer) == (b.step, b.layer)
         assert a.grad_sq_norm == pytest.approx(b.grad_sq_norm, rel=2e-5, abs=1e-9)
         assert a.sq_distance == pytest.approx(b.sq_distance, rel=2e-5, abs=1e-9)
         assert a.inner_product == pytest.approx(b.inner_product, abs=2e-5)
-    for a, b in zip(sharded.segments, one.segments, strict=True):
+    for a, b in zip(sharded.tables["segments"], one.tables["segments"], strict=True):
         assert a.loss == pytest.approx(b.loss, rel=1e-5)
     assert (sharded.path / "reference" / ".metadata").is_file()
     assert not (sharded.path / "store").exists()
-
-
-def assert_same_held_out(one, two):
-    assert len(one.held_out) == len(two.held_out) == len(one.table)
-    assert len(one.fixed_batches) == len(two.fixed_batches) == 2 * len(one.table)
-    for a, b in zip(
-        [*one.held_out, *one.fixed_batches], [*two.held_out, *two.fixed_batches], strict=True
-    ):
-        for column in ("loss", "reference_loss", "grad_sq_norm"):
-            assert getattr(a, column) == pytest.approx(getattr(b, column), rel=2e-5), column
-        assert a.inner_product == pytest.approx(b.inner_product, abs=1e-5)
 
 
 @pytest.mark.parametrize("mesh", MESHES)
@@ -182,7 +173,7 @@ def test_held_out_batches(mesh, runs):
 
 @pytest.mark.parametrize("mesh", MESHES)
 def test_single_samples_by_finite_differences(mesh, runs):
-    """Forward mode does not go through sharded parameters: each process moves its part of them."""
+    """Sharded parameters have no forward mode, so each process shifts its part of them."""
     one, sharded = of(runs / "one" / "samples"), of(runs / mesh / "samples")
     about = sharded.summary["per_sample"]
     assert one.summary["per_sample"]["method"] == "forward mode"
@@ -190,11 +181,11 @@ def test_single_samples_by_finite_differences(mesh, runs):
     assert about["fidelity"]["inner_product"] < 1e-3
     for step in (probe.step for probe in one.table):
         here, there = (
-            sorted((r.loss, r) for r in run.per_sample if r.step == step) for run in (one, sharded)
+            sorted((r.loss, r) for r in run.tables["per_sample"] if r.step == step)
+            for run in (one, sharded)
         )
-        assert (
-            len(here) == len(there) == 2 * distributed.BATCH
-        )  # those of a tensor-parallel group count once
+        # The samples of a tensor-parallel group count once.
+        assert len(here) == len(there) == 2 * distributed.BATCH
         for (_, a), (_, b) in zip(here, there, strict=True):
             assert a.loss == pytest.approx(b.loss, rel=2e-5)
             assert a.reference_loss == pytest.approx(b.reference_loss, rel=2e-5)
@@ -240,7 +231,7 @@ def test_a_loss_of_the_user(runs):
     "where", ["fsdp2/file", "fsdp2/shards", "both/file", "both/shards", "alone/shards"]
 )
 def test_a_reference_from_shards_and_from_one_file(where, runs):
-    """A folder that two processes wrote is read by four, and by one; each of many reads its parts of a whole file."""
+    """Four processes, or one, read a folder that two wrote; each reads its part of whole files."""
     live = of(runs / where)
     assert_same_tables(live.table, of(runs / "one" / "everything").table)
     assert live.summary["run"]["reference"]["kind"] == "file"
@@ -260,7 +251,7 @@ def test_parameters_that_nobody_shards_are_refused(runs):
 
 
 def test_a_loss_that_needs_autograd_in_one_process(runs):
-    """All evaluate it again with autograd, or none: a forward pass waits for the others."""
+    """All processes evaluate again with autograd, or none: a forward pass waits for the others."""
     found, plain = of(runs / "fsdp2" / "autograd_in_one"), of(runs / "fsdp2" / "everything")
     assert found.summary["run"]["fidelity"]["autograd"] is True
     assert found.summary["run"]["fidelity"]["exact"] is True
@@ -308,12 +299,12 @@ def test_each_process_encodes_its_part(mesh, codec, runs):
     assert_within_what_is_said(found, exact)
     for rank in range(2):
         assert_same_end(runs / mesh / "everything", runs / mesh / codec, rank)
-    for column in (
-        "inner_product",
-        "sq_distance",
-    ):  # of what was decoded, too, the parts sum to the whole
+    # The parts sum to the whole for decoded values too.
+    for column in ("inner_product", "sq_distance"):
         for probe in found.table:
-            layers = [getattr(row, column) for row in found.layers if row.step == probe.step]
+            layers = [
+                getattr(row, column) for row in found.tables["layers"] if row.step == probe.step
+            ]
             assert sum(layers) == pytest.approx(getattr(probe, column), rel=1e-4, abs=1e-5), column
 
 
@@ -323,5 +314,10 @@ def test_resume_with_encoded_parts(runs):
     assert again.summary["run"]["fidelity"]["exact"] is True
     assert again.summary["run"]["dropped"]["unevaluable"] == 0
     store = first.path / "store"
-    parts = [Encoder.read(store / part / f"{7:012d}", PARAMETERS) for part in ("", "process-1")]
+
+    def parameters(part, step):
+        tensors, texts = read_tensors(store / part / f"{step:012d}" / "parameters.safetensors")
+        return decode(tensors, texts, lambda base: parameters(part, base))
+
+    parts = [parameters(part, 7) for part in ("", "process-1")]
     assert [part["net.0.weight"].shape[0] for part in parts] == [8, 7]

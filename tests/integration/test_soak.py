@@ -1,4 +1,4 @@
-"""The soak itself: a few configurations agree, and what is wrong is a failure, with its name."""
+"""The soak test itself: a few configurations agree, and wrong ones fail with a name."""
 
 from dataclasses import replace
 
@@ -39,7 +39,8 @@ USUAL = Configuration(1, 0, max_steps=5)
         ),
         (replace(USUAL, strategy="ddp", model="cnn"), AGREES),
         (replace(USUAL, model="gan", max_steps=-1, loss="user", limit_train_batches=0.4), AGREES),
-        # a probe between two steps of one batch is completed inside of training_step, and so inside of its autocast
+        # A probe between two steps of one batch is completed inside training_step, under its
+        # autocast.
         (
             replace(
                 USUAL,

@@ -1,4 +1,4 @@
-"""Interrupt, exception, SIGTERM, ``kill -9`` and resume, each with a real process."""
+"""Interrupt, exception, SIGTERM, ``kill -9`` and resume, each in a real process."""
 
 import contextlib
 import multiprocessing
@@ -98,11 +98,12 @@ def interrupted(folder, how, step, *options):
     running = start(folder, *options)
     wait_for(running, lambda: last_probe(folder) >= step)
     if how == signal.SIGINT:
-        # into the pause of the next step: an interrupt in the middle of Lightning's own writing to TensorBoard's queue can hang
-        # the process, with or without the monitor
+        # Interrupt in the pause of the next step. While Lightning writes to TensorBoard's queue, an
+        # interrupt can hang the process, with or without the monitor.
         time.sleep(0.02)
     os.kill(running.process.pid, how)
-    # the processes of a distributed run, which nobody else ends; to one process a second interrupt would be another Ctrl-C
+    # the processes of a distributed run, which nobody else ends; to one process a second interrupt
+    # would be another Ctrl-C
     for process in {int(file.read_text()) for file in folder.glob("pid-*")} - {running.process.pid}:
         with contextlib.suppress(ProcessLookupError):
             os.kill(process, how)
@@ -133,13 +134,12 @@ def test_a_second_ctrl_c_ends_the_evaluation_at_once(tmp_path):
         tmp_path, signal.SIGINT, 20, "--epochs", "1000", "--pause", "0.05", "--every", "1"
     )
     wait_for(process, (tmp_path / "run" / "landscape" / "reference.safetensors").exists)
-    time.sleep(0.4)  # some of the twenty replays of 0.05 s each
+    time.sleep(0.4)  # a part of the twenty replays of 0.05 s each
     os.kill(process.process.pid, signal.SIGINT)
     time.sleep(0.3)
     if "interrupted again" not in process.log.read_text() and process.process.is_alive():
-        os.kill(
-            process.process.pid, signal.SIGINT
-        )  # Python swallows an interrupt that comes in a destructor: press again
+        # Python swallows an interrupt inside a destructor, so send another.
+        os.kill(process.process.pid, signal.SIGINT)
     sent = time.monotonic()
     status, output = finish(process)
     assert status == 1, output
@@ -197,7 +197,7 @@ def test_kill_loses_at_most_two_probes(tmp_path):
 
 @pytest.mark.parametrize("options", [(), ("--store-dtype", "int8")])
 def test_what_is_in_the_store_after_a_kill_is_whole(options, tmp_path):
-    """Of the newest probes two may be missing; all others, and x_0, can be read."""
+    """At most the two newest probes are missing; all others, and x_0, can be read."""
     finish(
         interrupted(
             tmp_path,
@@ -231,7 +231,7 @@ def test_what_is_in_the_store_after_a_kill_is_whole(options, tmp_path):
 
 
 def killed_and_resumed(folder, *options, step):
-    """Kill a run, resume it from its last checkpoint; return (old run before, the same after, new run, its first step)."""
+    """Kill a run and resume it; return (old run before, old run after, new run, its first step)."""
     process = interrupted(folder, signal.SIGKILL, step, *options, "--epochs", "1000")
     finish(process)
     before = load(folder / "run")
@@ -337,9 +337,8 @@ def test_resume_of_a_run_of_the_step_is_the_uninterrupted_run(options, tmp_path)
     assert again.summary["run"]["fidelity"]["exact"] is True
     accuracies = [run.summary["run"]["store"]["accuracy"] for run in (again, whole)]
     assert (accuracies[0] is not None) == ("--store-dtype" in options)
-    for accuracy in filter(
-        None, accuracies
-    ):  # which probes are there as they were depends on what came before
+    # The choice of probes kept unencoded depends on the requests before.
+    for accuracy in filter(None, accuracies):
         assert accuracy.pop("measured_at")[0] == 0
         for error in (accuracy["inner_product"], accuracy["distance"]):
             assert error.pop("measured") is not None
@@ -408,9 +407,8 @@ def test_extending_a_finished_run_needs_its_store(keep, tmp_path):
     again = load(tmp_path / "again")
     assert again.summary["run"]["dropped"]["unevaluable"] == 0
     if keep:
-        kept = [
-            probe for probe in first.table if probe.step < 35
-        ]  # 35 is the last multiple of 7 at which it was saved
+        # The last checkpoint is at step 35, a multiple of 7.
+        kept = [probe for probe in first.table if probe.step < 35]
         assert [probe.loss for probe in again.table][: len(kept)] == [probe.loss for probe in kept]
         assert again.table[0].step == 0
     else:

@@ -1,6 +1,6 @@
-"""Runs with probes stored through a codec beside the same runs that stored them natively: what is exact, what is said.
+"""Runs that store probes through a codec against the same runs with native storage.
 
-Training is the same to the last bit, so x_k, g_k and x_p are those of the run that stored them as they are.
+Training is bitwise the same, so the native run gives the exact x_k, g_k and x_p.
 """
 
 import dataclasses
@@ -50,7 +50,7 @@ EXACT = (
 
 
 def assert_within_what_is_said(coded, exact):
-    """See that everything but p and D is the same, that these are within their bounds, and what was measured is true."""
+    """Assert that only p and D differ, both within bounds, and that the summary is true."""
     found = coded.summary["run"]["store"]["accuracy"]
     assert len(coded.table) == len(exact.table)
     largest = {"inner_product": 0.0, "distance": 0.0}
@@ -156,9 +156,8 @@ def test_lines_layers_and_held_out_batches_are_of_what_was_decoded(codec, runs):
     for probe in coded.table:
         rows = [row for row in coded.layers if row.step == probe.step]
         for column in ("inner_product", "grad_sq_norm", "sq_distance"):
-            error = (
-                1e-2 if column == "grad_sq_norm" else 1e-4
-            )  # that column of the table is of the gradient as it was
+            # The table's grad_sq_norm comes from the unencoded gradient.
+            error = 1e-2 if column == "grad_sq_norm" else 1e-4
             assert sum(getattr(row, column) for row in rows) == pytest.approx(
                 getattr(probe, column), rel=error, abs=1e-5
             )
@@ -189,7 +188,7 @@ def test_training_is_the_same_to_the_last_bit(codec, tmp_path):
 @pytest.mark.parametrize("codec", CODED)
 @pytest.mark.parametrize("name", some(sorted(SETTINGS), every=5))
 def test_every_kind_of_run(name, codec, tmp_path):
-    """Whatever the module, the precision and the loss scale are."""
+    """For every module, precision and loss scale."""
     monitors = {}
     for dtype in ("native", codec):
         monitors[dtype] = LandscapeMonitor(
@@ -242,7 +241,7 @@ def test_int8_has_room_for_more_probes(tmp_path):
         sizes[codec] = sum(
             {p.stat().st_ino: p.stat().st_size for p in (run.path / "store").rglob("*.*")}.values()
         )
-        assert sizes[codec] <= budget * 2**30 * 1.05  # headers of small files
+        assert sizes[codec] <= budget * 2**30 * 1.05  # small files have headers
     assert kept["native"] < kept["int8"]
 
 
@@ -297,7 +296,7 @@ def test_layers_that_are_unfrozen_later(codec, tmp_path):
 
 @pytest.mark.slow
 def test_workers_that_are_forked_while_probes_are_written(tmp_path):
-    """At every epoch, in the middle of writing."""
+    """Interrupts writing at every epoch."""
     tables = []
     for workers in (0, 2):
         pl.seed_everything(3, verbose=False)
@@ -324,7 +323,7 @@ def test_workers_that_are_forked_while_probes_are_written(tmp_path):
 
 
 class MLPOfBatches(Plain):
-    """Large enough that a probe is still being written when the next epoch's workers are forked."""
+    """So large that a probe is still being written when the next epoch's workers are forked."""
 
     def __init__(self):
         super().__init__()

@@ -1,4 +1,4 @@
-"""TensorBoard on a run of the demo, as a headless browser shows it: every tab with our content, nothing from outside."""
+"""TensorBoard on a run of the demo in a headless browser: every tab, and no outside requests."""
 
 import importlib.util
 import os
@@ -25,15 +25,14 @@ missing = [
 ]
 pytestmark = [
     pytest.mark.skipif(bool(missing), reason=f"needs {', '.join(missing)}"),
-    pytest.mark.xdist_group(
-        "browser"
-    ),  # one worker makes the run, and starts TensorBoard and the browser
+    # One worker makes the run and starts TensorBoard and the browser.
+    pytest.mark.xdist_group("browser"),
 ]
 
 
 @pytest.fixture(scope="module")
 def shown(tmp_path_factory):
-    """Yield a function that opens a tab and returns the browser's page; at the end nothing was asked of other hosts."""
+    """Yield a function that opens a tab and returns its page; no other host may be contacted."""
     folder = tmp_path_factory.mktemp("tensorboard")
     command = [
         sys.executable,
@@ -58,7 +57,7 @@ def shown(tmp_path_factory):
             browser.goto(f"{address}#{name}")
             return browser
 
-        open_tab.summary = load(folder / "runs" / "mlp-digits" / "version_0").summary
+        open_tab.run = load(folder / "runs" / "mlp-digits" / "version_0")
         yield open_tab
         assert {url.split("/")[2] for url in asked if url.startswith("http")} == {
             address.split("/")[2]
@@ -66,7 +65,7 @@ def shown(tmp_path_factory):
 
 
 def picture(browser, name):
-    """Keep a screenshot where LANDSCAPE_SCREENSHOTS names a folder: the README's come from here."""
+    """Save a screenshot, such as those of the README, if LANDSCAPE_SCREENSHOTS names a folder."""
     folder = os.environ.get("LANDSCAPE_SCREENSHOTS")
     if folder:
         browser.wait_for_timeout(1500)  # curves are drawn with an animation
@@ -74,7 +73,7 @@ def picture(browser, name):
 
 
 def assert_visible(browser, *texts):
-    """Each text is somewhere on the page, in shadow roots too, or becomes so while the page loads."""
+    """Assert that each text appears on the page, shadow roots included, while the page loads."""
     for text in texts:
         browser.get_by_text(text, exact=True).first.wait_for(state="visible")
         assert browser.get_by_text(text, exact=True).first.is_visible(), text
@@ -103,29 +102,28 @@ def test_custom_scalars_have_our_charts_and_none_is_an_error(shown):
     browser.wait_for_timeout(2000)
     assert found.count() == len(charts)
     assert browser.get_by_text("Matches (0)").count() == 0
-    assert (
-        browser.get_by_text("do not match").count() == 0
-    )  # of a margin chart whose curves have other steps
+    # TensorBoard says so if the curves of a margin chart have different steps.
+    assert browser.get_by_text("do not match").count() == 0
     picture(browser, "custom_scalars")
 
 
 def test_images_have_our_pictures(shown):
-    from lightning_landscape.reporting.figures import FIGURES
-
     browser = shown("images", height=1600)
-    assert_visible(browser, *(f"landscape/{name}" for name in FIGURES))
+    names = sorted(path.stem for path in (shown.run.path / "figures").glob("*.png"))
+    assert names
+    assert_visible(browser, *(f"landscape/{name}" for name in names))
     images = browser.locator("img")  # in shadow roots too
-    images.nth(len(FIGURES) - 1).wait_for()
+    images.nth(len(names) - 1).wait_for()
     browser.wait_for_timeout(2000)
     sizes = images.evaluate_all("images => images.map(image => image.naturalWidth)")
-    assert len([size for size in sizes if size >= 400]) == len(FIGURES)
+    assert len([size for size in sizes if size >= 400]) == len(names)
     picture(browser, "images")
 
 
 def test_text_has_the_verdict_and_its_tables(shown):
     browser = shown("text", height=1600)
-    browser.get_by_text(shown.summary["verdict"][:60]).first.wait_for()
-    alpha = shown.summary["conditions"]["alpha_beta"]["alpha"]
+    browser.get_by_text(shown.run.summary["verdict"][:60]).first.wait_for()
+    alpha = shown.run.summary["conditions"]["alpha_beta"]["alpha"]
     assert_visible(browser, f"{alpha:.4g}", "polyak_lojasiewicz", "sgd_sharp")
     picture(browser, "text")
 
@@ -142,7 +140,7 @@ def test_hparams_have_our_results_beside_hp_metric(shown):
         "lr",
         "optimizer",
     )
-    bound = shown.summary["bounds"][shown.summary["bound_in_force"]]["value"]
-    alpha = shown.summary["conditions"]["alpha_beta"]["alpha"]
+    bound = shown.run.summary["bounds"][shown.run.summary["bound_in_force"]]["value"]
+    alpha = shown.run.summary["conditions"]["alpha_beta"]["alpha"]
     assert_visible(browser, f"{alpha:#.5g}", f"{bound:#.5g}", "SGD")
     picture(browser, "hparams")

@@ -1,4 +1,4 @@
-"""Ways to run a Trainer, kinds of batches and layers, and neighbours: the same run with the monitor, and the obvious table."""
+"""Ways to run a Trainer, kinds of batches and layers: training is unchanged, brute force agrees."""
 
 import collections
 import copy
@@ -34,7 +34,8 @@ from tests.integration.test_neighbours import WithoutScheduler, trainer_with
 
 Pair = collections.namedtuple("Pair", "x y")
 
-# ------------------------------------------------------------------------------------------------------------- modules
+# ------------------------------------------------------------------------------------------------ -
+# modules
 
 
 class Checkpointed(Plain):
@@ -43,7 +44,7 @@ class Checkpointed(Plain):
     reentrant = False
 
     def compute_loss(self, batch):
-        x = batch[0].clone().requires_grad_()  # which the reentrant kind asks for
+        x = batch[0].clone().requires_grad_()  # reentrant checkpointing needs it
         hidden = checkpoint(self.net[:4], x, use_reentrant=self.reentrant)
         logits = self.net[4](hidden)
         self.accuracy(logits, batch[1])
@@ -64,7 +65,7 @@ class Named(Plain):
 
 
 class Combined(Plain):
-    """Labelled and unlabelled batches side by side; one of them ends first."""
+    """Labeled and unlabeled batches side by side; one of them ends first."""
 
     def compute_loss(self, batch):
         loss = torch.zeros(())
@@ -76,7 +77,7 @@ class Combined(Plain):
 
 
 class Validated(Plain):
-    """Validation between training steps, which leaves its own metrics, counts and modes."""
+    """Validation between training steps, which changes metrics, counts and modes."""
 
     def validation_step(self, batch, batch_idx):
         self.counts["steps"] += 1
@@ -98,7 +99,8 @@ class Penalised(Plain):
         return super().compute_loss(batch) + (slope.norm(dim=1) - 1).square().mean()
 
 
-# ------------------------------------------------------------------------------------------------------------- loaders
+# ------------------------------------------------------------------------------------------------ -
+# loaders
 
 
 def named(kind):
@@ -192,7 +194,8 @@ def test_what_is_said_of_the_data(tmp_path):
     assert "does not shuffle" in overfitting.summary["bounds"]["sgd"]["reason"]
 
 
-# ------------------------------------------------------------------------------------------------------- torch.compile
+# ------------------------------------------------------------------------------------------------ -
+# torch.compile
 
 
 NEEDS_A_COMPILER = pytest.mark.skipif(
@@ -241,12 +244,12 @@ def test_a_compiled_submodule(module, tmp_path):
     assert_same(plainly, left_behind(setting, tmp_path / "with", [monitor]))
     assert len(monitor.table) == 10
     assert monitor.summary["run"]["fidelity"]["exact"] is True
-    # its parameters have their plain names, and the reference is one for a module that is not compiled
+    # Parameters keep their plain names, so the reference also fits a module that is not compiled.
     folder = load(tmp_path / "with" / "lightning_logs" / "version_0").path
     live = LandscapeMonitor(every_n_steps=1, reference=str(folder / "reference.safetensors"))
     assert_same(plainly, left_behind(setting, tmp_path / "live", [live]))
     assert [p.reference_loss for p in live.table] == [p.reference_loss for p in monitor.table]
-    if module is CompiledByInductor:  # its kernels round, and draw dropout, in ways of their own
+    if module is CompiledByInductor:  # its kernels round and draw dropout differently
         return
     uncompiled = LandscapeMonitor(every_n_steps=1)
     train(Foreign(NotCompiled, lambda: loader(5)), tmp_path / "uncompiled", [uncompiled])
@@ -263,11 +266,12 @@ class NotCompiled(Compiled):
         Plain.__init__(self)
 
 
-# ---------------------------------------------------------------------------------------------------------- neighbours
+# ------------------------------------------------------------------------------------------------ -
+# neighbours
 
 
 class RecordingBackward(Recording):
-    """Leaves out steps without a backward pass: SWA makes one after its pass for BatchNorm, with the gradients left over."""
+    """Skips steps without a backward pass; SWA makes one, with old gradients, for BatchNorm."""
 
     passes = 0
 
@@ -294,7 +298,7 @@ def test_averages_are_not_moved_and_the_table_is_of_the_iterates(averaging, orde
     recording, setting = RecordingBackward(), Foreign(WithoutScheduler, loader, {"max_epochs": 3})
     module_class = recorded(WithoutScheduler)
     module_class.recording = recording
-    # the last recorded iterate is the optimiser's: averages are put in place after the last batch
+    # The last recorded iterate is the optimizer's: SWA inserts its averages after the last batch.
     train(setting, tmp_path / "recorded", [recording, averaging()], module_class)
     plainly = left_behind(setting, tmp_path / "without", [averaging()])
     monitor = LandscapeMonitor(every_n_steps=1)
@@ -304,7 +308,7 @@ def test_averages_are_not_moved_and_the_table_is_of_the_iterates(averaging, orde
 
 
 class Noise(Callback):
-    """Adds noise to gradients, from a generator of its own."""
+    """Adds noise from its own generator to gradients."""
 
     def __init__(self, hook):
         self.generator = torch.Generator().manual_seed(0)
@@ -345,7 +349,7 @@ def test_noise_after_the_monitors_turn_is_in_the_residual_of_the_step(tmp_path):
 
 
 class Sized(WithoutScheduler):
-    """Takes its batch size and its learning rate from attributes, as tuners set them."""
+    """Reads batch size and learning rate from attributes, which tuners set."""
 
     def __init__(self):
         super().__init__()
@@ -391,7 +395,8 @@ def test_tuners(way, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["landscape"]
 
 
-# ------------------------------------------------------------------------------------------------------------- its end
+# ------------------------------------------------------------------------------------------------ -
+# its end
 
 
 class Slow(Callback):

@@ -1,4 +1,4 @@
-"""Two ranks on the CPU, each a process: ``python -m tests.optim.ddp_script FOLDER`` leaves what they did in ``rank-*.pt``."""
+"""Two ranks on the CPU: ``python -m tests.optim.ddp_script FOLDER`` writes ``rank-*.pt``."""
 
 import os
 import sys
@@ -49,7 +49,7 @@ def starts():
 
 
 def train(name, rank, ranks, wrong_loss=None, lr=4.0):
-    """Return the steps and the last parameters; at step 5 rank 1 may report a wrong loss, with its gradients as they are."""
+    """Return the steps and the last parameters; at step 5 rank 1 may report a wrong loss."""
     net = network()
     model = DistributedDataParallel(net) if ranks > 1 else net
     optimizer = METHODS[name](net.parameters(), lr=lr)
@@ -85,7 +85,7 @@ def nothing_on_one_rank(name, rank):
 
 
 def refused(name, rank, loss, gradient):
-    """Return the error of a step, which every rank is to raise."""
+    """Return the error of a step; every rank has to raise it."""
     p = torch.nn.Parameter(torch.ones(1))
     optimizer = METHODS[name]([p])
     p.grad = torch.full((1,), gradient[rank])

@@ -1,4 +1,4 @@
-"""Two small stochastic problems and the four methods once more, in numpy and straight from the papers' formulas."""
+"""Two small stochastic problems and the four methods in numpy, from the formulas of the papers."""
 
 from math import sqrt
 
@@ -67,7 +67,7 @@ class Perceptron:
         return 0.5 * (torch.tanh(x @ w + b) @ v - y).square().mean()
 
 
-# Each is given all that happened so far, the losses and squared norms up to this step among it, and keeps nothing.
+# Each method is a pure function of all losses and squared norms up to this step.
 
 
 def sps_max(losses, sq_norms, steps, lr=1.0, c=1.0, loss_infimum=0.0):
@@ -93,9 +93,10 @@ REFERENCES = {"SPSMax": sps_max, "DecSPS": dec_sps, "NGN": ngn, "AdaGradNormMax"
 
 
 def reference_along(name, problem, path, batches, schedule=lambda k: 1.0, lr=1.0, **constants):
-    """Return the steps that the formula takes from the points of a path, and where each leads; ``schedule`` multiplies lr.
+    """Return the step sizes of the formula at the points of a path, and the next point of each.
 
-    From the points of the path and not from its own: long steps multiply rounding errors until two runs are different ones.
+    Every step starts at a point of the given path: along two separate runs, long steps would
+    multiply rounding errors. ``schedule`` multiplies lr.
     """
     losses, sq_norms, steps, reached = [], [], [], []
     for k, (parameters, batch) in enumerate(zip(path, batches, strict=True)):

@@ -1,4 +1,4 @@
-"""Each optimiser step by step against the paper's formula on gradients by hand."""
+"""Each optimizer step by step against the formula of the paper, with gradients by hand."""
 
 from itertools import pairwise
 
@@ -26,7 +26,7 @@ CASES = [
 
 
 def run(name, problem, batches, by_loss=False, scheduler=None, **constants):
-    """Return the steps of the optimiser, with one group a parameter, and all points from the start to the last."""
+    """Return step sizes and all points of a run with one group per parameter."""
     parameters = leaves(problem)
     optimizer = METHODS[name]([{"params": [p]} for p in parameters], **constants)
     schedule = scheduler(optimizer) if scheduler else None
@@ -163,7 +163,7 @@ def test_the_norm_is_that_of_all_groups_dtypes_and_layouts():
 def test_squares_below_the_parameters_precision_count():
     x = torch.nn.Parameter(torch.zeros(2, dtype=torch.float16))
     x.grad = torch.full_like(x, 2.0**-14)  # the square is 0 in float16
-    optimizer = NGN([x], lr=2.0**20)  # and so large a step no number of it
+    optimizer = NGN([x], lr=2.0**20)  # and such a step size is infinite in float16
     optimizer.step(loss=1.0)
     assert optimizer.step_size == 2.0**20 / (1 + 2.0**20 * 2.0**-27 / 2)
     assert x.tolist() == [torch.tensor(-optimizer.step_size * 2.0**-14).half().item()] * 2

@@ -1,4 +1,4 @@
-"""Two real processes: all ranks take the step of one process on the batches of both, or none does."""
+"""Two processes: all ranks take the step of one process on the batches of both, or none does."""
 
 import os
 import subprocess
@@ -12,16 +12,15 @@ from tests.optim import ddp_script
 from tests.optim.problems import METHODS
 
 ROOT = Path(__file__).parents[2]
-pytestmark = pytest.mark.xdist_group(
-    "optimisers in two processes"
-)  # one worker starts them for all tests here
+# One worker starts the two processes for all tests here.
+pytestmark = pytest.mark.xdist_group("optimizers in two processes")
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Return where both ranks left what they did."""
+    """Return the folder with the results of both ranks."""
     path = tmp_path_factory.mktemp("ddp")
-    # without what an outer launcher, or a test beside this one, has said about ranks
+    # Drop variables on ranks that an outer launcher or another test has set.
     clean = {
         key: value
         for key, value in os.environ.items()

@@ -22,7 +22,7 @@ def data():
 
 
 class Regression(pl.LightningModule):
-    """Writes down loss and gradient at every step, beside the step that was taken."""
+    """Records loss, gradient norm and step size of every step."""
 
     def __init__(self, name, schedule=None, **constants):
         super().__init__()
@@ -62,7 +62,7 @@ class Regression(pl.LightningModule):
 
 
 class Manual(Regression):
-    """Steps by hand; Lightning wraps the optimiser and adds a closure of its own."""
+    """Manual optimization: Lightning wraps the optimizer and adds a closure."""
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -103,7 +103,7 @@ def scaler():
 
 
 def formula(module, schedule=lambda k: 1.0, lr=1.0):
-    """Return the steps of the formula for the losses and norms that the module wrote down."""
+    """Return the step sizes of the formula for the losses and norms that the module recorded."""
     steps = []
     for k in range(len(module.losses)):
         so_far = (module.losses[: k + 1], module.sq_norms[: k + 1])
@@ -180,9 +180,8 @@ def test_what_trains_under_a_grad_scaler(name, module_class):
     if module_class is Manual:
         assert None not in module.steps
     else:
-        assert module.steps == pytest.approx(
-            formula(module), rel=1e-5
-        )  # the gradients are unscaled by then
+        # Lightning has unscaled the gradients by then.
+        assert module.steps == pytest.approx(formula(module), rel=1e-5)
     assert min(module.losses[-BATCHES:]) < min(module.losses[:BATCHES])
 
 

@@ -1,4 +1,4 @@
-"""What the papers prove about the step sizes, for random losses that are L-smooth and at least l."""
+"""Bounds on the step sizes from the papers, for random L-smooth losses bounded below by l."""
 
 from math import sqrt
 
@@ -58,7 +58,7 @@ constants = st.floats(-3, 3).map(lambda power: 10.0**power)
 
 
 def run(problem, low, make):
-    """Yield (optimiser, loss, G²) after each step, as long as a − l is known to more digits than the tests ask for."""
+    """Yield (optimizer, loss, G²) after each step while a − l has enough correct digits."""
     x = torch.nn.Parameter(problem.start.clone())
     optimizer = make([x])
     for k in range(K):
@@ -138,7 +138,7 @@ def test_the_lemma_of_ngn(lr, smoothness, loss, infimum_share, steepness):
 
 
 def test_the_ends_of_the_intervals_are_reached():
-    """A sphere has G² = 2L(a − l), where every step is the shortest that smoothness allows."""
+    """A sphere has G² = 2L(a − l), so every step is the shortest that smoothness allows."""
     for smoothness in (0.1, 4.0):
         for make, expected in [
             (lambda params: SPSMax(params, lr=100.0, c=0.7), 1 / (1.4 * smoothness)),

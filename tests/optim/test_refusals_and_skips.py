@@ -1,4 +1,4 @@
-"""What is refused with which message, and which steps are left out."""
+"""Refusals with their messages, and skipped steps."""
 
 import copy
 from math import inf, nan
@@ -28,7 +28,7 @@ def snapshot(optimizer):
 
 @pytest.fixture(params=METHODS)
 def started(request):
-    """Return an optimiser after one step, with gradients."""
+    """Return an optimizer after one step, with gradients."""
     p = parameter(1.0, 2.0, gradient=[1.0, 1.0])
     optimizer = METHODS[request.param]([p])
     optimizer.step(loss=0.5)
@@ -132,7 +132,10 @@ def test_dec_sps_refuses_a_warm_up_from_zero():
 def test_without_closure_and_loss(name, gradient):
     optimizer = METHODS[name]([parameter(1.0, gradient=gradient)])
     before = snapshot(optimizer)
-    message = rf"{name} computes its step from the loss .* found neither a closure .* GradScaler .* {name}.step\(loss="
+    message = (
+        rf"{name} computes its step from the loss .* found neither a closure .* GradScaler .* "
+        rf"{name}.step\(loss="
+    )
     with pytest.raises(RuntimeError, match=message):
         optimizer.step()
     assert snapshot(optimizer) == before
@@ -269,7 +272,7 @@ def test_a_loss_at_its_infimum_when_a_scheduler_has_taken_lr_to_zero():
 @pytest.mark.parametrize("name", OF_THE_LOSS)
 def test_a_gradient_of_zero_moves_nothing_however_long_the_step(name):
     p = parameter(1.0, gradient=[0.0])
-    optimizer = METHODS[name]([p], lr=1e300)  # beyond the float32 of the parameter
+    optimizer = METHODS[name]([p], lr=1e300)  # beyond the range of the parameter's float32
     optimizer.step(loss=1.0)
     assert (optimizer.step_size, p.item()) == (1e300, 1.0)
 

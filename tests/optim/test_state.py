@@ -1,4 +1,4 @@
-"""What an optimiser remembers: resumed, copied and pickled runs are the uninterrupted run, bit for bit."""
+"""State of the optimizers: resumed, copied and pickled runs equal the uninterrupted one bitwise."""
 
 import copy
 import pickle
@@ -32,7 +32,7 @@ def by_torch_save(optimizer, parameters, folder):
     )
     saved = torch.load(folder / "state.pt", weights_only=True)
     fresh = [torch.nn.Parameter(p.clone()) for p in saved["x"]]
-    resumed = type(optimizer)(groups(fresh))  # other constants: those of the checkpoint are to win
+    resumed = type(optimizer)(groups(fresh))  # other constants, which the checkpoint overrides
     resumed.load_state_dict(saved["optimizer"])
     return resumed, fresh
 

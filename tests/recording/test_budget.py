@@ -12,40 +12,37 @@ from lightning_landscape.recording.schedule import Schedule
 
 
 class Simulation:
-    """A training whose steps take 1 s, and a monitor whose probes, replays and finalisation take what is said."""
+    """Training with steps of 1 s; a monitor with given seconds a probe and an evaluation."""
 
     def __init__(
-        self, budget, *, steps, cost, first=None, replay=0.0, stride=1, max_probes=64, outliers=()
+        self,
+        budget,
+        *,
+        steps,
+        cost,
+        first=None,
+        evaluation=0.0,
+        stride=1,
+        max_probes=64,
+        outliers=(),
     ):
-        self.schedule, self.spent, self.strides, self.shares = (
-            Schedule(stride, max_probes),
-            0.0,
-            [],
-            [],
-        )
+        self.schedule, self.spent = Schedule(stride, max_probes), 0.0
+        self.strides, self.shares = [], []
         for step in range(steps):
             if self.schedule.due(step):
                 reading = Reading(step, step + self.spent, self.spent, len(self.schedule.kept))
                 self.schedule.make_room(step, budget.spacing(reading))
             if self.schedule.due(step):
-                self.probe(
-                    budget,
-                    step,
-                    first if step == 0 and first is not None else cost,
-                    replay,
-                    outliers,
-                )
+                seconds = first if step == 0 and first is not None else cost
+                self.probe(budget, step, 50 * seconds if step in outliers else seconds)
             self.strides.append(self.schedule.stride)
-            at_end = self.spent + replay * budget.evaluations(len(self.schedule.kept))
+            at_end = self.spent + evaluation * budget.evaluations(len(self.schedule.kept))
             self.shares.append(at_end / (step + 1 + at_end))
 
-    def probe(self, budget, step, cost, replay, outliers):
-        seconds = 50 * cost if step in outliers else cost
+    def probe(self, budget, step, seconds):
         self.spent += seconds
         self.schedule.keep(step)
         budget.note_probe(seconds)
-        if step == 0:
-            budget.note_replay(replay)
 
     @property
     def share(self):
@@ -58,7 +55,7 @@ def evaluations(kept):
 
 @pytest.mark.parametrize("known", [True, False], ids=["planned", "endless"])
 @pytest.mark.parametrize(
-    ("steps", "cost", "first", "replay"),
+    ("steps", "cost", "first", "evaluation"),
     [
         (10_000, 0.001, 0.001, 0.001),
         (10_000, 0.3, 2.0, 0.3),
@@ -71,12 +68,11 @@ def evaluations(kept):
         (3_000, 1.0, 100.0, 0.0),
     ],
 )
-def test_the_share_comes_under_the_budget(steps, cost, first, replay, known):
+def test_the_share_comes_under_the_budget(steps, cost, first, evaluation, known):
     budget = Budget(0.05, evaluations, steps if known else math.inf)
-    run = Simulation(budget, steps=steps, cost=cost, first=first, replay=replay)
-    spare = (
-        0.05 if known else 0.06
-    )  # an unknown end may come while the first probe is still being made up for
+    run = Simulation(budget, steps=steps, cost=cost, first=first, evaluation=evaluation)
+    # an unknown end may come while the first probe is still being made up for
+    spare = 0.05 if known else 0.06
     assert run.share <= spare
     assert run.schedule.kept == list(range(0, run.schedule.kept[-1] + 1, run.schedule.stride))
     assert steps - run.schedule.kept[-1] <= run.schedule.stride
@@ -92,7 +88,7 @@ def test_what_happens_once_does_not_dominate_for_ever(known):
             steps=steps,
             cost=1.0,
             first=first,
-            replay=0.3,
+            evaluation=0.3,
             max_probes=10_000,
         )
         for first in (1.0, 100.0)
@@ -102,18 +98,25 @@ def test_what_happens_once_does_not_dominate_for_ever(known):
     assert ends[100.0].share < 0.05
 
 
-def test_a_first_replay_that_compiled_does_not_either():
-    budget = Budget(0.05, evaluations, 10_000)
-    budget.note_replay(500.0)
+def test_an_evaluation_counts_as_a_step_of_training_until_one_was_measured():
+    budget, reading = Budget(0.05, evaluations, 10_000), Reading(100, 102.0, 2.0, 2)
     budget.note_probe(1.0)
     budget.note_probe(1.0)
-    assert budget.spacing(Reading(100, 102.0, 2.0, 2)) < 100
+    allowed = 100 * 0.05 / 0.95
+    assert budget.strain(reading) == pytest.approx((2 + 2 * 4 * 1.0) / allowed)
+    assert 0 < budget.spacing(reading) < 100
+    budget.note_evaluations(2.0, 4)
+    assert budget.strain(reading) == pytest.approx((2 + 2 * 4 * 0.5) / allowed)
 
 
 def test_a_single_slow_probe_changes_nothing():
     calm, once = (
         Simulation(
-            Budget(0.05, evaluations, 5_000), steps=5_000, cost=0.1, replay=0.05, outliers=outliers
+            Budget(0.05, evaluations, 5_000),
+            steps=5_000,
+            cost=0.1,
+            evaluation=0.05,
+            outliers=outliers,
         )
         for outliers in ((), (40,))
     )
@@ -128,23 +131,23 @@ def test_a_run_that_is_too_short_for_its_first_probe_has_no_other():
 
 def test_cheap_probes_are_not_made_rarer():
     run = Simulation(
-        Budget(0.05, evaluations, 1000),
-        steps=1000,
+        Budget(0.05, evaluations, 10_000),
+        steps=10_000,
         cost=0.01,
-        replay=0.01,
-        stride=10,
+        evaluation=0.01,
+        stride=100,
         max_probes=256,
     )
-    assert run.schedule.kept == list(range(0, 1000, 10))
+    assert run.schedule.kept == list(range(0, 10_000, 100))
 
 
 def test_evaluations_that_take_longer_than_expected_drop_kept_rows():
     budget = Budget(0.05, evaluations)
-    budget.note_replay(0.01)
     for _ in range(3):
         budget.note_probe(0.1)
     reading = Reading(steps=1000, elapsed=1010.0, spent=10.0, kept=100)
     schedule = Schedule(10, 256, next_step=1000, kept=list(range(0, 1000, 10)))
+    budget.note_evaluations(0.64, 64)
     assert schedule.make_room(1000, budget.spacing(reading)) == []
     budget.note_evaluations(64.0, 64)
     assert schedule.make_room(1000, budget.spacing(reading))
@@ -154,11 +157,11 @@ def test_evaluations_that_take_longer_than_expected_drop_kept_rows():
 
 def test_the_end_of_a_run_does_not_cost_half_of_the_table():
     budget = Budget(0.05, evaluations, 1000)
+    budget.note_evaluations(0.0, 16)
     for _ in range(9):
         budget.note_probe(0.5)
-    assert budget.spacing(Reading(steps=990, elapsed=1043.0, spent=53.0, kept=99)) == pytest.approx(
-        0.5 / (0.05 / 0.95)
-    )
+    reading = Reading(steps=990, elapsed=1043.0, spent=53.0, kept=99)
+    assert budget.spacing(reading) == pytest.approx(0.5 / (0.05 / 0.95))
 
 
 @given(
@@ -171,18 +174,24 @@ def test_the_end_of_a_run_does_not_cost_half_of_the_table():
     st.integers(1, 20),
 )
 def test_regular_monotonous_and_bounded_whatever_it_costs(
-    share, cost, first, replay, planned, steps, stride
+    share, cost, first, evaluation, planned, steps, stride
 ):
     budget = Budget(share, evaluations, planned)
     run = Simulation(
-        budget, steps=steps, cost=cost, first=first, replay=replay, stride=stride, max_probes=16
+        budget,
+        steps=steps,
+        cost=cost,
+        first=first,
+        evaluation=evaluation,
+        stride=stride,
+        max_probes=16,
     )
     kept = run.schedule.kept
     assert kept == list(range(0, kept[-1] + 1, run.schedule.stride))
     assert len(kept) <= 16
     assert steps - 1 - kept[-1] < run.schedule.stride
     assert all(a <= b for a, b in pairwise(run.strides))
-    # probes from the third on are paid by the time that has passed, but for rounding up to a whole probe
+    # from the third on, the time that has passed pays for probes, rounded up to a whole one
     limit = share / (1 - share) * steps
     assert run.spent <= max(first, cost) + 4 * cost + limit
 
@@ -206,7 +215,6 @@ def test_state_goes_through_a_checkpoint():
     budget, other = Budget(0.05, evaluations, 100), Budget(0.05, evaluations, 100)
     budget.note_probe(1.0)
     budget.note_probe(0.25)
-    budget.note_replay(0.5)
     budget.note_evaluations(3.0, 4)
     other.adopt(budget.state())
     assert other == budget

@@ -154,7 +154,7 @@ def test_untouched_undoes_everything_after_an_error_and_with_gradients(module):
 def test_untouched_leaves_values_alone_that_the_block_puts_back(module):
     before = {name: parameter.detach().clone() for name, parameter in module.named_parameters()}
     names = list(before)
-    with untouched(module.trainer, module, put_back=names[:1]), torch.no_grad():
+    with untouched(module.trainer, module, restored=names[:1]), torch.no_grad():
         for parameter in module.parameters():
             parameter.data += 1
     after = dict(module.named_parameters())

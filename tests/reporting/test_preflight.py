@@ -301,7 +301,7 @@ def test_fast_dev_run(said):
 
 
 def test_a_failure_is_one_warning(tmp_path, monkeypatch):
-    monkeypatch.setattr("lightning_landscape.session.preflight", lambda plan: 1 / 0)
+    monkeypatch.setattr("lightning_landscape.fit.plan.preflight", lambda plan: 1 / 0)
     monitor = LandscapeMonitor(dirpath=tmp_path, loss_infimum=-1e9)
     trainer = pl.Trainer(
         accelerator="cpu",

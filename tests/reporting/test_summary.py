@@ -129,6 +129,16 @@ def test_numbers_beyond_float64_are_said_not_printed():
     assert "None" not in huge["verdict"]
 
 
+def test_a_neighbourhood_whose_ratio_to_the_drop_exceeds_float64_is_vacuous():
+    steep = {"loss": 1e300, "inner_product": -1.0, "initial_loss": 1 + 1e-10}
+    summary = summary_of(row(0, **steep), row(2, **steep))
+    found = summary["conditions"]["alpha_beta"]
+    assert found["neighbourhood"] == pytest.approx(1e300)
+    assert found["informativeness"] is None
+    assert found["informative"] is False
+    assert "It is vacuous: its neighbourhood (β/δ) σ² = 1e+300 is beyond" in summary["verdict"]
+
+
 def test_one_probe():
     summary = summary_of(row(0, initial_loss=2.0))
     assert summary["run"]["drop"]["standard_error"] is None

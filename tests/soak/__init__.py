@@ -1,5 +1,6 @@
-"""Many ways of training drawn at random, each measured and compared with the slow way: ``make soak``.
+"""Random ways of training, each measured and compared with brute force: ``make soak``.
 
-A configuration comes out as one of three: it *agrees* (the table is the recomputed one, training was not moved), it is
-*refused* (by the package, before the first step), or it is *not runnable* (without the monitor neither). All else is a failure.
+A configuration has one of three good outcomes. It *agrees*: the table equals the recomputed one and
+training was unchanged. It is *refused* by the package before the first step. It is *not runnable*,
+with or without the monitor. Every other outcome is a failure.
 """

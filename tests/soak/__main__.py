@@ -1,4 +1,4 @@
-"""``python -m tests.soak [--seed S] [--only N] [--count C] [--seconds T]``: draws, judges, counts."""
+"""``python -m tests.soak [--seed S] [--only N] [--count C] [--seconds T]``: run the soak test."""
 
 import argparse
 import collections
@@ -14,7 +14,7 @@ from tests.soak.configuration import AXES, draw
 from tests.soak.verdict import AGREES, FAILED, NOT_RUNNABLE, REFUSED, isolated
 
 SHARE = 0.75
-"""At least so many of the configurations must agree: refusals cover nothing"""
+"""Smallest share of the configurations that must agree, since refusals cover nothing"""
 
 
 def main(arguments=None):
@@ -32,7 +32,7 @@ def main(arguments=None):
         help="seconds after which a configuration hangs; thrice for shards",
     )
     options = parser.parse_args(arguments)
-    torch.set_num_threads(1)  # and no thread is running when a configuration is forked off
+    torch.set_num_threads(1)  # so that no thread is running when a configuration is forked
     os.environ["OMP_NUM_THREADS"] = "1"
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     print(f"seed {options.seed}", flush=True)
@@ -65,7 +65,8 @@ def report(judged, seconds, alone):
         if not alone:
             missing = sorted({str(value) for value in AXES[axis]} - set(values))
             print(
-                f"{axis}: {', '.join(f'{v} {n}' for v, n in sorted(values.items()))}; never: {', '.join(missing) or 'none'}"
+                f"{axis}: {', '.join(f'{v} {n}' for v, n in sorted(values.items()))}; never: "
+                f"{', '.join(missing) or 'none'}"
             )
     print(
         ", ".join(f"{kind} {counts[kind]}" for kind in (AGREES, REFUSED, NOT_RUNNABLE, FAILED)),

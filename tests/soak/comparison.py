@@ -1,4 +1,4 @@
-"""A measured table against the recomputed one; every tolerance is a bound on rounding, from the dtypes in force."""
+"""A measured table against the recomputed one; tolerances are bounds on rounding per dtype."""
 
 import math
 
@@ -6,7 +6,7 @@ import torch
 
 
 def schedule(one, entries):
-    """Return the steps that are to have a row: the rule of the documentation, spelled out."""
+    """Return the steps that must have a row, by the rule of the documentation."""
     kept, due, stride = [], 0, one.every_n_steps
     for entry in entries:
         while entry.step >= due and len(kept) >= one.max_probes:
@@ -46,10 +46,11 @@ def norm(vector):
 
 
 def error(gradient, parameters):
-    """Return how far rounding may take the norm of a gradient's error.
+    """Return a bound on the norm of a gradient's rounding error.
 
-    It is summed in its own dtype, one rounding for each micro-batch and process beyond the first; products of its entries are
-    summed in float32 (float64 for float64), in blocks whose roundings grow far slower than their 64 here.
+    The gradient is summed in its own dtype, with one rounding per micro-batch and process beyond
+    the first. Products of its entries are summed in float32 (float64 for float64) and in blocks, so
+    that these roundings stay far below the 64 allowed here.
     """
     _, addends, count = gradient
     dtypes = {p.dtype for p in parameters.values()}

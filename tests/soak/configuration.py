@@ -1,4 +1,4 @@
-"""What is drawn: one value of each axis. A configuration is a function of the seed and its number alone."""
+"""A configuration: one random value per axis, a function of the seed and of its number only."""
 
 import random
 from dataclasses import asdict, dataclass, replace
@@ -68,7 +68,7 @@ AXES = {
 }
 
 SHARDED_EVERY = 60
-"""One configuration in so many is of shards, in processes that start from nothing: seconds each"""
+"""One configuration in this many is sharded; its processes start afresh, which takes seconds"""
 
 GANS = ("gan", "critic", "seldom")
 MANUAL = (*GANS, "manual", "manual_without_loss")
@@ -94,10 +94,10 @@ HAVE_NET = (
         "skips_micro_batch",
     ),
 )
-"""Modules that a loss of the user's can be taken of: they have a part ``net`` for plain batches"""
+"""Modules with a part ``net`` for plain batches, to which a user's loss can be applied"""
 
 CARRY_STATE = ("lstm", "recurrent")
-"""Modules that keep something of a batch's size from batch to batch"""
+"""Modules with a state of a batch's size"""
 
 STEPS_ARE_COUNTED = ("skips_micro_batch", "overflowing")
 """Modules that misbehave at certain batches of one process"""
@@ -136,7 +136,7 @@ class Configuration:
 
     @property
     def players(self):
-        """Names of the parts that are measured each for itself; none where the whole is."""
+        """Names of the separately measured parts; empty if the whole module is measured."""
         return ("discriminator", "generator") if self.model in GANS else ()
 
     def __str__(self):
@@ -148,7 +148,7 @@ class Configuration:
 
 
 def draw(seed, number):
-    """Return a configuration; optimisers and modules are dealt out in turn, so that two hundred have every one of them."""
+    """Return a configuration; optimizers and modules come in turn: two hundred cover them all."""
     deal = random.Random(f"{seed}")
     models, optimizers = (
         deal.sample(AXES[axis], len(AXES[axis])) for axis in ("model", "optimizer")
@@ -165,16 +165,14 @@ def draw(seed, number):
 
 
 def possible(one, chance):
-    """Return a configuration with what cannot be together taken apart.
+    """Return a configuration without incompatible values.
 
-    That is what makes no sense or has no recording to compare with; what the package or Lightning refuse is left in, but made
-    rarer: a configuration that does not run covers nothing.
+    Values are incompatible if together they make no sense or have no recording to compare with.
+    Values that the package or Lightning refuses stay, but rarely, since a refused configuration
+    covers nothing.
     """
-    if one.model in (
-        *GANS,
-        "lstm",
-        *STEPS_ARE_COUNTED,
-    ):  # several backward passes, a sampler of its own, batches by number
+    # These have several backward passes, a sampler of their own, or count their batches.
+    if one.model in (*GANS, "lstm", *STEPS_ARE_COUNTED):
         one = replace(one, strategy="one")
     if one.model in MANUAL:
         seldom = chance.random() < 0.15  # Lightning refuses both
@@ -189,12 +187,8 @@ def possible(one, chance):
             one = replace(one, loss="own", exact_sums=False)
     elif one.model not in HAVE_NET:
         one = replace(one, loss="own")
-    if one.model in MANUAL and one.optimizer in (
-        "sps_max",
-        "ngn",
-        "dec_sps",
-        "lbfgs",
-    ):  # they need a closure
+    # These optimizers need a closure.
+    if one.model in MANUAL and one.optimizer in ("sps_max", "ngn", "dec_sps", "lbfgs"):
         one = replace(one, optimizer="sgd")
     if one.exact_sums and (
         one.max_overhead is not None or (one.loss == "user" and one.model not in MANUAL)
@@ -203,11 +197,10 @@ def possible(one, chance):
     if one.precision == "16-mixed" and chance.random() < 0.8:
         if one.optimizer in ("sps_max", "ngn", "dec_sps"):  # a GradScaler gives them no closure
             one = replace(one, precision="bf16-mixed")
-        if "fused" in one.optimizer:  # Lightning does not clip what they unscale themselves
+        if "fused" in one.optimizer:  # Lightning does not clip gradients that they unscale
             one = replace(one, clipping="none")
-    if (
-        one.model == "overflowing"
-    ):  # without a scaler its parameters are nan, and there is nothing to measure
+    # Without a scaler its parameters become nan, and there is nothing to measure.
+    if one.model == "overflowing":
         one = replace(
             one,
             precision="16-mixed",
@@ -224,9 +217,9 @@ def possible(one, chance):
 
 
 def sharded(one, chance):
-    """Return a configuration for shards: nothing random in the module, one process has what two have but for rounding.
+    """Return a sharded configuration without random modules, equal to one process up to rounding.
 
-    So the optimisers are those whose steps are no quotients of small numbers, which would make much of rounding.
+    Optimizers whose steps are quotients of small numbers are left out: they amplify rounding.
     """
     return replace(
         one,

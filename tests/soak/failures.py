@@ -1,9 +1,10 @@
-"""``python -m tests.soak.failures [--seed S] [--only N] [--count C]``: functions of ours fail, in one process of two or both.
+"""``python -m tests.soak.failures [--seed S] [--only N] [--count C]``: functions of ours fail.
 
-Of two that train together one meets an error in a function, drawn from all that the monitor calls, at a call that is drawn; in
-every third case the other one meets one as well, at about the same time. Nothing of ours stops a user's training: it has to
-end as without the monitor, to the last bit, no process may wait for another, and what is in the table is right. Only before the
-first step the run may end, in both processes.
+Two processes train together. In one of them a random call of a random function of the monitor
+raises an error. In every third case the other process meets an error too, at about the same time.
+Such an error must not stop the user's training: it has to end bitwise as without the monitor, no
+process may wait for another, and the rows of the table must be right. Only before the first step
+may the run end, and then in both processes.
 """
 
 import argparse
@@ -55,14 +56,14 @@ ARGUMENTS = {
     "extras": [Secant(), Layers()],
 }
 
-# what the processes talk with, and what puts the user's things back: an error there is no error of measuring
+# These functions communicate or restore the user's state. An error there is not one of measuring.
 _NOT_IN = (
     *("monitor", "training.interrupts", "settings", "cli", "command_line", "loading", "optim"),
     *("training.processes", "training.failures"),
 )
 _NOT = {
-    "abandon", "look_away", "leave", "close", "recover", "restore", "assign", "reshard", "put_back", "discard", "note",
-    "write_random_state", "write_counters", "kept_cuda_generator",
+    "abandon", "look_away", "leave", "close", "recover", "restore", "assign", "reshard", "put_back",
+    "discard", "note", "write_random_state", "write_counters", "kept_cuda_generator",
 }  # fmt: skip
 
 
@@ -80,7 +81,7 @@ class Case:
 
 
 def functions():
-    """Yield (name, holder, attribute, function) of every function of ours that may fail; a method once, by its class."""
+    """Yield (name, holder, attribute, function) of every function or method that may fail."""
     for _, name, _ in pkgutil.walk_packages(lightning_landscape.__path__, "lightning_landscape."):
         short = name.partition(".")[2]
         if name.endswith("__main__") or any(
@@ -100,14 +101,14 @@ def functions():
 
 
 def candidates():
-    """Return `functions` without those that are left out."""
+    """Return `functions` without the excluded ones."""
     return [
         entry for entry in functions() if entry[2] not in _NOT and entry[2].lstrip("_") not in _NOT
     ]
 
 
 def replace(function, by):
-    """Put a function in the place of another, wherever a module of ours holds it."""
+    """Replace a function in every module of ours that holds it."""
     for name, module in list(sys.modules.items()):
         if name.partition(".")[0] == "lightning_landscape":
             for attribute, value in list(vars(module).items()):
@@ -125,7 +126,7 @@ def wrapped(function, before):
 
 
 class AtSetup(Callback):
-    """In each process, wraps functions before the monitor is set up, until it is torn down."""
+    """Wraps functions in each process, from before the monitor's setup until its teardown."""
 
     def __init__(self, folder, case=None):
         self.folder, self.case = folder, case
@@ -169,7 +170,7 @@ class AtSetup(Callback):
 
 
 def run(folder, callbacks):
-    """Train in two processes; return what was raised."""
+    """Train in two processes; return the error."""
     folder.mkdir(parents=True, exist_ok=True)
     try:
         train(folder, callbacks, accumulate_grad_batches=2)
@@ -179,7 +180,7 @@ def run(folder, callbacks):
 
 
 def prepared(folder):
-    """Run once without the monitor and once with it, undisturbed; return the calls of each process."""
+    """Run without and with the monitor, without errors; return the calls of each process."""
     counting = AtSetup(folder)
     for name, callbacks in (("without", []), ("with", [counting, LandscapeMonitor(**ARGUMENTS)])):
         problem = run(folder / name if name == "without" else folder, callbacks)
@@ -189,7 +190,7 @@ def prepared(folder):
 
 
 def judge(cases, undisturbed, folder):
-    """Return "" or what is wrong."""
+    """Return a description of what is wrong, or ""."""
     warnings.simplefilter("ignore")
     try:
         at_setup = [AtSetup(folder / f"error-{case.rank}", case) for case in cases]
@@ -213,7 +214,7 @@ def judge(cases, undisturbed, folder):
 
 
 def compare(expected, folder):
-    """Assert that what was written is what is written without the error, as far as it goes."""
+    """Assert that the files equal those of a run without the error, as far as they go."""
     if not (folder / "run" / "landscape").is_dir():
         return
     table = load(folder / "run").table
@@ -238,7 +239,7 @@ def compare(expected, folder):
 
 
 def draw(seed, count, calls):
-    """Return cases: every function of ours that a process calls, in turn, until there are so many."""
+    """Return ``count`` cases; the called functions come in turn."""
     chance = random.Random(seed)
     places = sorted((name, rank) for rank in range(2) for name in calls[rank])
     chance.shuffle(places)
@@ -289,12 +290,14 @@ def main(arguments=None):
             said = said if found is None else found
             wrong += bool(said)
             print(
-                f"{number:4d}  {'FAILED' if said else 'as without':10s} {', '.join(map(str, cases))}",
+                f"{number:4d}  {'FAILED' if said else 'as without':10s} "
+                f"{', '.join(map(str, cases))}",
                 flush=True,
             )
             if said:
                 print(
-                    f"     python -m tests.soak.failures --seed {options.seed} --only {number}\n{said}",
+                    f"     python -m tests.soak.failures --seed {options.seed} --only {number}\n"
+                    f"{said}",
                     flush=True,
                 )
         print(f"cases {len(drawn)}, FAILED {wrong} in {time.monotonic() - started:.0f} s")

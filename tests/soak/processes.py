@@ -1,4 +1,4 @@
-"""Something in a process of its own with a watchdog: a hang is a failure with a name."""
+"""Run a function in a separate process with a watchdog, so that a hang is a named failure."""
 
 import contextlib
 import json
@@ -11,14 +11,14 @@ from pathlib import Path
 
 
 def isolated(function, seconds):
-    """Run a function in a new process, which is ended, with all that it started, when its time is over.
+    """Run a function in a new process; end it and its children when its time is over.
 
     Args:
-        function: called with an empty folder; returns what JSON can hold.
-        seconds: how long it may take.
+        function: called with an empty folder; its result must be JSON.
+        seconds: time limit.
 
     Returns:
-        What the function returned, or None; and what there is to say of the latter.
+        The result of the function, or None with a description of the failure.
     """
     folder = Path(tempfile.mkdtemp(prefix="soak-"))
     child = os.fork()

@@ -1,6 +1,7 @@
-"""The slow way: each process records its micro-batches in a run without the monitor, and evaluates them from scratch.
+"""Brute force: each process records its micro-batches in a run without the monitor.
 
-It writes numbers and gradients of every step; means over the processes are taken by who compares.
+It then evaluates them from scratch and writes numbers and gradients of every step. The comparison
+takes the means over processes.
 """
 
 import copy
@@ -18,7 +19,7 @@ FRACTIONS = tuple(part / 10 for part in range(1, 10))
 
 @dataclass
 class Entry:
-    """One step as one process has it: losses, and gradients in float64 with the norms of what was added up to them."""
+    """One step of one process: losses, and float64 gradients with the norms of their addends."""
 
     step: int
     epoch: int
@@ -36,7 +37,7 @@ class Entry:
 
 
 class Alone(PlayersRecording):
-    """Of a module that steps by hand, with one optimiser."""
+    """A recording of manual optimization with one optimizer."""
 
     def __init__(self):
         self.index, self.player, self.batches, self.loss = 0, "net", 1, training.plain_loss
@@ -44,11 +45,11 @@ class Alone(PlayersRecording):
 
 
 def save(one, folder, rank, player, names, last, pairs, evaluate):
-    """Evaluate every step and write what was found.
+    """Evaluate every step and write the results.
 
     Args:
         pairs: recorded steps with an entry for each.
-        evaluate: gives loss and gradient of a step at parameters by name, one pair for each micro-batch.
+        evaluate: returns loss and gradient of a step at named parameters, a pair per micro-batch.
     """
     end = {name: last[name] for name in names}
     if one.reference == "file" and rank == 0:
@@ -79,7 +80,7 @@ def save(one, folder, rank, player, names, last, pairs, evaluate):
     start, drawn = None, False
     for step, entry in pairs:
         if not getattr(step, "micro_batches", True):
-            continue  # training_step returned None all along: a step, and nothing to measure
+            continue  # training_step returned None for all micro-batches: nothing to measure
         entry.loss, entry.gradient = at(step, entry.before, True)
         if not math.isfinite(entry.loss):
             continue
@@ -124,7 +125,7 @@ class Automatic(Recording):
 
 
 def by_hand(kind):
-    """Return a class of recordings of players that write what they found when training has ended."""
+    """Return a class of players' recordings that write their results when training ends."""
 
     class ByHand(kind):
         def __init__(self, one, folder, *arguments):
@@ -160,7 +161,7 @@ def by_hand(kind):
 
 
 def record(one, folder):
-    """Train without the monitor and record everything; return nothing, files are written."""
+    """Train without the monitor, record everything and write files."""
     if one.players:
         recordings = [by_hand(PlayersRecording)(one, folder, player) for player in one.players]
         training.fit(one, folder, recordings)
@@ -174,7 +175,7 @@ def record(one, folder):
 
 
 def read(one, folder, player):
-    """Return the steps as all processes together have them, and what else was written."""
+    """Return the steps averaged over all processes, and the other files."""
     ranks = [
         torch.load(folder / f"recording-{player}-{rank}.pt", weights_only=False)
         for rank in range(one.processes)

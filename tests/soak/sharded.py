@@ -1,6 +1,7 @@
-"""A configuration of shards (FSDP2), compared with one process on the batches of both.
+"""A sharded configuration (FSDP2), compared with one process on the batches of both.
 
-``python -m tests.soak.sharded FOLDER JSON`` is one run; Lightning starts the second process itself, by the same command.
+``python -m tests.soak.sharded FOLDER JSON`` is one run. Lightning starts the second process with
+the same command.
 """
 
 import json
@@ -119,7 +120,7 @@ def judge(one, folder):
 
     assert [probe.step for probe in run.table] == schedule(one, [Due(step) for step in steps])
     first = next(iter(steps.values()))
-    # two processes divide the sums otherwise than one does: a rounding a step, and it adds up
+    # Two processes divide their sums differently from one: one rounding per step, which adds up.
     rtol = 64 * torch.finfo(torch.float32).eps * (2 + len(steps))
     for probe in run.table:
         row = brute.row(steps[probe.step], first)

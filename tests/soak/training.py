@@ -1,4 +1,4 @@
-"""One run of a configuration: its module, its data, its trainer; and what each process ends with."""
+"""One run of a configuration: module, data, trainer and the last state of each process."""
 
 import contextlib
 import random
@@ -43,7 +43,7 @@ class Dropout(modules.Plain):
 
 
 class Manual(Mlp):
-    """Steps by hand."""
+    """Manual optimization."""
 
     def __init__(self):
         super().__init__()
@@ -119,7 +119,7 @@ def build(name, parameters):
 
 
 def module_class(one):
-    """Return the configuration's module, with its optimiser over the parameters that its own one would have."""
+    """Return the module of a configuration with its optimizer over the usual parameters."""
     base = MODULES[one.model]
 
     class Drawn(base):
@@ -174,7 +174,7 @@ def default_dtype(dtype):
         torch.set_default_dtype(before)
 
 
-# as Lightning casts: without a cache the gradients of a weight that is used twice are added in float32
+# Lightning casts without a cache, so gradients of a weight that is used twice are added in float32.
 CONTEXTS = {
     "32-true": contextlib.nullcontext,
     "bf16-mixed": partial(torch.autocast, "cpu", dtype=torch.bfloat16, cache_enabled=False),
@@ -185,7 +185,7 @@ CONTEXTS = {
 
 
 class Ends(Callback):
-    """Each process writes down what it ends with, and whether anything had moved when a run broke off."""
+    """Each process writes its last state, and whether parameters had moved when a run failed."""
 
     def __init__(self, folder):
         self.folder, self.start = folder, {}
@@ -224,7 +224,7 @@ def user_loss(one, player):
 
 
 def monitors(one, reference):
-    """Return the configuration's monitors, one for each part that is measured."""
+    """Return the monitors of a configuration, one per measured part."""
     names = (
         "every_n_steps",
         "max_probes",
@@ -252,7 +252,7 @@ def monitors(one, reference):
 
 
 def fit(one, folder, callbacks, kind=None):
-    """Train; ``kind`` is the module's class where it is not the configuration's own."""
+    """Train; ``kind`` replaces the module's class of the configuration."""
     folder.mkdir(parents=True)
     pl.seed_everything(one.seed * 1000 + one.number, verbose=False)
     scaled = one.precision == "16-mixed"

@@ -14,7 +14,7 @@ AGREES, REFUSED, NOT_RUNNABLE, FAILED = "agrees", "refused", "not runnable", "FA
 
 
 def judge(one, folder, corrupt=lambda run: run):
-    """Return a verdict and what is to be said of it; ``corrupt`` changes what was measured, to see that it is noticed."""
+    """Return a verdict and a comment; ``corrupt`` changes the measured table, to test the check."""
     if one.strategy == "fsdp2":
         from tests.soak import sharded
 
@@ -40,7 +40,7 @@ def judge(one, folder, corrupt=lambda run: run):
 
 
 def judge_broken(one, folder, error):
-    """A recorded run broke off: did the configuration, or the recording?"""
+    """Return the verdict on a failed recording: not runnable only if plain training fails too."""
     said = "".join(traceback.format_exception(error))
     try:
         training.fit(one, folder / "plain", [])
@@ -72,6 +72,6 @@ def quietly(one, folder, corrupt):
 
 
 def isolated(one, seconds, corrupt=lambda run: run):
-    """Return the verdict on a configuration, and what is to be said of it, from a process of its own."""
+    """Return verdict and comment on a configuration, computed in a separate process."""
     verdict, said = processes.isolated(lambda folder: quietly(one, folder, corrupt), seconds)
     return tuple(verdict) if verdict is not None else (FAILED, said)

@@ -2,6 +2,7 @@
 
 import errno
 import itertools
+import json
 import math
 import os
 import shutil
@@ -9,10 +10,12 @@ from dataclasses import replace
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from lightning_landscape.recording.freezing import freeze
 from lightning_landscape.recording.record import CodecError, Record
-from lightning_landscape.store import store as module
+from lightning_landscape.store import probe_files
 from lightning_landscape.store.codecs import bytes_of_probe, bytes_of_start
 from lightning_landscape.store.store import RecordStore
 from lightning_landscape.training.failures import NotMeasurable
@@ -264,6 +267,31 @@ def test_what_a_codec_cannot_hold_is_stored_as_it_is(codec, tmp_path):
         assert math.isfinite(error.gradient + error.product + error.iterate)
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"codec": "int4"},
+        {"codec": "native"},
+        {"encoded": "{"},
+        {"encoded": json.dumps({"w": {"dtype": "float31", "shape": [3], "difference": True}})},
+        {"encoded": json.dumps({"w": {"dtype": "float32", "shape": [9, 9], "difference": True}})},
+        {"encoded": json.dumps({"v": {"dtype": "float32", "shape": [3], "difference": False}})},
+        {"encoded": json.dumps({"w": 3})},
+        {"base": "1"},
+        {"base": "77"},
+    ],
+)
+@pytest.mark.parametrize("codec", LOSSY)
+def test_a_damaged_header(codec, damage, tmp_path):
+    store = store_of(tmp_path, codec, range(3))
+    path = store.folder / f"{2:012d}" / "parameters.safetensors"
+    with safe_open(path, framework="pt") as file:
+        texts = file.metadata()
+    save_file(load_file(path), path, {**texts, **damage})
+    with pytest.raises(NotMeasurable, match="parameters of step 2 cannot be read"):
+        store.read(2)
+
+
 def test_the_random_numbers_of_x_and_g_are_not_the_same(tmp_path):
     """Else the error of the one would be a guess at that of the other, and their product biased."""
     store = RecordStore(tmp_path / "store", BUDGET, "int8")
@@ -281,17 +309,17 @@ def test_the_random_numbers_of_x_and_g_are_not_the_same(tmp_path):
 def test_a_full_disk_while_x_0_is_written(tmp_path, monkeypatch):
     store, original, broken = (
         RecordStore(tmp_path / "store", BUDGET, "int8"),
-        module.write_moments,
+        probe_files.write_moments,
         [True],
     )
 
-    def full(*args):
+    def full(*args, **how):
         if broken:
             broken.clear()
             raise OSError(errno.ENOSPC, "No space left on device")
-        original(*args)
+        original(*args, **how)
 
-    monkeypatch.setattr(module, "write_moments", full)
+    monkeypatch.setattr(probe_files, "write_moments", full)
     store.write(record(0))
     store.write(record(1))
     lost, kept = store.take_unwritten()
@@ -305,17 +333,17 @@ def test_a_full_disk_while_x_0_is_written(tmp_path, monkeypatch):
 def test_a_record_is_written_again_after_a_full_disk(tmp_path, monkeypatch):
     store, original, broken = (
         RecordStore(tmp_path / "store", BUDGET, "int8"),
-        module.write_parts,
+        probe_files.write_tensors,
         [True],
     )
 
-    def full(*args):
+    def full(*args, **how):
         if broken:
             broken.clear()
             raise OSError(errno.ENOSPC, "No space left on device")
-        original(*args)
+        original(*args, **how)
 
-    monkeypatch.setattr(module, "write_parts", full)
+    monkeypatch.setattr(probe_files, "write_tensors", full)
     store.write(record(0))
     store.write(record(1))
     for one in store.take_unwritten():

@@ -10,7 +10,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_landscape.store.memory import PAGE, Laid, Layout, Memory
+from lightning_landscape.store.layout import PAGE, Laid, Layout
+from lightning_landscape.store.memory import Memory
 
 DTYPES = [
     torch.float64,

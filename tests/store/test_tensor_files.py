@@ -81,12 +81,15 @@ def flags_of(monkeypatch, **refused):
 
 
 @linux
-def test_what_is_laid_out_is_written_directly_and_nothing_else(tmp_path, monkeypatch):
+def test_large_files_go_past_the_cache_and_small_ones_do_not(tmp_path, monkeypatch):
     memory, seen = Memory(most=1, large=10**6), flags_of(monkeypatch)
     write_tensors(tmp_path / "x", memory.on_host(LARGE))
+    read_tensors(tmp_path / "x", memory)
+    read_tensors(tmp_path / "x")
     write_tensors(tmp_path / "y", memory.on_host({"x": torch.zeros(9)}))
-    write_tensors(tmp_path / "z", LARGE)
-    assert [bool(flags & os.O_DIRECT) for flags in seen] == [True, False, False]
+    read_tensors(tmp_path / "y", memory)
+    write_tensors(tmp_path / "z", LARGE)  # not laid out
+    assert [bool(flags & os.O_DIRECT) for flags in seen] == [True, True, *[False] * 4]
 
 
 @linux
@@ -140,13 +143,14 @@ def test_a_call_may_write_less_than_it_was_given(vectors, tmp_path, monkeypatch)
     same(load_file(tmp_path / "x"), read_tensors(tmp_path / "x")[0])
 
 
-@pytest.mark.parametrize("piece", [7, 1 << 12])
-def test_a_file_is_read_in_pieces(piece, tmp_path, monkeypatch):
-    monkeypatch.setattr(tensor_files, "_PIECE", piece)
+def test_a_file_is_read_in_pieces(tmp_path, monkeypatch):
+    monkeypatch.setattr(tensor_files, "_PIECE", 1 << 12)
     tensors = {"a": torch.arange(900), "b": torch.randn(7)}
     write_tensors(tmp_path / "x", tensors)
     for memory in (None, Memory(most=1, large=0)):
         same(read_tensors(tmp_path / "x", memory)[0], tensors)
+    monkeypatch.setattr(tensor_files, "_PIECE", 7)
+    same(read_tensors(tmp_path / "x")[0], tensors)
 
 
 @pytest.mark.parametrize(
@@ -163,8 +167,8 @@ def test_no_header(content, tmp_path):
 def test_a_file_system_without_direct_access_is_used_through_the_cache(tmp_path, monkeypatch):
     memory, seen = Memory(most=1, large=0), flags_of(monkeypatch, open=True)
     write_tensors(tmp_path / "x", memory.on_host(LARGE))
-    same(load_file(tmp_path / "x"), LARGE)
-    assert len(seen) == 2
+    same(read_tensors(tmp_path / "x", memory)[0], LARGE)
+    assert len(seen) == 4
 
 
 @linux
@@ -174,19 +178,26 @@ def test_where_direct_access_fails_later_the_cache_is_used_from_there_on(
 ):
     import fcntl
 
-    calls, write = [], os.write
+    memory, calls = Memory(most=2, large=0), []
     monkeypatch.setattr(tensor_files, "_PIECE", 1 << 21)
 
-    def limited(file, piece):
-        calls.append(file)
-        if len(calls) > works and fcntl.fcntl(file, fcntl.F_GETFL) & os.O_DIRECT:
-            raise OSError(errno.EINVAL, "Invalid argument")
-        return write(file, piece)
+    def only(access):
+        def limited(file, piece):
+            calls.append(file)
+            if len(calls) > works and fcntl.fcntl(file, fcntl.F_GETFL) & os.O_DIRECT:
+                raise OSError(errno.EINVAL, "Invalid argument")
+            return access(file, piece)
 
-    monkeypatch.setattr(tensor_files.os, "write", limited)
-    write_tensors(tmp_path / "x", Memory(most=2, large=0).on_host(LARGE))
+        return limited
+
+    monkeypatch.setattr(tensor_files.os, "write", only(os.write))
+    monkeypatch.setattr(tensor_files, "_read_into", only(tensor_files._read_into))
+    write_tensors(tmp_path / "x", memory.on_host(LARGE))
     same(load_file(tmp_path / "x"), LARGE)
     assert len(calls) == 3  # two pieces, one of them twice
+    calls.clear()
+    same(read_tensors(tmp_path / "x", memory)[0], LARGE)
+    assert len(calls) == 3
 
 
 @linux

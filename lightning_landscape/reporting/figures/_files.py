@@ -37,6 +37,7 @@ def save(figures: Mapping[str, Figure], folder: str | os.PathLike[str]) -> list[
 
 
 def _write(figure: Figure, path: Path, kind: str) -> Path:
+    # The rename is atomic, so an error while drawing leaves the old file in place.
     temporary = path.with_name(f".{path.name}.tmp")
     with style():
         figure.savefig(temporary, format=kind, dpi=DPI, metadata=_METADATA[kind])

@@ -70,6 +70,7 @@ _RC: dict[str, Any] = {
 
 def style() -> AbstractContextManager[None]:
     """Return a context with our style settings, independent of the user's."""
+    # "default" comes first, so that nothing of the user's style shows through.
     return _styles.context(["default", _RC])
 
 
@@ -116,8 +117,9 @@ def say(axes: Axes, what: str) -> None:
         wrap=True,
         color=GREY,
         fontsize=8,
-        parse_math=False,
+        parse_math=False,  # a reason may contain $ or _
     )
+    # A long text must not shrink the axes.
     text.set(transform=axes.transAxes, in_layout=False)
     axes.add_artist(text)
     axes.set(xticks=[], yticks=[])
@@ -138,6 +140,7 @@ def over_steps(axes: Axes, steps: Sequence[float]) -> None:
     axes.set_xlabel("optimizer step")
     axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
     if steps:
+        # Room at both ends keeps the first and the last marker whole.
         room = 0.04 * (steps[-1] - steps[0]) or 1.0
         axes.set_xlim(steps[0] - room, steps[-1] + room)
 
@@ -194,6 +197,7 @@ def symlog(axes: Axes, values: Iterable[float], decades: int) -> None:
         return
     smallest = max(min(sizes), max(sizes) * 10.0**-decades)
     axes.set_yscale("symlog", linthresh=10.0 ** math.floor(math.log10(smallest)), linscale=0.5)
+    # Margins are taken on the transformed scale, where they have the same size at both ends.
     scale = axes.yaxis.get_transform()
     low, high = scale.transform([min(0.0, *known), max(0.0, *known)])
     room = 0.06 * (high - low)

@@ -83,6 +83,7 @@ def _series(axes: Axes, drawn: Drawn, values: list[float], colour: str, marker: 
     ]
     if known:
         value, step = min(known)
+        # A ring instead of a disk, so that a cross below it remains visible.
         ring: dict[str, Any] = {
             "markerfacecolor": "none",
             "markeredgecolor": "black",

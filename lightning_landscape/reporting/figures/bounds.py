@@ -113,6 +113,7 @@ def _bound_lines(axes: Axes, updates: list[float], lines: dict[str, list[float]]
     """Draw the bounds; earlier ones are wider, so that lines that coincide all remain visible."""
     for number, (key, values) in enumerate(lines.items()):
         colour, line, marker = SERIES[number % len(SERIES)]
+        # Widths and places of markers differ, so that coinciding lines can be told apart.
         width = 1.2 + 0.6 * (len(lines) - 1 - number)
         places = max(1, len(values) // 6)
         axes.plot(
@@ -127,6 +128,7 @@ def _positive(values: list[float]) -> list[float]:
 
 def _running_mean(values: list[float]) -> list[float]:
     """Return for each value the mean of the values up to it, without ``nan``."""
+    # A sum would stay nan after the first value that cannot be drawn.
     sums = accumulate(0.0 if math.isnan(value) else value for value in values)
     counts = accumulate(not math.isnan(value) for value in values)
     return [total / count if count else math.nan for total, count in zip(sums, counts, strict=True)]
@@ -140,6 +142,7 @@ def _stack(
     for name in TERMS:
         size = terms[name] or 0.0
         colour, hatch = _LOOKS[name]
+        # Sharper bounds subtract a part; it goes to the left, since bars cannot be negative.
         start = high if size >= 0 else low
         label = _NAMES[name] if labelled else "_nolegend_"
         axes.barh(

@@ -51,6 +51,7 @@ def draw_shares(axes: Axes, drawn: Drawn) -> None:
     """Draw θ, the share of star convexity, and the cosine."""
     axes.set_ylabel(r"$\theta$, share, cosine")
     values = _lines(axes, drawn, SHARES)
+    # Shares and cosines are at most 1, but θ can be large and would flatten them.
     if any(abs(value) > 10 for value in values):
         symlog(axes, values, decades=3)
 
@@ -72,6 +73,7 @@ def _lines(axes: Axes, drawn: Drawn, names: Mapping[str, str]) -> list[float]:
         return []
     axes.axhline(0, color=GREY, linewidth=0.8)
     everything: list[float] = []
+    # Number all conditions, so that each keeps its color when others are missing.
     for number, (key, entry) in enumerate(found.items()):
         colour, line, marker = SERIES[number]
         if key in drawable_ones:

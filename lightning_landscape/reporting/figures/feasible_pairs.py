@@ -54,6 +54,7 @@ def draw_set(axes: Axes, drawn: Drawn) -> bool:
     if not rates:
         say(axes, "the feasible pairs are too large to draw")
         return False
+    # β_min can be 0 in the whole view; then the view is a square.
     top = 1.15 * max(betas) or end
     axes.fill_between(
         rates, betas, top, color=BLUE, alpha=0.15, linewidth=0, label="holds at every probe"
@@ -116,6 +117,7 @@ def _view(drawn: Drawn) -> float:
     ]
     if reported is None:
         return min(2 * max(corners, default=1.0), 1e50)
+    # Farther corners would make the neighborhood of the reported pair too small to see.
     near = [rate for rate in (*corners, *pairs) if rate <= 6 * reported]
     return float(min(max([2 * reported, *(1.25 * rate for rate in near)]), 1e50))
 
@@ -220,6 +222,7 @@ def _levels(diagonal: float) -> list[float]:
 def _theorems(axes: Axes, drawn: Drawn) -> None:
     """Mark the pairs in view that give theorems their smallest bound; theorems may share a pair."""
     end, top = axes.get_xlim()[1], axes.get_ylim()[1]
+    # One marker per pair: several at the same place would hide each other.
     shared: dict[tuple[float, float], list[str]] = {}
     for key, bound in drawn.applying.items():
         if bound["alpha"] is not None:

@@ -56,6 +56,7 @@ def draw(axes: Axes, drawn: Drawn, beside: Beside | None = None) -> None:
             label=f"violated: {len(marked)}",
         )
     shown = [*margins, *(beside(axes, drawn, alpha, beta) if beside else [])]
+    # Margins span orders of magnitude, and the small ones near 0 matter most.
     if any(finite(shown)):
         symlog(axes, shown, decades=3)
     tight = min(zip(margins, drawn.steps, strict=True))

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
+from dataclasses import dataclass
 from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
@@ -17,17 +18,31 @@ from lightning_landscape.evaluation.reference import (
     last_iterate,
     last_sharded_iterate,
 )
+from lightning_landscape.fit.session import Session
 from lightning_landscape.probes import ProbeTable
 from lightning_landscape.recording.clock import overhead
 from lightning_landscape.reporting.numbers import number
 from lightning_landscape.reporting.progress import tracker
 from lightning_landscape.reporting.reporter import making_room
 from lightning_landscape.reporting.summary import summarise
-from lightning_landscape.session import Outcome, Session
 from lightning_landscape.training import interrupts, lightning_compat
 from lightning_landscape.training.description import describe_run
 from lightning_landscape.training.failures import Interrupted, said, warn_once
 from lightning_landscape.vectors.parameters import named_parameters
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How training ended."""
+
+    stopped_by: str
+    """What ended it"""
+    steps: int
+    """K, the number of steps made"""
+    idle_steps: int
+    """Steps of this fit that had no gradient"""
+    complete: bool
+    """Whether training came to its end"""
 
 
 class Ending:
@@ -114,7 +129,7 @@ class Ending:
         session = self._session
         try:
             with self._in_step():
-                values = session.last_iterate(moved=moved)
+                values = session.last.values(moved=moved)
         except Exception as error:
             self._fail(error, "copying the last iterate")
             return None

@@ -1,0 +1,1 @@
+"""One ``fit``: joins recording, evaluation and reporting."""
