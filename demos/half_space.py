@@ -291,7 +291,7 @@ def draw(path: Path, runs: Mapping[str, Sequence[Run]], rows: Sequence[Mapping[s
         _draw_pairs(pairs, members, colour, {"near": "-", "middle": "--", "far": "-"}[kind])
     loss.set(
         title="f along the run",
-        xlabel="optimiser step k",
+        xlabel="optimizer step k",
         ylabel=r"$f(x_k)$, mean of all 20 samples",
         ylim=(0, None),
     )
@@ -308,7 +308,7 @@ def draw(path: Path, runs: Mapping[str, Sequence[Run]], rows: Sequence[Mapping[s
     angle.axhline(0, color="black", linewidth=0.8)
     angle.set(
         title="Aiming fails: below 0 the step\nleads away from the end",
-        xlabel="optimiser step k",
+        xlabel="optimizer step k",
         ylim=(-1, 1),
     )
     angle.set_ylabel(r"cosine of $\nabla f_i(x_k)$ and $x_k - x_p$")

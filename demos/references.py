@@ -283,7 +283,7 @@ def draw(path: Path, runs: Mapping[str, Run], rows: Sequence[Mapping[str, Any]])
         angle.plot(steps, _smooth(table.column("inner_product") / size), **style)
     distance.set(
         title=r"How far $x_k$ is from each $x_p$",
-        xlabel="optimiser step k",
+        xlabel="optimizer step k",
         ylabel=r"$\Vert x_k - x_p\Vert$",
         ylim=(0, None),
     )
@@ -291,7 +291,7 @@ def draw(path: Path, runs: Mapping[str, Run], rows: Sequence[Mapping[str, Any]])
     angle.axhline(0, color="black", linewidth=0.8)
     angle.set(
         title="Do gradients aim at it?\n(above 0: yes; mean of 15 probes)",
-        xlabel="optimiser step k",
+        xlabel="optimizer step k",
     )
     angle.set_ylabel(r"cosine of $\nabla f_i(x_k)$ and $x_k - x_p$")
     _draw_worth(worth, rows)

@@ -1,4 +1,4 @@
-"""Read a run back from its files alone, on any machine."""
+"""Read a run from its files, on any machine."""
 
 from __future__ import annotations
 
@@ -21,39 +21,41 @@ _FILES = {PROBES_CSV, PROBES_JSONL, SUMMARY}
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """A measured run, as its files tell it."""
+    """A measured run, read from its files."""
 
     path: Path
+    """The monitor's folder"""
     table: ProbeTable
     """The table of probes"""
     summary: dict[str, Any] | None = field(repr=False)
-    """The content of ``summary.json``; None where the run left none"""
+    """The content of ``summary.json``; None if there is no such file"""
     tables: Mapping[str, Sequence[Any]] = field(default_factory=dict, repr=False)
-    """The rows of the extras, by the name of their table: those of ``segments.csv`` as "segments\""""
+    """The rows of the extras' tables, by name: "segments" for ``segments.csv``"""
 
     def to_pandas(self, name: str = "probes") -> Any:
-        """Return one of the run's tables as a ``pandas.DataFrame``, see `ProbeTable.to_pandas`.
+        """Return one of the run's tables as a ``pandas.DataFrame``.
 
         Args:
-            name: of the file, without its ending: "probes", or a table of an extra.
+            name: "probes", or a name in `tables`.
 
         Raises:
             ImportError: if pandas is not installed.
-            ValueError: if the run left no such file.
+            ValueError: if there is no such table.
         """
         if name == "probes":
             return self.table.to_pandas()
         if name not in self.tables:
             raise ValueError(
-                f"found no {name}.csv in {self.path}; supported are the tables that the run "
-                f"measured: {', '.join(['probes', *self.tables])}"
+                f"found no {name}.csv in {self.path}; supported are the tables of this run: pass "
+                f"one of {', '.join(['probes', *self.tables])}"
             )
         rows = self.tables[name]
-        names = _names(rows[0]) if rows else ()
+        names = _column_names(rows[0]) if rows else ()
         return to_frame({column: [getattr(row, column) for row in rows] for column in names})
 
 
-def _names(row: Any) -> Sequence[str]:
+def _column_names(row: Any) -> Sequence[str]:
+    # A row of an unknown table is a plain object, and any other row is a dataclass.
     return list(getattr(row, "__dataclass_fields__", None) or vars(row))
 
 
@@ -64,11 +66,11 @@ def load(path: str | os.PathLike[str]) -> Run:
         path: a log directory, the monitor's folder in it (``<prefix>/``), or a file in that folder.
 
     Returns:
-        The run. Of a run that was killed, the table holds the probes written until then.
+        The run. If it was killed, its table has the probes that were written before.
 
     Raises:
-        FileNotFoundError: if there is no run, or a log directory holds several.
-        ValueError: if a file is damaged or was written by another version of the format.
+        FileNotFoundError: if there is no run, or if a log directory has several.
+        ValueError: if a file is damaged or has another version of the format.
     """
     folder = _folder(Path(path))
     tables = {name: read_rows(folder, name) for name in tables_in(folder)}
@@ -81,10 +83,17 @@ def tables_in(folder: Path) -> list[str]:
 
 
 def read_rows(folder: Path, name: str) -> list[Any]:
-    """Return the rows of an extra's table; of one that this package does not know, plain objects.
+    """Return the rows of an extra's table.
+
+    Args:
+        folder: the monitor's folder.
+        name: name of the table: its file name without ending.
+
+    Returns:
+        Instances of the table's dataclass, or plain objects if this package does not know it.
 
     Raises:
-        ValueError: if the file is damaged or was written by another version of the format.
+        ValueError: if the file is damaged or has another version of the format.
     """
     kinds = {table: kind for extra in KNOWN for table, kind in extra.tables.items()}
     path = folder / f"{name}.csv"
@@ -97,7 +106,11 @@ def read_rows(folder: Path, name: str) -> list[Any]:
 
 
 def find_runs(path: str | os.PathLike[str]) -> list[Path]:
-    """Return the folders of all runs in a directory tree, ascending, or of the one run that a path names."""
+    """Return the folders of all runs in a directory tree, sorted by path.
+
+    Args:
+        path: a directory tree, the folder of one run, or a file in the folder of a run.
+    """
     path = Path(path)
     if path.is_file():
         path = path.parent
@@ -107,16 +120,16 @@ def find_runs(path: str | os.PathLike[str]) -> list[Path]:
     for folder, below, names in os.walk(path):
         if _FILES & set(names) and is_run(Path(folder)):
             found.append(Path(folder))
-            below[:] = [
-                name for name in below if name != STORE
-            ]  # a folder for each probe, and no run among them
+            # The store has a folder for each probe, but no run.
+            below[:] = [name for name in below if name != STORE]
     return sorted(found, key=_natural)
 
 
 def is_run(path: Path) -> bool:
-    """Whether a folder holds files of a run; a ``summary.json`` alone must say that it is one of ours."""
+    """Return whether a folder holds files of a run."""
     if any((path / name).is_file() for name in (PROBES_CSV, PROBES_JSONL)):
         return True
+    # Other programs also write files with the name summary.json: look for our keys.
     try:
         text = (path / SUMMARY).read_text(encoding="utf-8")
     except (OSError, ValueError):
@@ -125,7 +138,7 @@ def is_run(path: Path) -> bool:
 
 
 def read_table(folder: Path) -> ProbeTable:
-    """Return the table of a run's folder; empty where there is none."""
+    """Return the table of probes in a run's folder; it is empty if there is none."""
     table = ProbeTable()
     if (folder / PROBES_CSV).is_file():
         table = ProbeTable.from_csv((folder / PROBES_CSV).read_text(encoding="utf-8"))
@@ -134,19 +147,27 @@ def read_table(folder: Path) -> ProbeTable:
 
 
 def read_lines(folder: Path) -> ProbeTable:
-    """Return the probes of ``probes.jsonl``: there only while a run has not ended well, with lines newer than the table."""
+    """Return the probes of ``probes.jsonl``, which exists until a run has ended well.
+
+    Its lines may be newer than the table.
+    """
     path = folder / PROBES_JSONL
     return from_json_lines(path.read_text(encoding="utf-8")) if path.is_file() else ProbeTable()
 
 
 def read_summary(folder: Path) -> dict[str, Any] | None:
-    """Return the content of ``summary.json``; None where there is none."""
+    """Return the content of ``summary.json``; None if there is no such file.
+
+    Raises:
+        ValueError: if the file is damaged or has another version of the format.
+    """
     if not (folder / SUMMARY).is_file():
         return None
     summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
     if not isinstance(summary, dict):
         raise ValueError(
-            f"found a {type(summary).__name__} in {SUMMARY}; supported is what a run writes, an object"
+            f"found a {type(summary).__name__} in {SUMMARY}; supported is a JSON object, as a run "
+            "writes it: name another run"
         )
     check_schema(summary.get("schema"), SUMMARY)
     return summary
@@ -162,8 +183,9 @@ def _folder(path: Path) -> Path:
         return found[0]
     names = [child.name for child in found]
     raise FileNotFoundError(
-        f"found {f'several runs, {names},' if found else 'no run'} in {path}; supported is a log directory with one run of "
-        f"LandscapeMonitor, its folder, or a file in it ({PROBES_CSV}, {PROBES_JSONL}, {SUMMARY})"
+        f"found {f'several runs, {names},' if found else 'no run'} in {path}; supported is a log "
+        "directory with one run of LandscapeMonitor, the folder of a run, or a file in it "
+        f"({PROBES_CSV}, {PROBES_JSONL}, {SUMMARY}): name one run"
     )
 
 

@@ -98,7 +98,9 @@ class ProbeTable(Sequence[Probe]):
         self._rows = sorted(probes, key=lambda probe: probe.step)
         self._columns: dict[str, Tensor] = {}
         if len({probe.step for probe in self._rows}) < len(self._rows):
-            raise ValueError("found two probes of the same step; supported is one row a step")
+            raise ValueError(
+                "found two probes of the same step; supported is one row a step: remove one"
+            )
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -184,6 +186,9 @@ class ProbeTable(Sequence[Probe]):
 def to_frame(columns: Mapping[str, Sequence[Any]]) -> Any:
     """Return columns as a ``pandas.DataFrame``.
 
+    Args:
+        columns: values by name, all of the same length.
+
     Raises:
         ImportError: if pandas is not installed.
     """
@@ -191,8 +196,8 @@ def to_frame(columns: Mapping[str, Sequence[Any]]) -> Any:
         import pandas
     except ModuleNotFoundError as error:
         raise ImportError(
-            "found no pandas, which a DataFrame needs; install it (pip install pandas), "
-            "or use column() and the CSV files"
+            "found no pandas, which a DataFrame needs: install it (pip install pandas), or use "
+            "column() or the CSV files"
         ) from error
     return pandas.DataFrame(dict(columns))
 

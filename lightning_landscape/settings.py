@@ -13,9 +13,12 @@ from typing import Any, Literal
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule
 
+from lightning_landscape.csv_tables import to_csv
 from lightning_landscape.evaluation.reference import FINAL
+from lightning_landscape.extras import KNOWN
 from lightning_landscape.extras.extra import SAMPLES, Extra
 from lightning_landscape.store.codecs import CODECS
+from lightning_landscape.training.failures import said
 
 DOUBLING: Literal["doubling"] = "doubling"
 """Epochs 1, 2, 4, 8, …"""
@@ -153,12 +156,32 @@ def _check_extras(extras: Sequence[Extra], loss: Any) -> None:
             "is one extra of a kind, with tables of its own names: leave the other one out"
         )
     for extra in extras:
+        _check_tables(extra)
         if SAMPLES in extra.needs and loss is None:
             raise MisconfigurationException(
                 f"LandscapeMonitor(extras=...) found {type(extra).__name__} and no loss=; supported "
                 "is loss=, a function of (module, batch) that returns one loss a sample, a tensor "
                 "of shape (B,): pass one"
             )
+
+
+def _check_tables(extra: Extra) -> None:
+    """Refuse rows that a CSV cannot hold, and rows that `load` would read as others."""
+    who = f"LandscapeMonitor(extras=...) found {type(extra).__name__}"
+    ours = {name: kind for known in KNOWN for name, kind in known.tables.items()}
+    for name, kind in extra.tables.items():
+        if ours.get(name, kind) is not kind:
+            raise MisconfigurationException(
+                f"{who} with a table {name!r} of {kind.__name__}; rows of that table are "
+                f"{ours[name].__name__}. Supported are names of its own: choose another one"
+            )
+        try:
+            to_csv(kind, [])
+        except (TypeError, NameError) as error:
+            raise MisconfigurationException(
+                f"{who} with a table {name!r} of {kind.__name__}, {said(error)}. Supported are "
+                "dataclasses with fields of bool, int, float and str, each also with None"
+            ) from error
 
 
 def _is_whole(least: int) -> Callable[[Any], bool]:

@@ -1,4 +1,4 @@
-"""Derivatives of many losses in one direction of the parameters, by forward mode: one pass gives those of all samples."""
+"""Directional derivatives of many losses in the parameters, by one pass in forward mode."""
 
 from __future__ import annotations
 
@@ -25,30 +25,32 @@ def along(
     *,
     with_graph: bool,
 ) -> tuple[Tensor, Tensor]:
-    r"""Return losses and their derivatives in a direction of the parameters.
+    r"""Return the losses f_j and their derivatives in a direction v of the parameters x.
 
     .. math:: f_j(x), \qquad \langle\nabla f_j(x), v\rangle = \frac{d}{dt} f_j(x + t v)\Big|_{t=0}
 
     Args:
-        module: whose parameters are x; they are left as they are.
+        module: the module with the parameters x, which do not change.
         loss: a function of (module, batch).
-        batch: its second argument.
-        direction: v by plain name, in any floating dtype; zero for parameters that it does not name.
-        read: returns the vector of losses, shape ``(B,)``, in what ``loss`` returned.
-        with_graph: whether autograd records meanwhile: the fast path of transformers, which has no forward derivative, is taken
-            where it does not.
+        batch: the second argument of ``loss``.
+        direction: v by plain name, in any floating dtype; zero for missing names.
+        read: takes the result of ``loss`` and returns the losses, shape ``(B,)``.
+        with_graph: whether autograd records the pass. Without recording, transformer layers use
+            their fast path, which has no forward derivative.
 
     Returns:
-        f and its derivatives, both of shape ``(B,)`` and detached.
+        Losses and derivatives, both detached and of shape ``(B,)``.
 
     Raises:
-        RuntimeError: if something in the loss has no forward derivative (NotImplementedError is one).
+        RuntimeError: if an operation in the loss has no forward derivative. torch may raise its
+            subclass NotImplementedError.
 
     Example:
         >>> layer = nn.Linear(2, 1, bias=False)
         >>> direction = {"weight": torch.tensor([[1.0, 2.0]])}
         >>> samples = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
-        >>> along(layer, lambda m, x: m(x)[:, 0], samples, direction, lambda out: out, with_graph=False)[1]
+        >>> first = lambda module, batch: module(batch)[:, 0]
+        >>> along(layer, first, samples, direction, lambda out: out, with_graph=False)[1]
         tensor([1., 2.])
     """
     with forward_ad.dual_level(), _with_derivatives(module), _StopsWhereAutogradDoes():
@@ -64,7 +66,7 @@ def along(
 
 
 class _Evaluated(nn.Module):
-    """A loss as a module that holds the user's, for which ``functional_call`` puts other parameters in."""
+    """The loss as a module, because ``functional_call`` replaces the parameters of a module."""
 
     def __init__(self, module: nn.Module, loss: Callable[[Any, Any], Any]) -> None:
         super().__init__()
@@ -76,32 +78,34 @@ class _Evaluated(nn.Module):
 
 @contextmanager
 def _with_derivatives(module: nn.Module) -> Iterator[None]:
-    """Choose kernels that have a forward derivative, where there are such: they round differently, and that is all."""
+    """Use kernels that have a forward derivative. They only round differently."""
     with ExitStack() as stack:
-        stack.enter_context(sdpa_kernel(SDPBackend.MATH))  # the fused ones of attention have none
-        if any(
-            isinstance(part, nn.RNNBase) for part in module.modules()
-        ):  # nor have those of oneDNN and cuDNN
-            stack.callback(torch._C._set_mkldnn_enabled, torch._C._get_mkldnn_enabled())
-            torch._C._set_mkldnn_enabled(
-                False
-            )  # alone: its public context sets, and warns of, other things as well
-            cudnn = torch.backends.cudnn
-            kept = {
-                "benchmark": cudnn.benchmark,
-                "deterministic": cudnn.deterministic,
-                "allow_tf32": cudnn.allow_tf32,
-            }
-            stack.enter_context(cudnn.flags(enabled=False, **kept))
+        # The fused kernels of attention have no forward derivative.
+        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        if any(isinstance(layer, nn.RNNBase) for layer in module.modules()):
+            _without_fused_recurrence(stack)
         if "torch._dynamo" in sys.modules and hasattr(torch.compiler, "set_stance"):
-            stack.enter_context(
-                torch.compiler.set_stance("force_eager")
-            )  # compiled code was made for other tensors
+            # Compiled code was compiled for tensors without a forward derivative.
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
         yield
 
 
+def _without_fused_recurrence(stack: ExitStack) -> None:
+    """Switch off recurrent kernels of oneDNN and cuDNN, which have no forward derivative."""
+    # torch.backends.mkldnn.flags would also set other flags, and warn about them.
+    stack.callback(torch._C._set_mkldnn_enabled, torch._C._get_mkldnn_enabled())
+    torch._C._set_mkldnn_enabled(False)
+    cudnn = torch.backends.cudnn
+    unchanged = {
+        "benchmark": cudnn.benchmark,
+        "deterministic": cudnn.deterministic,
+        "allow_tf32": cudnn.allow_tf32,
+    }
+    stack.enter_context(cudnn.flags(enabled=False, **unchanged))
+
+
 class _StopsWhereAutogradDoes(TorchFunctionMode):
-    """Inside of the user's ``torch.no_grad()`` nothing has a derivative: forward mode alone would go on there."""
+    """Stop forward mode inside the user's ``torch.no_grad()``, where it would go on by itself."""
 
     def __enter__(self) -> _StopsWhereAutogradDoes:
         self._before = torch._C._is_fwd_grad_enabled()

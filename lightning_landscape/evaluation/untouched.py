@@ -1,4 +1,4 @@
-"""Whatever a replay does to module and trainer is undone, down to the identity of every list and tensor."""
+"""Undo every change that a replay makes to module and trainer, and keep all objects the same."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 import collections
 import copy
 import itertools
+import random
 import sys
 import types
 from collections.abc import Collection, Iterator
@@ -21,83 +22,87 @@ from lightning.pytorch.loggers import Logger
 from torch import Tensor, nn
 from torch.quasirandom import SobolEngine
 
+from lightning_landscape.recording.random_state import (
+    kept_cuda_generator,
+    read_random_state,
+    write_random_state,
+)
 from lightning_landscape.recording.state import (
     SCALARS,
     attributes_of,
     is_array,
     is_random,
     is_script,
-    kept_cuda_generator,
-    read_random_state,
-    write_random_state,
 )
 from lightning_landscape.training import lightning_compat
 from lightning_landscape.vectors.parameters import named_parameters
 from lightning_landscape.vectors.sharding import local, reshard
+
+_DEEPEST = 200
+"""Depth to which attributes are copied, within Python's limit of recursion"""
 
 
 @contextmanager
 def untouched(
     trainer: Trainer, module: LightningModule, restored: Collection[str] = ()
 ) -> Iterator[None]:
-    """Whatever the block does is undone.
+    """Undo every change that the block makes.
 
-    That is: to parameters, buffers, gradients, flags, hooks and attributes of the module, to learning rates, random numbers and
-    the trainer's counters.
+    These are changes to the parameters, buffers, gradients, flags, hooks and attributes of the
+    module, to learning rates, to random numbers and to the trainer's counters.
 
-    Inside the block the module works on copies of its containers, tensors and generators; afterwards it has the originals
-    again, so that whoever else holds them (a callback, a closure) finds them unchanged.
+    Inside the block the module has copies of its containers, tensors and generators. After it, the
+    module has the originals again, so that other holders, such as a callback, see no change.
 
     Args:
         trainer: the trainer.
         module: the module.
-        restored: names of parameters whose values the block itself restores: they need no copy here.
+        restored: names of parameters whose values the block itself restores. They are not copied.
     """
-    restored_ids = (
-        {id(p) for name, p in named_parameters(module).items() if name in restored}
-        if restored
-        else set()
-    )
-    belongings = _Belongings(module, restored_ids)
-    with (
-        ExitStack() as undo
-    ):  # each by itself: one that fails does not keep the others from being undone
-        elsewhere = torch.device("cpu") if module.device.type == "cuda" else module.device
-        undo.callback(write_random_state, read_random_state(elsewhere), elsewhere)
+    belongings = _Belongings(module, _ids_of(module, restored))
+    # A stack of callbacks, so that all others run if one of them fails.
+    with ExitStack() as undo:
+        # kept_cuda_generator restores CUDA's generator without setting its state.
+        device = torch.device("cpu") if module.device.type == "cuda" else module.device
+        undo.callback(write_random_state, read_random_state(device), device)
         undo.enter_context(kept_cuda_generator(module.device))
         undo.callback(setattr, trainer, "should_stop", trainer.should_stop)
-        undo.callback(
-            lightning_compat.write_counters, trainer, lightning_compat.read_counters(trainer)
-        )
-        for group in (
-            group for optimizer in trainer.optimizers for group in optimizer.param_groups
-        ):
-            undo.callback(
-                group.update, {name: value for name, value in group.items() if name != "params"}
-            )
+        counters = lightning_compat.read_counters(trainer)
+        undo.callback(lightning_compat.write_counters, trainer, counters)
+        for optimizer in trainer.optimizers:
+            for group in optimizer.param_groups:
+                values = {name: value for name, value in group.items() if name != "params"}
+                undo.callback(group.update, values)
         undo.callback(belongings.restore)
-        undo.callback(
-            reshard, list(module.modules())
-        )  # else what FSDP2 gathered would be left in the place of its parameters
+        # Before `restore`: until then the module lists the parameters that FSDP2 has gathered.
+        undo.callback(reshard, list(module.modules()))
         belongings.copy()
         yield
 
 
+def _ids_of(module: nn.Module, names: Collection[str]) -> set[int]:
+    if not names:
+        return set()
+    return {id(p) for name, p in named_parameters(module).items() if name in names}
+
+
 @dataclass(slots=True)
 class _Belongings:
-    """What a module holds: taken apart into originals, which are set aside, and copies, which are there meanwhile."""
+    """Attributes and tensors of a module: `copy` replaces them, and `restore` restores them."""
 
     module: nn.Module
     restored: AbstractSet[int] = frozenset()
-    """Parameters, by id, whose values somebody else puts back"""
+    """Ids of the parameters whose values the caller restores"""
     _namespaces: list[tuple[dict[str, Any], dict[str, Any]]] = field(default_factory=list)
-    """Attributes, registries of parameters, buffers, submodules and hooks; each with what was in it"""
+    """Dictionaries of attributes, parameters, buffers, submodules and hooks, with their contents"""
     _slots: list[tuple[Any, dict[str, Any]]] = field(default_factory=list)
+    """Objects with ``__slots__``, with their values by name"""
     _values: list[tuple[Tensor, Tensor]] = field(default_factory=list)
-    """Parameters and buffers, each with a copy of its value; of sharded ones, of this process's part"""
+    """Parameters and buffers, with a copy of the part that this process holds"""
     _flags: list[tuple[Tensor, bool, Tensor | None]] = field(default_factory=list)
     """Parameters, with requires_grad and gradient"""
     _memo: dict[int, Any] = field(default_factory=dict)
+    """The copy of each value by the id of the value; a module, parameter or buffer is its own"""
     _depth: int = 0
 
     def copy(self) -> None:
@@ -110,7 +115,10 @@ class _Belongings:
             self._replace_in(module.__dict__, attributes_of(module))
 
     def _register(self, module: nn.Module) -> None:
-        """Note values, flags and registries of a module; a tensor that several modules share is noted once."""
+        """Note values and flags of a module's tensors, and its registries.
+
+        A tensor that several modules share is noted once.
+        """
         for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
             if id(tensor) not in self._memo:
                 self._memo[id(tensor)] = tensor
@@ -142,21 +150,18 @@ class _Belongings:
         with torch.no_grad():
             for tensor, value in self._values:
                 if not torch.equal(local(tensor), value):
-                    local(tensor).data.copy_(
-                        value
-                    )  # for autograd nothing has happened, and so it is
+                    # `data` hides the write from autograd, for which the value has not changed.
+                    local(tensor).data.copy_(value)
         for parameter, requires_grad, gradient in self._flags:
             parameter.requires_grad_(requires_grad)
             parameter.grad = gradient
 
     def _copied(self, value: Any) -> Any:
-        """Return a copy of containers, tensors, arrays and generators, to any depth; everything else is itself."""
+        """Copy containers, tensors, arrays and generators at any depth, and return other values."""
         if isinstance(value, SCALARS):
             return value
-        if (
-            id(value) not in self._memo and self._depth < 200
-        ):  # a chain of objects longer than that is left alone
-            self._memo[id(value)] = value  # a container that holds itself finds itself
+        if id(value) not in self._memo and self._depth < _DEEPEST:
+            self._memo[id(value)] = value  # ends the recursion if a value contains itself
             self._depth += 1
             self._memo[id(value)] = self._copy_of(value)
             self._depth -= 1
@@ -166,21 +171,23 @@ class _Belongings:
         if type(value) is Tensor:
             return value.detach().clone().requires_grad_(value.requires_grad)
         if isinstance(value, torch.Generator):
-            return _same_generator(value)
+            return _copied_generator(value)
+        if isinstance(value, random.Random) and is_random(value):
+            return _same_random(value)
         if is_array(value) or is_random(value) or isinstance(value, itertools.count):
             return copy.deepcopy(value)
         if isinstance(value, nn.Module):
             return self._hidden_module(value)
         if isinstance(value, (list, dict, set, collections.deque, tuple, frozenset)):
             return self._container(value)
-        if _is_of_user(value):
-            self._set_aside_slots(value)
+        if _is_of_user(value):  # the object stays, and its attributes are replaced by copies
+            self._replace_slots(value)
             if isinstance(getattr(value, "__dict__", None), dict):
                 self._replace_in(value.__dict__, dict(value.__dict__))
         return value
 
     def _hidden_module(self, value: nn.Module) -> nn.Module:
-        """Set aside what belongs to a module that is kept in a list or an object, where torch does not see it."""
+        """Replace the attributes of a module in a list or an object, which torch does not list."""
         hidden = [
             module for module in value.modules() if module is value or id(module) not in self._memo
         ]
@@ -190,7 +197,7 @@ class _Belongings:
             self._replace_in(module.__dict__, attributes_of(module))
         return value
 
-    def _set_aside_slots(self, value: Any) -> None:
+    def _replace_slots(self, value: Any) -> None:
         names = {name for kind in type(value).__mro__ for name in _slots_of(kind)}
         values = {name: getattr(value, name) for name in names if hasattr(value, name)}
         if values:
@@ -199,27 +206,39 @@ class _Belongings:
                 object.__setattr__(value, name, self._copied(item))
 
     def _container(self, value: Any) -> Any:
+        if isinstance(value, tuple):
+            return self._tuple(value)
         try:
-            twin = copy.copy(value) if not isinstance(value, tuple) else value
-        except Exception:
-            return value  # a container of a kind that cannot be copied is left alone, as other objects are
-        self._memo[id(value)] = twin
+            twin = copy.copy(value)
+        except Exception:  # a user's container may refuse: it is left alone
+            return value
+        self._memo[id(value)] = twin  # before the items, which may contain the container
         if isinstance(twin, dict):
             for key, item in list(dict.items(twin)):
                 dict.__setitem__(twin, key, self._copied(item))
         elif isinstance(twin, (list, collections.deque)):
             for index, item in enumerate(list(twin)):
                 twin[index] = self._copied(item)
-        elif isinstance(twin, tuple):
-            items = [self._copied(item) for item in twin]
-            if any(new is not old for new, old in zip(items, twin, strict=True)):
-                return type(twin)(*items) if hasattr(twin, "_fields") else type(twin)(items)
         return twin
 
+    def _tuple(self, value: Any) -> Any:
+        items = [self._copied(item) for item in value]
+        if all(new is old for new, old in zip(items, value, strict=True)):
+            return value
+        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
 
-def _same_generator(generator: torch.Generator) -> torch.Generator:
+
+def _copied_generator(generator: torch.Generator) -> torch.Generator:
     twin = torch.Generator(generator.device)
     twin.set_state(generator.get_state())
+    return twin
+
+
+def _same_random(generator: random.Random) -> random.Random:
+    """Return a copy without a call of the user's ``__deepcopy__``, where the class has one."""
+    twin = random.Random.__new__(type(generator))
+    vars(twin).update(vars(generator))
+    random.Random.setstate(twin, random.Random.getstate(generator))
     return twin
 
 
@@ -229,7 +248,7 @@ def _slots_of(kind: type) -> tuple[str, ...]:
     return tuple(name for name in names if name not in ("__dict__", "__weakref__"))
 
 
-# objects of these hold the run itself, not a state of the loss: copying what they hold would disturb it
+# Parts of the run, on whose attributes no loss depends. Copying these would disturb the run.
 _OF_THE_RUN = (Trainer, Callback, Logger, LightningDataModule, torch.optim.Optimizer)
 _LIBRARIES = frozenset(
     {
@@ -252,9 +271,9 @@ _PLAIN_OBJECTS = (
 
 
 def _is_of_user(value: Any) -> bool:
-    """Return whether a value is an object of the user's own (an average meter, a replay buffer), or a plain namespace.
+    """Return whether a value is a plain namespace or an object of a user's class.
 
-    Objects of libraries are left alone.
+    Examples are an average meter and a replay buffer. Objects of libraries are left alone.
     """
     if isinstance(value, _PLAIN_OBJECTS):
         return True

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import astuple
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from lightning_landscape.csv_tables import column_names
 from lightning_landscape.reporting.findings import Findings
 
 if TYPE_CHECKING:
@@ -150,10 +151,15 @@ class Extra(ABC):
     # ------------------------------------------------------------------------------------- rows
 
     def add(self, step: int, rows: Iterable[Any]) -> None:
-        """Keep the rows of a record."""
+        """Keep the rows of a record.
+
+        Raises:
+            TypeError: if a row is of none of the tables, or holds a value that a CSV cannot.
+        """
         found = list(rows)
         for row in found:
             self._table_of(row)
+            _check_cells(row)
         self._rows[step] = found
 
     def measured(self, step: int) -> bool:
@@ -203,3 +209,13 @@ class Extra(ABC):
         self._rows = {step: [] for step in state["steps"]}
         for step, table, values in state["rows"]:
             self._rows[step].append(self.tables[table](*values))
+
+
+def _check_cells(row: Any) -> None:
+    for name in column_names(type(row)):
+        value = getattr(row, name)
+        if value is not None and not isinstance(value, (bool, int, float, str)):
+            raise TypeError(
+                f"found {type(value).__name__} in the field {name} of {type(row).__name__}; "
+                "supported are bool, int, float, str and None: convert it, as with float(...)"
+            )

@@ -8,6 +8,7 @@ from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_info
 
+from lightning_landscape.extras.extra import Extra
 from lightning_landscape.files import STORE, store_of
 from lightning_landscape.fit.session import Session
 from lightning_landscape.loading import load
@@ -32,7 +33,7 @@ def state_of(session: Session, step: int) -> dict[str, Any]:
         "processes": session.training.processes.size,
         "fidelity": session.evaluation.fidelity.found.state(),
         "gradients_enabled": session.evaluator.replay.gradients_enabled,
-        "extras": {type(extra).__name__: extra.state() for extra in session.extras},
+        "extras": {_name_of(extra): extra.state() for extra in session.extras},
         **session.clock.state(),
         **session.recorder.state(),
         **session.kept.state(),
@@ -70,10 +71,15 @@ def _adopt(session: Session, state: Mapping[str, Any], store: Path) -> None:
     fidelity.found = fidelity.found.of(state["fidelity"])
     session.evaluator.replay.gradients_enabled = state["gradients_enabled"]
     for extra in session.extras:
-        known = state["extras"].get(type(extra).__name__)
+        known = state["extras"].get(_name_of(extra))
         if known is not None:
             extra.adopt(known)
             extra.leave_only(session.kept.steps)
+
+
+def _name_of(extra: Extra) -> str:
+    """Return the name of an extra in a checkpoint: two of one class have tables of their own."""
+    return ", ".join([type(extra).__name__, *extra.tables])
 
 
 def _reason_for_a_new_table(session: Session, state: Mapping[str, Any], folder: Path) -> str | None:

@@ -63,8 +63,13 @@ def declare_results(trainer: Trainer, settings: Settings) -> None:
     """Tell loggers, before training, which results there will be; never stop a run."""
     try:
         hparams = lightning_compat.declared_hyperparameters(trainer)
-        layout = settings.report.layout
-        tensorboard.declare(trainer.loggers, settings.prefix, with_layout=layout, hparams=hparams)
+        tensorboard.declare(
+            trainer.loggers,
+            settings.prefix,
+            with_layout=settings.report.layout,
+            live_losses=settings.live_losses,
+            hparams=hparams,
+        )
     except Exception as error:
         rank_zero_warn(
             f"LandscapeMonitor could not declare its results to the loggers: {said(error)}"

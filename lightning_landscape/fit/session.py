@@ -19,7 +19,7 @@ from lightning_landscape.files import store_of
 from lightning_landscape.fit.last_iterate import LastIterate
 from lightning_landscape.fit.live import Live
 from lightning_landscape.probes import Probe
-from lightning_landscape.recording.clock import Clock
+from lightning_landscape.recording.clock import Clock, overhead
 from lightning_landscape.recording.kept import KeptProbes
 from lightning_landscape.recording.record import Record
 from lightning_landscape.recording.recorder import Missed, Recorder
@@ -189,10 +189,10 @@ class Session:
             else:
                 kept.write(finished.record)
             if step not in kept.steps:  # its loss at x_p is not finite, or the disk is full
-                kept.schedule.skip(step)
                 return {}
             probe = kept.table.at_step(step)
-            self.reporter.add(probe, kept.table, self.recorder.seconds / self.clock.elapsed)
+            share = overhead(self.recorder.seconds, self.clock.elapsed, 0.0)["training"]
+            self.reporter.add(probe, kept.table, share)
         self.clock.note_probe(self.recorder.seconds - self._seconds_before)
         return in_brief(probe)
 

@@ -1,4 +1,4 @@
-"""The seconds of a run, on from one fit to the next, and what a budget makes of them."""
+"""The time of a run, also across checkpoints, and the distance between probes that it allows."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from lightning_landscape.training.processes import Processes
 
 
 class Clock:
-    """Started with training; each process has one, and they decide together.
+    """The clock of one process, which starts when it is created. All processes decide together.
 
     Args:
         trainer: the trainer, when training starts.
-        processes: those of the run.
-        share: the share of the time of training that the monitor may take; None for no budget.
-        evaluations: how many evaluations a number of kept probes takes at the end.
+        processes: the processes of the run.
+        share: largest share of all time for the monitor; None for no budget.
+        evaluations: returns the number of evaluations at the end for a number of probes.
     """
 
     def __init__(
@@ -31,42 +31,44 @@ class Clock:
         share: float | None,
         evaluations: Callable[[int], int],
     ) -> None:
-        self._trainer, self._processes, self._share, self._evaluations = (
-            trainer,
-            processes,
-            share,
-            evaluations,
-        )
-        self._started, self._before, self._from_step = time.perf_counter(), 0.0, trainer.global_step
+        self._trainer, self._processes = trainer, processes
+        self._share, self._evaluations = share, evaluations
+        self._started, self._from_step = time.perf_counter(), trainer.global_step
+        self._before = 0.0
+        """Seconds before the checkpoint from which this fit continues"""
         self._budget = self._new_budget()
 
     def _new_budget(self) -> Budget | None:
         if self._share is None:
             return None
-        return Budget(
-            self._share, self._evaluations, planned_steps(self._trainer) - self._from_step
-        )
+        planned = planned_steps(self._trainer) - self._from_step
+        return Budget(self._share, self._evaluations, planned)
 
     @property
     def elapsed(self) -> float:
-        """Seconds of training so far, those before the checkpoint that this fit goes on from included."""
+        """Seconds of training so far, including those before the checkpoint."""
         return self._before + time.perf_counter() - self._started
 
     def spacing(self, step: int, spent: float, kept: int) -> float:
-        """Return how many steps apart probes must be from here on, at least; all processes have to call it.
+        """Return the smallest number of steps between probes from now on.
+
+        Every process must call this.
 
         Args:
             step: the step that is about to be made.
             spent: seconds in the monitor so far.
-            kept: probes that wait for the end of training.
+            kept: number of probes that are evaluated at the end of training.
         """
         if self._budget is None:
             return 0.0
-        # each process has seconds of its own, and all probe together
+        # Each process measures its own seconds, but all must probe the same steps.
         return self._processes.largest(self._budget.spacing(self._reading(step, spent, kept)))
 
     def has_room(self, step: int, spent: float, kept: int) -> bool:
-        """Return whether all kept probes may be evaluated at an iterate of the run; all processes have to call it."""
+        """Return whether the budget allows to evaluate all probes at the present iterate.
+
+        Every process must call this. The arguments are those of `spacing`.
+        """
         if self._budget is None:
             return True
         return self._processes.largest(self._budget.strain(self._reading(step, spent, kept))) <= 1
@@ -75,26 +77,30 @@ class Clock:
         return Reading(step - self._from_step, self.elapsed, spent, kept)
 
     def note_probe(self, seconds: float) -> None:
-        """Take the cost of a probe into account."""
+        """Note the cost of a probe while training, in seconds."""
         if self._budget is not None:
             self._budget.note_probe(seconds)
 
     def note_evaluations(self, seconds: float, count: int) -> None:
-        """Take into account how long it took to evaluate stored probes."""
+        """Note the time of ``count`` evaluations, in seconds."""
         if self._budget is not None:
             self._budget.note_evaluations(seconds, count)
 
-    # ------------------------------------------------------------------------------------------------- stop and resume
+    # ----------------------------------------------------------------------------- stop and resume
 
     def state(self) -> dict[str, Any]:
-        """Return what a checkpoint holds: plain numbers."""
+        """Return plain numbers for a checkpoint."""
         return {
             "clock": {"elapsed": self.elapsed, "from_step": self._from_step},
             "budget": self._budget.state() if self._budget is not None else None,
         }
 
     def adopt(self, state: Mapping[str, Any]) -> bool:
-        """Go on from a checkpoint; False if it has no clock, as those of an earlier version."""
+        """Continue from the `state` of a checkpoint.
+
+        Returns:
+            False if the checkpoint has no clock, as in an earlier version.
+        """
         if state.get("clock") is None:
             return False
         self._before, self._from_step = state["clock"]["elapsed"], state["clock"]["from_step"]
@@ -105,7 +111,16 @@ class Clock:
 
 
 def overhead(spent: float, elapsed: float, finalisation: float) -> dict[str, float]:
-    """Return the share of the monitor in training, the seconds of evaluation after it, and the share in both together.
+    """Return the monitor's share of the time.
+
+    Args:
+        spent: seconds in the monitor while training.
+        elapsed: seconds of training, including the monitor.
+        finalisation: seconds of the evaluation after training.
+
+    Returns:
+        ``training``, the share while training; ``finalisation_s``; and ``total``, the share of
+        training and evaluation together.
 
     Example:
         >>> overhead(spent=1.0, elapsed=10.0, finalisation=10.0)

@@ -1,7 +1,8 @@
-"""Freeze any object that can be pickled: its tensors apart, so that they go to safetensors, and the rest as bytes.
+"""Freeze an object: copy its tensors, which go to safetensors, and pickle the rest.
 
-Freezing is also the copy that a batch needs before ``training_step`` may change it: nothing in the frozen form aliases the
-original. Inside collections and objects of any kind tensors are found by the pickler itself, and aliases stay aliases.
+The frozen form shares nothing with the object, so it is also the copy of a batch that
+``training_step`` may change. The pickler finds tensors in containers and objects of any kind. Two
+references to the same tensor stay references to the same tensor.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# what safetensors holds; tensors of other types travel with the bytes, as torch pickles them
+# The dtypes of safetensors. torch pickles tensors of other dtypes together with the rest.
 _DTYPES = frozenset(
     {torch.float64, torch.float32, torch.float16, torch.bfloat16}
     | {torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool}
@@ -24,24 +25,27 @@ _DTYPES = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Frozen:
-    """An object at rest: the tensors found in it, on the CPU and contiguous, and the bytes of everything else."""
+    """A copy of an object: its tensors, and the rest as pickled bytes."""
 
     structure: bytes
+    """The pickled rest; empty if the object cannot be pickled"""
     tensors: dict[str, Tensor]
+    """Contiguous tensors on the CPU by number"""
     held: Any = None
-    """Where the object cannot be pickled: its deep copy, which lives in this process alone"""
+    """A deep copy of an object that cannot be pickled; it exists in this process only"""
 
     @property
     def nbytes(self) -> int:
-        """Bytes on disk."""
+        """Size on disk in bytes."""
         return len(self.structure) + sum(tensor.nbytes for tensor in self.tensors.values())
 
 
 def freeze(value: Any) -> Frozen:
-    """Copy ``value`` into a frozen form.
+    """Return a frozen copy of a value.
 
     Raises:
-        TypeError: if it can be neither pickled nor deep-copied; the message names both reasons.
+        TypeError: if the value can be neither pickled nor deep-copied. The message has both
+            reasons.
     """
     buffer = io.BytesIO()
     tensors: dict[str, Tensor] = {}
@@ -50,7 +54,7 @@ def freeze(value: Any) -> Frozen:
     except Exception as unpicklable:
         try:
             return Frozen(b"", {}, held=copy.deepcopy(value))
-        except Exception as uncopyable:
+        except Exception as uncopyable:  # user classes may raise anything
             raise TypeError(f"{unpicklable}; {uncopyable}") from uncopyable
     return Frozen(buffer.getvalue(), tensors)
 
@@ -59,8 +63,8 @@ def thaw(frozen: Frozen, device: torch.device | None = None) -> Any:
     """Return a fresh copy of a frozen value.
 
     Args:
-        frozen: what `freeze` returned.
-        device: where tensors go that were not on the CPU; by default to the device that they came from.
+        frozen: the result of `freeze`.
+        device: device of the tensors that were not on the CPU; by default their old device.
     """
     if not frozen.structure:
         return copy.deepcopy(frozen.held)
@@ -77,7 +81,7 @@ def _is_plain(value: Tensor) -> bool:
 
 
 class _Freezer(pickle.Pickler):
-    """Puts aside plain tensors and generators; each tensor once, however often it occurs."""
+    """Pickle an object, and put each plain tensor in it into a dictionary once."""
 
     def __init__(self, file: io.BytesIO, tensors: dict[str, Tensor]) -> None:
         super().__init__(file, protocol=pickle.HIGHEST_PROTOCOL)
@@ -85,7 +89,7 @@ class _Freezer(pickle.Pickler):
         self._seen: dict[int, tuple[Any, tuple[Any, ...]]] = {}
 
     def persistent_id(self, value: Any) -> tuple[Any, ...] | None:
-        if type(value) is not Tensor:  # asked of every object in there
+        if type(value) is not Tensor:  # first, because pickle calls this for every object
             if type(value) is torch.Generator:
                 return "generator", str(value.device), value.get_state().numpy().tobytes()
             return None
@@ -98,16 +102,15 @@ class _Freezer(pickle.Pickler):
                 "cpu", copy=True, memory_format=torch.contiguous_format
             )
             strides = None if value.is_contiguous() else _dense_strides(detached)
-            # the value is kept beside its key so that its id cannot be taken by another tensor meanwhile
-            self._seen[id(value)] = (
-                value,
-                ("tensor", name, str(value.device), value.requires_grad, strides),
-            )
+            key = ("tensor", name, str(value.device), value.requires_grad, strides)
+            # With a reference to the value, so that no other tensor can get its id meanwhile.
+            self._seen[id(value)] = (value, key)
         return self._seen[id(value)][1]
 
 
 def _dense_strides(value: Tensor) -> tuple[int, ...] | None:
-    """Return the strides of a dense tensor in another order (channels_last), on which kernels may depend."""
+    """Return the strides of a dense tensor in another order, such as channels_last, or None."""
+    # The choice of a kernel may depend on the strides, and so the rounding.
     strides = torch.empty_like(value, device="meta").stride()
     return strides if strides == value.stride() else None
 
@@ -135,6 +138,5 @@ class _Thawer(pickle.Unpickler):
         target = torch.device(device) if self._device is None or device == "cpu" else self._device
         if strides is None:
             return stored.to(target, copy=True)
-        return torch.empty_strided(stored.shape, strides, dtype=stored.dtype, device=target).copy_(
-            stored
-        )
+        empty = torch.empty_strided(stored.shape, strides, dtype=stored.dtype, device=target)
+        return empty.copy_(stored)

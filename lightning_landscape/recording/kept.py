@@ -98,6 +98,8 @@ class KeptProbes:
         """Remove a kept probe and count it."""
         self.dropped[why] += 1
         self.schedule.kept = [kept for kept in self.schedule.kept if kept != step]
+        if not self.schedule.kept:
+            self.schedule.skip(step)  # until there is an x_0, every step is tried
         self.forget([step])
 
     # ----------------------------------------------------------------------------------- records

@@ -1,20 +1,18 @@
-"""What a module and its trainer are at a moment, beside parameters: to put back for a replay, and to leave as it was.
+"""The state of a module and its trainer, without parameters: capture it, and put it back.
 
-A loss may depend on buffers, on training flags, on any plain Python attribute of any submodule, on random numbers and on
-the trainer's counters. `capture` takes those of a training step in a form that can be stored, `put_back` sets them.
+A loss may depend on buffers, training flags, plain Python attributes of any submodule, random
+numbers and the trainer's counters. `capture` reads them for a record, and `put_back` sets them for
+a replay.
 """
 
 from __future__ import annotations
 
-import array
 import collections
 import collections.abc
 import io
 import itertools
 import random
-import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from enum import Enum
 from typing import Any
 
@@ -24,10 +22,13 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from lightning_landscape.recording.freezing import Frozen, freeze
+from lightning_landscape.recording.pickling import has_own_pickling
+from lightning_landscape.recording.random_state import read_random_state, write_random_state
 from lightning_landscape.training import lightning_compat
 from lightning_landscape.training.training import Training
 
-# bookkeeping of torch and Lightning, which no forward pass depends on; parameters and buffers are handled by themselves
+# Bookkeeping of torch and Lightning, on which no forward pass depends. Parameters and buffers are
+# among these names because they are handled apart.
 _INTERNAL = frozenset(
     {
         "_parameters",
@@ -37,8 +38,6 @@ _INTERNAL = frozenset(
         "_trainer",
         "_fabric",
         "_compiler_ctx",
-    }
-    | {
         "training_step",
         "log",
         "log_dict",
@@ -48,8 +47,8 @@ _INTERNAL = frozenset(
     }
 )
 _HOOKS = ("_hooks", "_hooks_with_kwargs", "_hooks_always_called")
+# Every module has about twenty attributes for hooks: a set finds them faster than their endings.
 _OF_TORCH = _INTERNAL.union(name for name in vars(nn.Module()) if name.endswith(_HOOKS))
-"""Of these every module has about twenty: they are looked up, not looked at"""
 SCALARS = (
     type(None),
     bool,
@@ -64,6 +63,9 @@ SCALARS = (
     range,
     slice,
 )
+"""Immutable types, whose values need no copy"""
+_SCALARS = frozenset(SCALARS)
+"""Without their subclasses, which may have methods of the user's"""
 _CONTAINERS = (
     list,
     tuple,
@@ -74,10 +76,17 @@ _CONTAINERS = (
     collections.OrderedDict,
     collections.Counter,
 )
+LARGEST_ATTRIBUTE = 10_000
+"""Items, at any depth, of an attribute that is recorded. A data set on the module has more"""
+_LAYERS = 32
+"""Depth of the containers in an attribute that is recorded"""
+
+
+# ------------------------------------------------------------------------------ kinds of attributes
 
 
 def attributes_of(module: nn.Module) -> dict[str, Any]:
-    """Return the plain Python attributes of one module, its training flag among them, without torch's hooks."""
+    """Return the plain Python attributes of one module with its training flag, without hooks."""
     if is_script(module):
         return {}
     return {
@@ -88,20 +97,22 @@ def attributes_of(module: nn.Module) -> dict[str, Any]:
 
 
 def is_script(module: nn.Module) -> bool:
-    """Return whether a module is compiled by TorchScript: its attributes are no Python attributes."""
+    """Return whether TorchScript has compiled a module, so that it has no Python attributes."""
     return isinstance(module, torch.jit.ScriptModule)
 
 
 def is_array(value: Any) -> bool:
-    """Return whether a value is an array or a scalar of numpy, which need not be installed."""
+    """Return whether a value is a numpy array or scalar. numpy need not be installed."""
     return type(value).__module__ == "numpy" and hasattr(value, "dtype")
 
 
 def is_random(value: Any) -> bool:
-    """Return whether a value is a random number generator that a module keeps for itself."""
-    return isinstance(value, (torch.Generator, random.Random)) or type(value).__module__.startswith(
-        "numpy.random"
-    )
+    """Return whether a value is a random number generator with a state."""
+    if isinstance(value, random.SystemRandom):
+        return False
+    if isinstance(value, (torch.Generator, random.Random)):
+        return True
+    return type(value).__module__.startswith("numpy.random")
 
 
 def _is_plain_container(value: Any) -> bool:
@@ -110,55 +121,62 @@ def _is_plain_container(value: Any) -> bool:
     return type(value) in _CONTAINERS
 
 
-LARGEST_ATTRIBUTE = 10_000
-"""Items, at any depth, of a plain attribute that is stored with every probe; a data set on the module has more"""
+def _is_scalar(value: Any) -> bool:
+    if type(value) in _SCALARS:
+        return True
+    return isinstance(value, SCALARS) and not has_own_pickling(value)
 
 
-def _storable(value: Any) -> bool:
-    """Return whether a value consists of nothing but numbers, text, tensors, arrays, generators and containers of them."""
-    layer, seen = [value], 0
-    for _ in range(
-        32
-    ):  # layers of containers; what is nested deeper, or holds itself, is not stored
-        others = [item for item in layer if not isinstance(item, SCALARS)]
+def _is_storable(value: Any) -> bool:
+    """Return whether a value holds only scalars, tensors, arrays, generators and containers."""
+    # Layer by layer and not by recursion: an attribute may contain itself, or 10,000 items.
+    layer, items = [value], 0
+    for _ in range(_LAYERS):
+        others = [item for item in layer if not _is_scalar(item)]
         containers = [item for item in others if _is_plain_container(item)]
-        if len(containers) < len(others) and not all(
-            _is_plain_container(i) or _is_storable_leaf(i) for i in others
-        ):
+        leaves = len(others) > len(containers)
+        if leaves and not all(_is_plain_container(i) or _is_storable_leaf(i) for i in others):
             return False
-        layer = [part for item in containers for part in _parts(item)]
-        seen += len(layer)
-        if not layer or seen > LARGEST_ATTRIBUTE:
-            return seen <= LARGEST_ATTRIBUTE
+        layer = [item for container in containers for item in _items(container)]
+        items += len(layer)
+        if items > LARGEST_ATTRIBUTE:
+            return False
+        if not layer:
+            return True
     return False
 
 
-def _parts(container: Any) -> tuple[Any, ...]:
-    return (
-        (*container.keys(), *container.values())
-        if isinstance(container, dict)
-        else tuple(container)
-    )
+def _items(container: Any) -> tuple[Any, ...]:
+    if isinstance(container, dict):
+        return (*container.keys(), *container.values())
+    return tuple(container)
 
 
 def _is_storable_leaf(value: Any) -> bool:
-    if isinstance(value, SCALARS) or type(value) is Tensor or is_random(value):
+    if type(value) is Tensor:
         return True
+    if is_random(value):
+        return not has_own_pickling(value)
     if is_array(value):
         return not value.dtype.hasobject
+    if has_own_pickling(value):
+        return False
     return isinstance(value, Enum) and type(value).__module__ != "__main__"
+
+
+# ----------------------------------------------------------------------------- capture and put back
 
 
 def frozen_moment(
     training: Training, args: Sequence[Any], kwargs: Mapping[str, Any], others: Mapping[str, Tensor]
 ) -> Frozen:
-    """Copy the arguments of ``training_step`` and the state in which it is called.
+    """Copy the arguments of ``training_step`` and the state before it.
 
     Args:
         training: the run.
-        args: by position.
-        kwargs: by name.
-        others: parameters that are not x and have moved since the window's first micro-batch.
+        args: positional arguments.
+        kwargs: keyword arguments by name.
+        others: parameters that are not x and have changed since the first micro-batch of the step.
 
     Raises:
         TypeError: if a batch can be neither pickled nor copied.
@@ -168,24 +186,27 @@ def frozen_moment(
 
 
 def capture(trainer: Trainer, module: LightningModule) -> dict[str, Any]:
-    """Return the state on which the loss of the next forward may depend; it aliases live tensors: freeze it at once.
+    """Return the state on which the next loss may depend.
 
-    Attributes that hold anything else than numbers, text, tensors, arrays, generators and containers of these, or more than
-    10,000 of them, are named but not taken: a replay finds them as they are then. States of torchmetrics are not taken either:
-    no loss depends on them.
+    The state aliases live tensors: freeze it at once.
+
+    Some attributes are listed by name only, and a replay uses their present values. These are
+    attributes with more than 10,000 items; with objects other than scalars, tensors, arrays,
+    generators and containers; with objects whose class says itself how it is pickled; and those of
+    torchmetrics, on which no loss depends.
     """
     modules = {}
     for path, submodule in module.named_modules():
         attributes = attributes_of(submodule)
-        kept = {}
+        recorded = {}
         if not isinstance(submodule, Metric):
-            kept = {
+            recorded = {
                 name: value
                 for name, value in attributes.items()
-                if isinstance(value, SCALARS) or _storable(value)
+                if _is_scalar(value) or _is_storable(value)
             }
         buffers = {} if is_script(submodule) else dict(submodule._buffers)
-        modules[path] = {"names": list(attributes), "attributes": kept, "buffers": buffers}
+        modules[path] = {"names": list(attributes), "attributes": recorded, "buffers": buffers}
     return {
         "modules": modules,
         "random": read_random_state(module.device),
@@ -194,7 +215,13 @@ def capture(trainer: Trainer, module: LightningModule) -> dict[str, Any]:
 
 
 def put_back(trainer: Trainer, module: LightningModule, state: dict[str, Any]) -> None:
-    """Set module, random numbers and counters to a captured state, thawed afresh; to be called inside `untouched`."""
+    """Set module, random numbers and counters to a captured state, inside a block of `untouched`.
+
+    Args:
+        trainer: the trainer.
+        module: the module.
+        state: a fresh copy of what `capture` returned; the module takes over its objects.
+    """
     for path, submodule in module.named_modules():
         if path in state["modules"] and not is_script(submodule):
             _put_back_module(submodule, state["modules"][path])
@@ -214,90 +241,30 @@ def _put_back_module(module: nn.Module, state: dict[str, Any]) -> None:
 
 
 def _in_place(current: Tensor | None, value: Tensor | None) -> Tensor | None:
-    """Write ``value`` into the tensor that is there, where it fits: compiled code and views may hold on to it."""
-    if (
-        current is None
-        or value is None
-        or current.shape != value.shape
-        or current.dtype != value.dtype
-    ):
+    """Return ``value``, written into the current tensor if shape and dtype agree."""
+    # In place, because compiled code and views may hold the current tensor.
+    if current is None or value is None:
+        return value
+    if current.shape != value.shape or current.dtype != value.dtype:
         return value
     if not torch.equal(current, value.to(current.device)):
-        current.data.copy_(
-            value
-        )  # it is put back, so autograd need not know: a graph of the user's may wait meanwhile
+        # `data` hides the write from autograd. `untouched` restores the buffer before the user may
+        # go backward through a graph that contains it.
+        current.data.copy_(value)
     return current
 
 
-# -------------------------------------------------------------------------------------------------------- random numbers
-
-
-def read_random_state(device: torch.device) -> dict[str, Any]:
-    """Return the states of torch's, the device's, Python's and (where it is in use) numpy's global generators."""
-    version, words, normal = random.getstate()
-    # as bytes: pickled one by one, its 625 integers would take longer than all else of a small module
-    state: dict[str, Any] = {
-        "torch": torch.get_rng_state(),
-        "python": (version, array.array("I", words).tobytes(), normal),
-    }
-    if device.type not in ("cpu", "meta"):
-        state["device"] = torch.get_device_module(device).get_rng_state(device).cpu()
-    if "numpy" in sys.modules:
-        state["numpy"] = sys.modules["numpy"].random.get_state()
-    return state
-
-
-def write_random_state(state: dict[str, Any], device: torch.device) -> None:
-    """Set the global generators to what `read_random_state` returned."""
-    torch.set_rng_state(state["torch"])
-    version, words, normal = state["python"]
-    random.setstate((version, tuple(array.array("I", words)), normal))
-    if "device" in state and device.type == "cuda":
-        _cuda_generator(device).graphsafe_set_state(_generator_at(state["device"], device))
-    elif "device" in state and device.type not in ("cpu", "meta"):
-        torch.get_device_module(device).set_rng_state(state["device"], device)
-    if "numpy" in state:
-        sys.modules["numpy"].random.set_state(state["numpy"])
-
-
-@contextmanager
-def kept_cuda_generator(device: torch.device) -> Iterator[None]:
-    """Inside the block the CUDA generator works on a copy of its state; afterwards it has its own again, as it was.
-
-    Setting its state would tell cuDNN to draw a new seed for the dropout of recurrent layers, and so move training.
-    """
-    if device.type != "cuda":
-        yield
-        return
-    generator = _cuda_generator(device)
-    own = generator.graphsafe_get_state()
-    generator.graphsafe_set_state(own.clone_state())
-    try:
-        yield
-    finally:
-        generator.graphsafe_set_state(own)
-
-
-def _cuda_generator(device: torch.device) -> torch.Generator:
-    index = torch.cuda.current_device() if device.index is None else device.index
-    return torch.cuda.default_generators[index]
-
-
-def _generator_at(state: Tensor, device: torch.device) -> torch.Generator:
-    """Return a generator of its own at a state, from which the global one can take it over."""
-    twin = torch.Generator(device)
-    twin.set_state(state)
-    return twin
-
-
-# ------------------------------------------------------------------------------------------------------------- iterators
+# ---------------------------------------------------------------------------------------- iterators
 
 
 def iterators(module: nn.Module) -> list[str]:
-    """Return the attributes that hold an iterator: what draws from it cannot be drawn again."""
+    """Return the dotted names of attributes that hold an iterator.
+
+    A replay cannot draw again what an iterator has given. Counters and files do not count.
+    """
     found = []
-    for path, part in module.named_modules():
-        for name, value in attributes_of(part).items():
+    for path, submodule in module.named_modules():
+        for name, value in attributes_of(submodule).items():
             draws = hasattr(type(value), "__next__") and isinstance(value, collections.abc.Iterator)
             if draws and not isinstance(value, (itertools.count, io.IOBase)):
                 found.append(f"{path}.{name}" if path else name)

@@ -1,4 +1,4 @@
-"""The curves of one run in its loggers: what is known while training at once, the rest when it is known."""
+"""Write the curves of a run to its loggers, as soon as their values are known."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from lightning_landscape.reporting import scalars
 
 
 class RunCurves:
-    """Writes each tag in ascending steps, once.
+    """Write the curves of a run. Each tag gets each step once, in ascending order.
 
     Args:
-        loggers: any of Lightning's.
+        loggers: loggers of Lightning.
         prefix: group of all tags.
-        live: whether rows come with their reference columns, so that every curve is written at once.
+        live: whether new rows come with their reference columns, as with ``reference=`` a file.
     """
 
     def __init__(self, loggers: Iterable[Logger], prefix: str, *, live: bool) -> None:
@@ -30,15 +30,15 @@ class RunCurves:
         self._evaluated = -1
         """The newest step whose reference columns were written while training"""
         self._newest = -1
-        """The newest step of a curve that is written while training"""
+        """The newest step on the x-axis that was written while training"""
 
     def add(self, probe: Probe, overhead: float, of_extras: Mapping[str, float]) -> None:
         """Write the known values of a new probe.
 
         Args:
-            probe: its row.
-            overhead: the monitor's share of the time of training so far.
-            of_extras: values by tag.
+            probe: the row of the probe.
+            overhead: the monitor's share of the training time so far.
+            of_extras: values of the extras by tag.
         """
         if not self._writer.writes:
             return
@@ -53,18 +53,23 @@ class RunCurves:
         self._writer.write_point(probe.logged_step, {**values, **of_extras, "overhead": overhead})
 
     def at_present(self, table: ProbeTable, step: int) -> None:
-        """Write what rows say with the present iterate in the place of x_p."""
+        """Write values with the present iterate as x_p.
+
+        Args:
+            table: rows whose reference columns belong to the present iterate.
+            step: the step on the x-axis.
+        """
         if self._writer.writes:
             self._writer.write_point(step, scalars.at_present(table))
 
     def restart(self, table: ProbeTable) -> None:
-        """Start the worst case so far anew, from the rows that are left after a thinning or taken over from another run."""
+        """Compute the running α-β pair anew, after thinning or after rows came from another run."""
         self._running = scalars.RunningAlphaBeta()
         for probe in table.evaluated:
             self._running.add(probe)
 
     def repeat(self, table: ProbeTable) -> None:
-        """Write the rows of an earlier run into this run's loggers, before anything else."""
+        """Write the rows of an earlier run to this run's loggers, before any other point."""
         curves = scalars.known_while_training(table)
         if self._live:
             curves |= {**scalars.known_with_reference(table), **scalars.running_alpha_beta(table)}
@@ -77,7 +82,14 @@ class RunCurves:
         steps: int,
         of_extras: Mapping[int, Mapping[str, float]],
     ) -> None:
-        """Write what is known only now: all that needs x_p, or after a live run the report's own values at the last step."""
+        """Write the values that are known only at the end of training.
+
+        Args:
+            table: all rows.
+            summary: the content of ``summary.json``.
+            steps: number of steps of training.
+            of_extras: values of the extras by step and tag.
+        """
         if not self._writer.writes:
             return
         rows, alpha_beta = table.evaluated, summary["conditions"]["alpha_beta"]
@@ -90,16 +102,14 @@ class RunCurves:
             late = ProbeTable(probe for probe in rows if probe.step > self._evaluated)
             self._write_reference_columns(late, {}, of_extras)
             self._writer.write(rows, final)
+        last = {"overhead": summary["run"]["overhead"]["total"]}
         after = max(steps, self._newest + 1)
-        total = {"overhead": summary["run"]["overhead"]["total"]}
-        if not len(rows):
-            self._writer.write_point(after, total)
-        else:
+        if len(rows):
             after = max(after, rows[-1].logged_step + 1)
-            last = {**scalars.bounds_of_the_whole(summary), **total}
-            if self._live:
+            last |= scalars.bounds_of_the_whole(summary)
+            if self._live:  # the report's values, which thinning may have changed
                 last |= {tag: float(curve[-1]) for tag, curve in running.items()}
-            self._writer.write_point(after, last)
+        self._writer.write_point(after, last)
 
     def _write_reference_columns(
         self,
@@ -113,10 +123,10 @@ class RunCurves:
 
 
 class CurveWriter:
-    """Writes curves to loggers, each tag in ascending steps; a logger that fails is named once and then left alone.
+    """Write curves to loggers. A logger that fails causes one warning and gets no more values.
 
     Args:
-        loggers: any of Lightning's.
+        loggers: loggers of Lightning.
         prefix: group of all tags.
     """
 
@@ -130,13 +140,13 @@ class CurveWriter:
         return bool(self._loggers)
 
     def write(self, table: Iterable[Probe], curves: Mapping[str, Tensor]) -> None:
-        """Write curves at the probes' own steps."""
+        """Write curves, one value a probe, at the steps of the probes."""
         for row, probe in enumerate(table):
             values = {tag: float(curve[row]) for tag, curve in curves.items()}
             self.write_point(probe.logged_step, values)
 
     def write_point(self, step: int, values: Mapping[str, float]) -> None:
-        """Write values at one step, but those that are not finite."""
+        """Write the finite values by tag at one step."""
         finite = {
             f"{self._prefix}/{tag}": value for tag, value in values.items() if math.isfinite(value)
         }
@@ -151,8 +161,9 @@ class CurveWriter:
             logger.log_metrics(
                 {tag.replace("/", separator): value for tag, value in values.items()}, step=step
             )
-        except Exception as error:
+        except Exception as error:  # a logger's service may raise anything
             self._loggers.remove(logger)
             rank_zero_warn(
-                f"LandscapeMonitor no longer logs to {type(logger).__name__}: {error}; its files go on"
+                f"LandscapeMonitor no longer logs to {type(logger).__name__}: {error}. Its files "
+                "are still written"
             )

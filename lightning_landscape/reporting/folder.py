@@ -1,4 +1,4 @@
-"""The folder of a run: which one it is, and how its files are kept readable at any time."""
+"""The folder of a run, and its files, which are readable at any time."""
 
 from __future__ import annotations
 
@@ -17,11 +17,15 @@ from lightning_landscape.files import PROBES_CSV, PROBES_JSONL, SUMMARY
 from lightning_landscape.probes import Probe, ProbeTable, to_json_line, write_atomically
 
 CSV_SECONDS = 30.0
-"""While training, ``probes.csv`` is rewritten no more often than this"""
+"""Shortest time between two versions of ``probes.csv`` while training"""
 
 
 def parent_folder(trainer: Trainer, dirpath: str | os.PathLike[str] | None) -> Path:
-    """Return where ``<prefix>/`` goes: ``dirpath``, or the logger's folder, or the trainer's ``default_root_dir``."""
+    """Return the folder in which ``<prefix>/`` is created.
+
+    This is ``dirpath``, or else the first logger's folder, or else the trainer's
+    ``default_root_dir``.
+    """
     if dirpath is not None:
         return Path(dirpath)
     if not trainer.loggers:
@@ -35,7 +39,7 @@ def parent_folder(trainer: Trainer, dirpath: str | os.PathLike[str] | None) -> P
 
 
 def free_folder(parent: Path, prefix: str) -> Path:
-    """Return ``parent/prefix``, or the first ``prefix-1``, ``prefix-2``, … in which no other run has left anything."""
+    """Return the first of ``parent/prefix``, ``prefix-1``, ``prefix-2``, … that holds no files."""
     folder, number = parent / prefix, 0
     while folder.exists() and any(folder.iterdir()):
         number += 1
@@ -44,7 +48,7 @@ def free_folder(parent: Path, prefix: str) -> Path:
 
 
 def remove_empty(folder: Path, top: Path) -> None:
-    """Remove a folder and those above it, up to ``top``, as far as they are empty."""
+    """Remove a folder and its parents, up to and with ``top``, if they are empty."""
     for each in (folder, *folder.parents):
         with suppress(OSError):
             each.rmdir()
@@ -53,11 +57,14 @@ def remove_empty(folder: Path, top: Path) -> None:
 
 
 class RunFolder:
-    """Writes ``probes.jsonl`` line by line, ``probes.csv`` now and then, ``summary.json`` at the end.
+    """Write the files of a run.
+
+    ``probes.jsonl`` gets one line a probe, ``probes.csv`` is written now and then, and
+    ``summary.json`` at the end.
 
     Args:
-        path: the folder; made at once.
-        writes: whether this process writes; of several, one does.
+        path: the folder, which is created at once.
+        writes: whether this process writes; of several processes only one does.
     """
 
     def __init__(self, path: Path, writes: bool = True) -> None:
@@ -67,7 +74,7 @@ class RunFolder:
             path.mkdir(parents=True, exist_ok=True)
 
     def append(self, probe: Probe, table: ProbeTable) -> None:
-        """Add a probe: a line at once, the whole table if it has not been written for a while."""
+        """Write a new probe as a line, and the table if `CSV_SECONDS` have passed."""
         if not self._writes:
             return
         _append(self.path / PROBES_JSONL, to_json_line(probe).encode())
@@ -75,7 +82,7 @@ class RunFolder:
             self.write_table(table)
 
     def rewrite(self, table: ProbeTable) -> None:
-        """Write table and lines anew: after rows were thinned out or taken over from another run."""
+        """Write table and lines anew, after thinning or after rows came from another run."""
         self.write_table(table)
         self._write(PROBES_JSONL, "".join(to_json_line(probe) for probe in table))
 
@@ -86,14 +93,14 @@ class RunFolder:
 
     @property
     def beside_is_due(self) -> bool:
-        """Whether the tables beside the table of probes have not been written for a while."""
+        """Whether `CSV_SECONDS` have passed since the extras' tables were written."""
         return time.monotonic() - self._written_beside > CSV_SECONDS
 
     def write_beside(self, tables: Mapping[str, tuple[type[Any], Sequence[Any]]]) -> None:
         """Write the tables of the extras.
 
         Args:
-            tables: class and rows of each, by its name; those without rows are not written.
+            tables: dataclass and rows of each table by name. A table without rows is not written.
         """
         self._written_beside = time.monotonic()
         for name, (kind, rows) in tables.items():
@@ -102,12 +109,11 @@ class RunFolder:
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Write ``summary.json`` atomically, as strict JSON."""
-        self._write(
-            SUMMARY, json.dumps(summary, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
-        )
+        text = json.dumps(summary, indent=2, allow_nan=False, ensure_ascii=False)
+        self._write(SUMMARY, text + "\n")
 
     def finish(self, table: ProbeTable, summary: dict[str, Any]) -> None:
-        """Write the final table and summary; the lines, which say no more, go."""
+        """Write the final table and summary, and remove ``probes.jsonl``, which has no more."""
         self.write_table(table)
         self.write_summary(summary)
         (self.path / PROBES_JSONL).unlink(missing_ok=True)
@@ -118,7 +124,8 @@ class RunFolder:
 
 
 def _append(path: Path, line: bytes) -> None:
-    """Add a line to a file, with as little as the system needs for it: training waits meanwhile."""
+    """Append a line to a file."""
+    # Without Python's buffers, because training waits meanwhile.
     file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
     try:
         while line:

@@ -1,4 +1,4 @@
-"""Runs that were killed or damaged: what can still be read and computed, and in plain sentences what is missing."""
+"""Read runs that were killed or damaged, and say which files are missing or damaged."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ from lightning_landscape.reporting.tables import at, shown
 from lightning_landscape.reporting.verdict import caveats, verdict
 
 WINDOWS = 4
+"""Windows of a summary that is computed from the table alone"""
 _REQUIRED = ("loss", "loss_infimum", "grad_sq_norm", "step_size", "step_residual")
 _OF_THE_REFERENCE = ("reference_loss", "inner_product", "sq_distance")
 
@@ -36,39 +37,33 @@ Content = TypeVar("Content")
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A run as far as its files can be read, and a sentence for everything that is missing."""
+    """The readable part of a run, and a sentence for each missing part."""
 
     run: Run
     notes: tuple[str, ...] = ()
 
     @property
     def summary(self) -> dict[str, Any] | None:
-        """``summary.json``, or what follows from the table alone; None where there is neither."""
+        """``summary.json``, or else a summary of the table alone; None without a table."""
         if self.run.summary is not None:
             return self.run.summary
         return summary_of_table(self.run.table) if len(self.run.table) else None
 
 
 def read(folder: Path) -> Found:
-    """Read whatever can be read of a run, file by file; nothing is raised for its content.
+    """Read a run file by file. A damaged file causes a note, and no error.
 
     Args:
         folder: the monitor's folder, ``<prefix>/``.
     """
     notes: list[str] = []
-    summary = _attempt(lambda: _usable(read_summary(folder)), SUMMARY, notes)
-    table = _table(folder, notes)
-    run = Run(
-        folder,
-        table,
-        summary,
-        _tables(folder, notes),
-    )
+    summary = _attempt(lambda: _checked(read_summary(folder)), SUMMARY, notes)
+    run = Run(folder, _table(folder, notes), summary, _tables(folder, notes))
     return Found(run, tuple(notes + _missing(run)))
 
 
 def _tables(folder: Path, notes: list[str]) -> dict[str, list[Any]]:
-    """Return the rows of the extras' tables that can be read."""
+    """Return the rows of the readable tables of the extras."""
     found: dict[str, list[Any]] = {}
     for name in tables_in(folder):
         rows = _attempt(functools.partial(read_rows, folder, name), f"{name}.csv", notes)
@@ -80,28 +75,27 @@ def _tables(folder: Path, notes: list[str]) -> dict[str, list[Any]]:
 def _attempt(reader: Callable[[], Content], name: str, notes: list[str]) -> Content | None:
     try:
         return reader()
-    except Exception as error:  # whatever a damaged file makes of a parser
+    except Exception as error:  # a parser may raise anything for a damaged file
         notes.append(f"{name} cannot be read and is left out: {' '.join(str(error).split())}.")
         return None
 
 
-def _usable(summary: dict[str, Any] | None) -> dict[str, Any] | None:
-    """Raise ``ValueError`` where a summary lacks its parts, or holds a number that is not finite."""
+def _checked(summary: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Return a summary.
+
+    Raises:
+        ValueError: if a part is missing or has the wrong type, or if a number is not finite.
+    """
     if summary is None:
         return None
     for part in ("run", "conditions", "bounds"):
         if not isinstance(summary.get(part), dict):
-            raise ValueError(f"found no {part!r} in it; supported is what a run writes")
-    if not all(
-        isinstance(entry, dict)
-        for part in ("conditions", "bounds")
-        for entry in summary[part].values()
-    ):
-        raise ValueError(
-            "found a condition or a bound that is no object; supported is what a run writes"
-        )
+            raise ValueError(f"found no object {part!r} in it")
+    entries_found = [*summary["conditions"].values(), *summary["bounds"].values()]
+    if not all(isinstance(entry, dict) for entry in entries_found):
+        raise ValueError("found a condition or a bound that is not an object")
     if not _is_finite(summary):
-        raise ValueError("found a number that is not finite, where strict JSON has none")
+        raise ValueError("found a number that is not finite, which strict JSON does not allow")
     return summary
 
 
@@ -114,20 +108,20 @@ def _is_finite(value: Any) -> bool:
 
 
 def _table(folder: Path, notes: list[str]) -> ProbeTable:
-    """Return the rows that can be computed with; where the table is damaged, those of the lines."""
-    table = _attempt(
-        lambda: read_table(folder), f"the table of probes ({PROBES_CSV}, {PROBES_JSONL})", notes
-    )
+    """Return the usable rows of the table, or of ``probes.jsonl`` if the table is damaged."""
+    name = f"the table of probes ({PROBES_CSV}, {PROBES_JSONL})"
+    table = _attempt(lambda: read_table(folder), name, notes)
     if table is None:
         table = _attempt(lambda: read_lines(folder), PROBES_JSONL, notes) or ProbeTable()
         if len(table):
-            notes.append(f"The {len(table)} probes shown are those of {PROBES_JSONL}.")
-    kept = [_with_whole_reference(probe) for probe in table if _are_finite(probe, _REQUIRED)]
-    if len(kept) < len(table):
+            notes.append(f"The {len(table)} probes shown are from {PROBES_JSONL}.")
+    usable = [_with_whole_reference(probe) for probe in table if _are_finite(probe, _REQUIRED)]
+    if len(usable) < len(table):
         notes.append(
-            f"{len(table) - len(kept)} of {len(table)} probes have a value that is missing or not finite; they are left out."
+            f"{len(table) - len(usable)} of {len(table)} probes have a value that is missing or "
+            "not finite; they are left out."
         )
-    return ProbeTable(kept)
+    return ProbeTable(usable)
 
 
 def _are_finite(probe: Probe, names: tuple[str, ...]) -> bool:
@@ -136,58 +130,65 @@ def _are_finite(probe: Probe, names: tuple[str, ...]) -> bool:
 
 
 def _with_whole_reference(probe: Probe) -> Probe:
-    """Return a probe that counts as not evaluated where one of the columns that need the reference is missing."""
-    values: dict[str, Any] = (
-        {} if _are_finite(probe, _OF_THE_REFERENCE) else dict.fromkeys(_OF_THE_REFERENCE)
-    )
+    """Return a probe without its reference columns if one of them is missing."""
+    values: dict[str, Any] = {}
+    if not _are_finite(probe, _OF_THE_REFERENCE):
+        values = dict.fromkeys(_OF_THE_REFERENCE)
     if not _are_finite(probe, ("initial_loss",)):
         values["initial_loss"] = None
     return probe.with_values(**values)
 
 
 def _missing(run: Run) -> list[str]:
-    """Say what a run did not write, or did not finish."""
-    return [
-        said
-        for said in (_about_lines(run), _about_summary(run), _about_evaluation(run.table))
-        if said
-    ]
+    """Return a sentence for each file or evaluation that a run has not finished."""
+    notes = (_about_table(run), _about_summary(run), _about_evaluation(run.table))
+    return [note for note in notes if note]
 
 
-def _about_lines(run: Run) -> str:
+def _about_table(run: Run) -> str:
     if not len(run.table):
         rest = f"only {SUMMARY} is shown" if run.summary is not None else "nothing can be computed"
         return f"No probe can be read ({PROBES_CSV}, {PROBES_JSONL}): {rest}."
     if (run.path / PROBES_CSV).is_file():
         return ""
-    return f"{PROBES_CSV} is missing: the {len(run.table)} probes are those of {PROBES_JSONL}, up to where the run was killed."
+    return (
+        f"{PROBES_CSV} is missing: the {len(run.table)} probes are from {PROBES_JSONL}, which ends "
+        "where the run was killed."
+    )
 
 
 def _about_summary(run: Run) -> str:
     if not (run.path / SUMMARY).is_file():
-        said = f"{SUMMARY} is missing: the run is still training, or was killed."
-        return f"{said} What is shown follows from its probes alone." if len(run.table) else said
+        note = f"{SUMMARY} is missing: the run is still training, or was killed."
+        return f"{note} All results follow from its probes alone." if len(run.table) else note
     count = at(run.summary, "run", "probes")
     if run.summary is None or not len(run.table) or count == len(run.table):
         return ""
-    return f"{SUMMARY} is of {count} probes, the table has {len(run.table)}: they are not of the same moment."
+    return (
+        f"{SUMMARY} is about {count} probes, but the table has {len(run.table)}: the two files "
+        "were not written at the same time."
+    )
 
 
 def _about_evaluation(table: ProbeTable) -> str:
     missing = len(table) - len(table.evaluated)
-    if missing and missing == len(table):
+    if not missing:
+        return ""
+    if missing < len(table):
         return (
-            f"None of the {missing} probes was evaluated at the reference, so no condition can be computed; the loss "
-            f"was {shown(table[0].loss)} at step {table[0].step} and {shown(table[-1].loss)} at step {table[-1].step}."
+            f"{missing} of {len(table)} probes were not evaluated at the reference; the conditions "
+            "are those of the other probes."
         )
+    first, last = table[0], table[-1]
     return (
-        f"{missing} of {len(table)} probes were not evaluated at the reference; conditions are those of the others."
-        * bool(missing)
+        f"None of the {missing} probes was evaluated at the reference, so no condition can be "
+        f"computed; the loss was {shown(first.loss)} at step {first.step} and {shown(last.loss)} "
+        f"at step {last.step}."
     )
 
 
 def summary_of_table(table: ProbeTable) -> dict[str, Any]:
-    """Return what ``summary.json`` would say as far as it follows from the table alone; no theorem applies to that.
+    """Return the part of ``summary.json`` that follows from the table alone, without theorems.
 
     Args:
         table: the table of probes, at least one row.
@@ -197,7 +198,7 @@ def summary_of_table(table: ProbeTable) -> dict[str, Any]:
     alpha_beta = alpha_beta_condition(rows, drop, WINDOWS, run)
     bounds = entries(certify(Evidence(ProbeTable(), run)), None, run)
     for bound in bounds.values():
-        bound["reason"] = f"{SUMMARY} is missing: how the run was made is not known"
+        bound["reason"] = f"{SUMMARY} is missing, so the settings of the run are unknown"
     return {
         "schema": SCHEMA,
         "run": {**run, "drop": drop},
@@ -212,7 +213,7 @@ def summary_of_table(table: ProbeTable) -> dict[str, Any]:
 
 
 def _unknown_run(table: ProbeTable) -> dict[str, Any]:
-    """Return the ``run`` part of a summary with what a table shows; the rest is not known."""
+    """Return the ``run`` part of a summary from the table; other values are unknown."""
     return {
         "complete": False,
         "stopped_by": f"no {SUMMARY} was written",

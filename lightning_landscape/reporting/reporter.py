@@ -14,6 +14,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from lightning_landscape.probes import Probe, ProbeTable
 from lightning_landscape.reporting import pictures, tensorboard
+from lightning_landscape.reporting.attempts import attempt
 from lightning_landscape.reporting.curves import RunCurves
 from lightning_landscape.reporting.folder import RunFolder, remove_empty
 from lightning_landscape.reporting.text import report as text_report
@@ -66,6 +67,8 @@ class Reporter:
         self.folder, self.temporary = folder, temporary
         self._loggers, self._prefix, self._extras = loggers, prefix, extras
         self._images, self._writes = images, writes
+        self._without_curves: list[Beside] = []
+        """Extras whose curves failed"""
         self.curves = RunCurves(loggers if writes else [], prefix, live=live)
 
     # ------------------------------------------------------------------------------ while training
@@ -106,8 +109,18 @@ class Reporter:
     def _curves_at(self, step: int) -> dict[str, float]:
         values: dict[str, float] = {}
         for extra in self._extras:
-            values |= extra.curves(extra.at_step(step))
+            rows = extra.at_step(step)
+            if rows and extra not in self._without_curves:
+                values |= self._curves_of(extra, rows)
         return values
+
+    def _curves_of(self, extra: Beside, rows: Sequence[Any]) -> dict[str, float]:
+        """Return an extra's values by tag; after a failure it is not asked again."""
+        call: Callable[[], dict[str, float] | None] = lambda: dict(extra.curves(rows))  # noqa: E731
+        found = attempt(extra, "curves", call, None)
+        if found is None:
+            self._without_curves.append(extra)
+        return found or {}
 
     # -------------------------------------------------------------------------------- at the end
 

@@ -1,4 +1,4 @@
-"""Curves: which tag has which value at which probe; pure functions of the table."""
+"""The values of the curves by tag, as pure functions of the table."""
 
 from __future__ import annotations
 
@@ -15,12 +15,11 @@ from lightning_landscape.probes import Probe, ProbeTable
 from lightning_landscape.reporting.conditions import columns_of, metrics
 
 Curves = dict[str, Tensor]
-"""Values by tag (without prefix), one for each row of a table; ``nan`` is no point"""
+"""One value for each row of a table, by tag without prefix; ``nan`` if there is no point"""
 
-
-_CONDITIONS = metrics()  # for the constants of single probes, which need no state
+_CONDITIONS = metrics()  # shared, because the constants of single probes need no state
 WHILE_TRAINING = ("polyak_lojasiewicz", "smoothness")
-"""The conditions that need no reference"""
+"""Conditions that need no reference"""
 WITH_REFERENCE = tuple(key for key in _CONDITIONS if key not in WHILE_TRAINING)
 
 
@@ -35,24 +34,26 @@ def known_while_training(table: ProbeTable) -> Curves:
 
 
 def known_with_reference(table: ProbeTable) -> Curves:
-    """Return the curves of a probe's own values that need the reference."""
-    product, squares, distance = (
-        table.column(n) for n in ("inner_product", "grad_sq_norm", "sq_distance")
-    )
+    """Return the curves that need the reference and one probe at a time."""
+    columns = table.columns("inner_product", "grad_sq_norm", "sq_distance")
+    empty = torch.zeros(0, dtype=torch.float64)
     return {
         "reference_loss": table.column("reference_loss"),
         "gap": table.column("loss") - table.column("reference_loss"),
-        "inner_product": product,
-        "distance": distance.sqrt(),
-        "cosine": product.new_zeros(0)
-        if not len(table)
-        else F.cosine(inner_product=product, grad_sq_norm=squares, sq_distance=distance),
+        "inner_product": columns["inner_product"],
+        "distance": columns["sq_distance"].sqrt(),
+        "cosine": F.cosine(**columns) if len(table) else empty,
         **condition_curves(table, WITH_REFERENCE),
     }
 
 
 def condition_curves(table: ProbeTable, keys: Sequence[str]) -> Curves:
-    """Return each probe's own constant of some conditions, by tag; mini-batch versions throughout."""
+    """Return the constants of conditions at single probes, for the mini-batch losses.
+
+    Args:
+        table: the rows.
+        keys: names of the conditions.
+    """
     if not len(table):
         return {}
     chosen = {key: _CONDITIONS[key] for key in keys}
@@ -64,11 +65,16 @@ def condition_curves(table: ProbeTable, keys: Sequence[str]) -> Curves:
 
 
 def bound_curves(table: ProbeTable, run: Mapping[str, Any]) -> Curves:
-    """Return each applying theorem's bound after as many steps as each probe had before it, with the final pair and constants.
+    """Return the bounds of the theorems that apply, after the steps before each probe.
 
-    ``nan`` at the first probe, before any step. For a chart of loss gap and bound as a margin, for which TensorBoard wants
-    three curves with the same steps: ``bound/in_force``, the bound that the verdict is about, ``bound/gap`` and
-    ``bound/lower`` = 0.
+    They use the final pair and constants, and are ``nan`` at the first probe, before any step.
+
+    Three more curves with the same steps draw loss gap and bound as a margin in TensorBoard:
+    ``bound/in_force``, the bound in the verdict, ``bound/gap``, and ``bound/lower`` = 0.
+
+    Args:
+        table: the rows.
+        run: the ``run`` part of ``summary.json``.
     """
     evidence = Evidence(table, run)
     certificates = {theorem.name: theorem.certify(evidence) for theorem in THEOREMS}
@@ -88,9 +94,9 @@ def bound_curves(table: ProbeTable, run: Mapping[str, Any]) -> Curves:
 
 
 class RunningAlphaBeta:
-    """The best pair over the probes up to each one; a probe costs the same however many came before it.
+    """The best pair (α, β) over all probes so far, at the same cost for every probe.
 
-    Where a loss is below the infimum no pair is defined, and there are no points from there on.
+    From the first probe on whose loss is below the infimum, no pair is defined and no value exists.
     """
 
     def __init__(self) -> None:
@@ -99,7 +105,7 @@ class RunningAlphaBeta:
         self._defined = True
 
     def add(self, probe: Probe) -> dict[str, float]:
-        """Return the values by tag after one more probe, whose reference columns are known."""
+        """Add a probe with known reference columns, and return the new values by tag."""
         b, low = probe.reference_loss, probe.loss_infimum
         if b is None or probe.inner_product is None or min(probe.loss, b) < low:
             self._defined = False
@@ -117,7 +123,10 @@ class RunningAlphaBeta:
 
 
 def bounds_of_the_whole(summary: dict[str, Any]) -> dict[str, float]:
-    """Return the bounds after all steps, as the report has them, by tag, and as ``bound/final`` the one that is in force."""
+    """Return the report's bounds after all steps by tag.
+
+    ``bound/final`` is the bound in force, if there is one.
+    """
     bounds = summary["bounds"]
     values = {
         f"bound/{name}": bound["value"]
@@ -129,16 +138,18 @@ def bounds_of_the_whole(summary: dict[str, Any]) -> dict[str, float]:
 
 
 NO_LOSSES = frozenset({"inner_product", "sq_distance", "grad_sq_norm"})
-"""Columns at the present iterate that need no loss there"""
+"""Columns that need no loss at the present iterate"""
 
 
 def at_present(table: ProbeTable) -> dict[str, float]:
-    """Return values of all rows together at the present iterate, by tag in the group ``live``.
+    """Return values of all rows with the present iterate as x_p, by tag in the group ``live``.
+
+    With reference losses these are the best pair and the constants of all conditions except the
+    gradient angle. Without them they are the constants that need no loss, and the means of inner
+    product, cosine and distance.
 
     Args:
-        table: rows with the present iterate in the place of x_p. Where their reference losses are
-            known: the best pair, and each condition's constant. Else the conditions that need no
-            loss, and the mean of inner product, cosine and distance.
+        table: rows whose reference columns belong to the present iterate.
     """
     if not len(table):
         return {}
@@ -153,7 +164,9 @@ def at_present(table: ProbeTable) -> dict[str, float]:
         values["cosine"] = float(F.cosine(**columns).mean())
         values["distance"] = float(columns["sq_distance"].sqrt().mean())
     for key, metric in metrics().items():
-        if key == "gradient_angle" or not (with_losses or set(metric.columns) <= NO_LOSSES):
+        # without losses, the mean cosine is there in the place of the angle
+        no_losses = key != "gradient_angle" and set(metric.columns) <= NO_LOSSES
+        if not (with_losses or no_losses):
             continue
         metric.update(**columns_of(metric, table, full_batch=False))
         values[f"{key}/{metric.constant}"] = float(metric.compute()["value"])
@@ -161,11 +174,12 @@ def at_present(table: ProbeTable) -> dict[str, float]:
 
 
 def running_alpha_beta(table: ProbeTable, drop: float | None = None) -> Curves:
-    """Return the best pair over the rows up to each one, as curves.
+    """Return the best pair over the rows up to each row, as curves.
 
     Args:
-        table: rows whose reference columns are known.
-        drop: what training achieved; without it there is no curve of informativeness.
+        table: rows with known reference columns.
+        drop: the decrease of the loss in training, for the curve of informativeness; None for no
+            such curve.
     """
     running = RunningAlphaBeta()
     points = [running.add(probe) for probe in table]
@@ -180,7 +194,7 @@ def running_alpha_beta(table: ProbeTable, drop: float | None = None) -> Curves:
 
 
 def alpha_beta_margin(table: ProbeTable, alpha: float | None, beta: float | None) -> Curves:
-    """Return the margin of each probe for the reported pair; empty without one."""
+    """Return the margin of each probe for a pair (α, β); no curve if α or β is None."""
     if alpha is None or beta is None:
         return {}
     columns = table.columns("loss", "reference_loss", "inner_product", "loss_infimum")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
@@ -9,6 +10,7 @@ from lightning_landscape.bounds import Evidence, certify, in_force
 from lightning_landscape.functional.alpha_beta import mean_and_error
 from lightning_landscape.probes import SCHEMA, ProbeTable
 from lightning_landscape.reporting.alpha_beta import alpha_beta_condition
+from lightning_landscape.reporting.attempts import attempt
 from lightning_landscape.reporting.certificates import entries, theory_sentences
 from lightning_landscape.reporting.conditions import other_conditions
 from lightning_landscape.reporting.findings import Findings
@@ -51,14 +53,29 @@ def summarise(
     }
     findings = Findings(rows, run, alpha_beta)
     for extra in extras:
-        _merge(summary, extra.summary(findings))
+        _merge(summary, _part_of(extra, findings))
     sentences = [
         verdict(alpha_beta, drop, run, len(rows)),
-        *(extra.sentence(summary) for extra in extras),
+        *(_sentence_of(extra, summary) for extra in extras),
         theory_sentences(certificates, run, drop["value"]),
         caveats(rows, drop, windows, run),
     ]
     return {**summary, "verdict": "".join(sentences)}
+
+
+def _part_of(extra: Part, findings: Findings) -> dict[str, Any]:
+    """Return an extra's part of the summary; {} if it fails, or holds anything but JSON."""
+
+    def part() -> dict[str, Any]:
+        found = extra.summary(findings)
+        json.dumps(found, allow_nan=False)
+        return found
+
+    return attempt(extra, "summary", part, {})
+
+
+def _sentence_of(extra: Part, summary: Mapping[str, Any]) -> str:
+    return attempt(extra, "sentence", lambda: extra.sentence(summary), "")
 
 
 def _merge(summary: dict[str, Any], part: Mapping[str, Any]) -> None:

@@ -33,8 +33,12 @@ CONSTANTS = ("polyak_lojasiewicz/mu$", "restricted_secant/mu$", "aiming/theta$",
 """Constants of single probes in one chart; with more of them the lines could not be told apart"""
 
 
-def layout(prefix: str) -> dict[str, dict[str, list[Any]]]:
+def layout(prefix: str, *, live_losses: bool = False) -> dict[str, dict[str, list[Any]]]:
     """Return the charts of one category in the form of ``SummaryWriter.add_custom_scalars``.
+
+    Args:
+        prefix: group of all tags.
+        live_losses: whether losses are evaluated at the present iterate, hence α and β.
 
     Example:
         >>> layout("landscape")["Loss landscape"]["Loss gap and the bound in force"]
@@ -42,6 +46,11 @@ def layout(prefix: str) -> dict[str, dict[str, list[Any]]]:
     """
     # Multiline charts match tags by regular expressions, margin charts by name.
     tag = f"{prefix}/{{}}".format
+    live = {
+        False: ("Cosine of gradient and x − the present iterate", tag("live/cosine")),
+        True: ("α, β and α − β at the present iterate", tag("live/alpha_beta/(alpha|beta|rate)$")),
+    }
+    title, curves = live[live_losses]
     charts = {
         "Loss gap and the bound in force": [
             "Margin",
@@ -52,10 +61,7 @@ def layout(prefix: str) -> dict[str, dict[str, list[Any]]]:
         "α, β and α − β up to here": ["Multiline", [tag("alpha_beta/(alpha|beta|rate)$")]],
         "Neighbourhood up to here": ["Multiline", [tag("alpha_beta/neighbourhood$")]],
         "Constants of single probes": ["Multiline", [tag(name) for name in CONSTANTS]],
-        "α, β and α − β before x_p is known": [
-            "Multiline",
-            [tag("live/alpha_beta/(alpha|beta|rate)$")],
-        ],
+        title: ["Multiline", [curves]],
     }
     return {CATEGORY: charts}
 
@@ -65,6 +71,7 @@ def declare(
     prefix: str,
     *,
     with_layout: bool,
+    live_losses: bool = False,
     hparams: Mapping[Logger, Mapping[str, Any]],
 ) -> None:
     """Declare layout and results before the user's module and Lightning do.
@@ -77,6 +84,7 @@ def declare(
         loggers: the loggers of the Trainer.
         prefix: group of all tags.
         with_layout: whether to write a layout.
+        live_losses: whether losses are evaluated at the present iterate.
         hparams: hyper-parameters by logger, for the loggers to which Lightning is about to write
             them with ``hp_metric``.
     """
@@ -84,7 +92,7 @@ def declare(
         _each(
             loggers,
             "add_custom_scalars",
-            lambda writer, _: writer.add_custom_scalars(layout(prefix)),
+            lambda writer, _: writer.add_custom_scalars(layout(prefix, live_losses=live_losses)),
         )
     named = [logger for logger in loggers if logger in hparams]
     _each(

@@ -1,4 +1,4 @@
-"""How a run was made: what ``summary.json`` says of it beside its probes, in plain values."""
+"""Describe how a run was made, as plain values for ``summary.json``."""
 
 from __future__ import annotations
 
@@ -29,34 +29,21 @@ from lightning_landscape.vectors.parameters import optimized_parameters
 
 
 def describe_run(trainer: Trainer, module: LightningModule, optimizer: Optimizer) -> dict[str, Any]:
-    """Return optimiser, hyper-parameters, precision, processes, accumulation and versions.
+    """Return optimizer, hyper-parameters, precision, processes, accumulation and versions.
 
     Args:
         trainer: the trainer.
         module: the module in training.
-        optimizer: the measured optimiser, or the part of it that is measured.
+        optimizer: the measured optimizer, or the measured part of it.
     """
-    held = {
-        id(parameter): parameter
-        for group in optimizer.param_groups
-        for parameter in group["params"]
-    }
+    whole = whole_of(optimizer)
+    x = optimized_parameters(module, optimizer)
     return {
-        "parameters": sum(parameter.numel() for parameter in held.values()),
-        "optimizer": {
-            "class": type(whole_of(optimizer)).__name__,
-            "module": type(whole_of(optimizer)).__module__,
-            "defaults": plain(optimizer.defaults),
-            "groups": [
-                plain({k: v for k, v in group.items() if k != "params"})
-                for group in optimizer.param_groups
-            ],
-        },
+        "parameters": sum(parameter.numel() for parameter in x.values()),
+        "optimizer": _describe_optimizer(optimizer),
         "gradient_clipping": _clipping(trainer),
-        "trained_elsewhere": len(
-            trained_elsewhere(module, trainer.optimizers, optimized_parameters(module, optimizer))
-        ),
-        "lr_schedulers": _schedulers(trainer, whole_of(optimizer)),
+        "trained_elsewhere": len(trained_elsewhere(module, trainer.optimizers, x)),
+        "lr_schedulers": _schedulers(trainer, whole),
         "sampling": sampling(trainer.train_dataloader),
         "batches_per_epoch": plain(trainer.num_training_batches),
         "hparams": plain(module.hparams),
@@ -65,12 +52,12 @@ def describe_run(trainer: Trainer, module: LightningModule, optimizer: Optimizer
         "accumulate_grad_batches": trainer.accumulate_grad_batches,
         "versions": {
             "python": platform.python_version(),
-            **{
-                name: _version(name)
-                for name in ("lightning-landscape", "lightning", "torch", "torchmetrics")
-            },
+            **{name: _version(name) for name in _PACKAGES},
         },
     }
+
+
+_PACKAGES = ("lightning-landscape", "lightning", "torch", "torchmetrics")
 
 
 @functools.cache
@@ -78,17 +65,30 @@ def _version(name: str) -> str:
     return version(name)
 
 
+def _describe_optimizer(optimizer: Optimizer) -> dict[str, Any]:
+    kind = type(whole_of(optimizer))
+    return {
+        "class": kind.__name__,
+        "module": kind.__module__,
+        "defaults": plain(optimizer.defaults),
+        "groups": [
+            plain({name: value for name, value in group.items() if name != "params"})
+            for group in optimizer.param_groups
+        ],
+    }
+
+
 def planned_steps(trainer: Trainer) -> float:
-    """Return how many optimizer steps training is to make in all, as its counter will show; ``inf`` where that is not known."""
+    """Return the total number of optimizer steps of this run; ``inf`` if it is unknown."""
     try:
         steps = trainer.estimated_stepping_batches
-    except MisconfigurationException:  # accumulation that changes from epoch to epoch
+    except MisconfigurationException:  # the accumulation changes from epoch to epoch
         return math.inf
-    return steps if steps > 0 else math.inf  # Lightning says -1 of a loader without a length
+    return steps if steps > 0 else math.inf  # Lightning returns -1 for a loader without a length
 
 
 def _clipping(trainer: Trainer) -> dict[str, Any] | None:
-    """Return Lightning's clipping of gradients, or None."""
+    """Return Lightning's gradient clipping; None if there is none."""
     if not trainer.gradient_clip_val:
         return None
     return {
@@ -98,18 +98,30 @@ def _clipping(trainer: Trainer) -> dict[str, Any] | None:
 
 
 def _schedulers(trainer: Trainer, optimizer: Optimizer) -> list[dict[str, Any]]:
-    """Return the learning rate schedulers, those of other optimisers aside, and which of them look at a measured value."""
+    """Return the learning rate schedulers, except those that belong to another optimizer."""
     others = [other for other in trainer.optimizers if other is not optimizer]
-    of = [(c, getattr(c.scheduler, "optimizer", None)) for c in trainer.lr_scheduler_configs]
-    configured = [c for c, scheduled in of if not any(scheduled is other for other in others)]
+    configured = []
+    for config in trainer.lr_scheduler_configs:
+        scheduled = getattr(config.scheduler, "optimizer", None)
+        if not any(scheduled is other for other in others):
+            configured.append(config)
     return [
-        {"class": type(c.scheduler).__name__, "reduce_on_plateau": bool(c.reduce_on_plateau)}
-        for c in configured
+        {
+            "class": type(config.scheduler).__name__,
+            "reduce_on_plateau": bool(config.reduce_on_plateau),
+        }
+        for config in configured
     ]
 
 
 def sampling(loader: Any) -> str:
-    """Return how mini-batches are drawn: "with_replacement", "reshuffled", "sequential", or "unknown".
+    """Return how a loader draws mini-batches.
+
+    Args:
+        loader: the training loader, of any type.
+
+    Returns:
+        "with_replacement", "reshuffled", "sequential", or "unknown".
 
     Example:
         >>> from torch.utils.data import DataLoader
@@ -119,23 +131,28 @@ def sampling(loader: Any) -> str:
     if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
         return "unknown"
     if loader.batch_sampler is not None and type(loader.batch_sampler) is not BatchSampler:
-        return "unknown"  # the user's own, which may shuffle
+        return "unknown"  # a batch sampler of the user's may shuffle
     sampler = loader.sampler
     if isinstance(sampler, (RandomSampler, WeightedRandomSampler)):
         return "with_replacement" if sampler.replacement else "reshuffled"
-    if (
-        isinstance(sampler, SubsetRandomSampler) or getattr(sampler, "shuffle", False) is True
-    ):  # also torch's distributed one
+    shuffle = getattr(sampler, "shuffle", None)  # an attribute of torch's DistributedSampler
+    if isinstance(sampler, SubsetRandomSampler) or shuffle is True:
         return "reshuffled"
-    plainly = isinstance(sampler, SequentialSampler) or getattr(sampler, "shuffle", True) is False
-    return "sequential" if plainly else "unknown"
+    if isinstance(sampler, SequentialSampler) or shuffle is False:
+        return "sequential"
+    return "unknown"
 
 
 def plain(value: Any, depth: int = 8) -> Any:
-    """Return a value as strict JSON holds it; objects, and what is nested deeper than ``depth``, become their text."""
+    """Return a value as strict JSON can hold it; other objects become text.
+
+    Args:
+        value: any value.
+        depth: levels of containers; a value that is nested deeper becomes the name of its class.
+    """
     try:
         return _plain(value, depth)
-    except Exception as error:  # whatever a user's object does when it is asked for its text
+    except Exception as error:  # str() of a user's object may raise anything
         return f"{type(value).__name__} without a text: {type(error).__name__}"
 
 
@@ -151,19 +168,24 @@ def _plain(value: Any, depth: int) -> Any:
     if value is None or isinstance(value, (bool, int, str)):
         return value
     if isinstance(value, float):
-        return value if value - value == 0 else str(value)
+        return value if math.isfinite(value) else str(value)  # strict JSON has no nan or inf
     return str(value)
 
 
 def describe_loss(module: nn.Module, loss: Any, infimum: float) -> dict[str, Any]:
-    """Return what f_i means in this run."""
+    """Return how the mini-batch loss f_i is computed.
+
+    Args:
+        module: the module, in the mode in which it is trained.
+        loss: the user's ``loss=``; None if f_i is the loss of ``training_step``.
+        infimum: the stated lower bound of f_i.
+    """
     modules = list(module.modules())
     norms = [m for m in modules if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     drops = [m for m in modules if isinstance(m, nn.modules.dropout._DropoutNd) and m.p > 0]
+    name = getattr(loss, "__qualname__", type(loss).__qualname__)
     return {
-        "source": "training_step"
-        if loss is None
-        else getattr(loss, "__qualname__", type(loss).__qualname__),
+        "source": "training_step" if loss is None else name,
         "infimum": infimum,
         "training_mode": module.training,
         "batch_norm": any(m.training or m.running_mean is None for m in norms),

@@ -1,4 +1,4 @@
-"""The ways in which measuring ends before its end, in this process or in another one."""
+"""Errors that stop the measurement of a probe or of the run, in this process or in another one."""
 
 from __future__ import annotations
 
@@ -9,28 +9,33 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 
 class NotMeasurable(Exception):
-    """A probe that has no value: the loss is not a finite scalar, or what it needs is gone."""
+    """A probe cannot be measured: its loss is not a finite scalar, or its record is unreadable."""
 
 
 class Interrupted(Exception):
-    """Ctrl-C while probes were evaluated; what is done is reported."""
+    """The user pressed Ctrl-C during the evaluation. The probes evaluated so far are reported."""
 
 
 class FailedElsewhere(Exception):
-    """Another process failed, and so all stop measuring."""
+    """Another process failed, so this one stops measuring, too."""
 
 
 class RefusedElsewhere(MisconfigurationException):
-    """Another process found something that cannot be measured."""
+    """Another process refused to measure this run."""
 
 
 def said(error: BaseException) -> str:
-    """Return an error as one line for people."""
+    """Return the class and message of an error as text."""
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
 
 
 def warn_once(error: BaseException, message: str) -> None:
-    """Warn of a failure, in a run of several processes: the one that failed says what happened, the first one that one did."""
+    """Warn about a failure from the process that failed, and from the first process.
+
+    Args:
+        error: the failure, as this process sees it.
+        message: the text of the warning.
+    """
     if isinstance(error, (FailedElsewhere, RefusedElsewhere)):
         rank_zero_warn(message)
     else:

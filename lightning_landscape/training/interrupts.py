@@ -1,4 +1,7 @@
-"""Ctrl-C: put off where it would tear something, let through where Lightning ignores it."""
+"""Ctrl-C: delay it where it would leave something half done, and allow it where Lightning does not.
+
+Each function leaves Ctrl-C alone in a thread that may not set its handler.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +14,11 @@ from typing import Any
 
 @contextmanager
 def put_off() -> Iterator[None]:
-    """Put a Ctrl-C inside the block off to its end.
+    """Delay a Ctrl-C inside the block until the block ends.
 
-    An interrupt in the middle of a logger's queue leaves an entry of which its thread is not told, and the process then waits
-    for it for ever; one in the middle of a file leaves half a line.
+    An interrupt inside a logger's queue can leave an entry that the logger's thread never sees,
+    and then the process waits for that entry forever. An interrupt inside a write leaves half a
+    line.
     """
     handler = signal.getsignal(signal.SIGINT)
     if not _may_be_replaced(handler) or not callable(handler):
@@ -32,7 +36,10 @@ def put_off() -> Iterator[None]:
 
 @contextmanager
 def noted() -> Iterator[list[int]]:
-    """Note every Ctrl-C inside the block, for it to end where others that wait for this process are told."""
+    """Collect the Ctrl-C signals inside the block in a list.
+
+    The block can then stop at a place where it can tell the processes that wait for this one.
+    """
     found: list[int] = []
     handler = signal.getsignal(signal.SIGINT)
     if not _may_be_replaced(handler):
@@ -47,7 +54,10 @@ def noted() -> Iterator[list[int]]:
 
 @contextmanager
 def let_through() -> Iterator[None]:
-    """Let Ctrl-C raise inside the block, also while Lightning shuts down, where it ignores it."""
+    """Let Ctrl-C raise ``KeyboardInterrupt`` inside the block.
+
+    Lightning ignores Ctrl-C while it shuts down.
+    """
     handler = signal.getsignal(signal.SIGINT)
     if not _may_be_replaced(handler):
         yield
@@ -61,5 +71,6 @@ def let_through() -> Iterator[None]:
 
 
 def _may_be_replaced(handler: Any) -> bool:
-    """Return whether this thread may set a handler, and put this one back: one that is not Python's, None, cannot be."""
+    """Return whether this thread may set a handler and later restore ``handler``."""
+    # Only the main thread may set handlers. A handler set from C is None and cannot be restored.
     return threading.current_thread() is threading.main_thread() and handler is not None

@@ -1,4 +1,4 @@
-"""The part of a run that a monitor measures: one optimiser of several, and of its parameters those of one submodule."""
+"""Choose the optimizer to measure, and restrict it to the parameters of one submodule."""
 
 from __future__ import annotations
 
@@ -13,97 +13,105 @@ from lightning_landscape.vectors.parameters import named_parameters, plain_name
 
 
 class _Part:
-    """An optimiser as far as it trains a submodule: its groups without other parameters, in all else the optimiser itself."""
+    """An optimizer whose parameter groups show only the parameters of one submodule."""
 
     def __init__(self, whole: Optimizer, submodule: nn.Module) -> None:
         self.whole, self._submodule = whole, submodule
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
-        """The groups that hold parameters of the submodule, as they are now: finetuning adds some."""
+        """The groups that hold parameters of the submodule, without other parameters."""
+        # They are computed anew each time, because finetuning adds groups.
         chosen = {id(parameter) for parameter in self._submodule.parameters()}
         groups = [
-            {
-                **group,
-                "params": [parameter for parameter in group["params"] if id(parameter) in chosen],
-            }
+            {**group, "params": [p for p in group["params"] if id(p) in chosen]}
             for group in self.whole.param_groups
         ]
         return [group for group in groups if group["params"]]
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):  # copy and pickle ask before there is anything to ask
+        if name.startswith("__"):  # copy and pickle look these up before `whole` is set
             raise AttributeError(name)
         return getattr(self.whole, name)
 
 
 def part_of(optimizer: Optimizer, module: nn.Module, path: str | None) -> Optimizer:
-    """Return the optimiser as far as it holds parameters of a submodule; all of it where none was chosen.
+    """Return the optimizer, restricted to the parameters of a submodule.
 
     Args:
-        optimizer: the optimiser.
+        optimizer: the optimizer.
         module: the module in training.
-        path: name of the submodule, or None.
+        path: dotted name of the submodule; None for no restriction.
     """
-    return (
-        optimizer if path is None else cast(Optimizer, _Part(optimizer, submodule_of(module, path)))
-    )
+    if path is None:
+        return optimizer
+    return cast(Optimizer, _Part(optimizer, submodule_of(module, path)))
 
 
 def whole_of(optimizer: Optimizer) -> Optimizer:
-    """Return the optimiser of which `part_of` gave a part."""
+    """Return the optimizer that `part_of` has restricted, or else the optimizer itself."""
     return optimizer.whole if isinstance(optimizer, _Part) else optimizer
 
 
 def choose(optimizers: Sequence[Optimizer], module: nn.Module, path: str | None) -> Optimizer:
-    """Return the optimiser to measure: the only one, or the one that holds the parameters of a submodule.
+    """Return the optimizer to measure: the only one, or the one that trains a submodule.
 
     Args:
-        optimizers: those of the run.
+        optimizers: all optimizers of the run.
         module: the module in training.
-        path: name of the submodule, or None.
+        path: dotted name of the submodule; None to take the only optimizer.
 
     Raises:
-        MisconfigurationException: if there is none, or more than one.
+        MisconfigurationException: if no optimizer fits, or several do.
     """
-    if path is None:
-        if len(optimizers) != 1:
-            raise MisconfigurationException(
-                f"LandscapeMonitor found {len(optimizers)} optimizers; supported is one, or one of several by parameters=, the "
-                "name of a submodule whose parameters it holds: let configure_optimizers return one, or give each player a "
-                f"monitor, as LandscapeMonitor(parameters={_example(module)!r}, prefix=...)"
-            )
-        return optimizers[0]
+    if path is not None:
+        return _holder(optimizers, module, path)
+    if len(optimizers) != 1:
+        raise MisconfigurationException(
+            f"LandscapeMonitor found {len(optimizers)} optimizers; supported is one optimizer, or "
+            "one of several that parameters= selects by the name of a submodule that it trains: "
+            "let configure_optimizers return one, or add a monitor for each, such as "
+            f"LandscapeMonitor(parameters={_example(module)!r}, prefix=...)"
+        )
+    return optimizers[0]
+
+
+def _holder(optimizers: Sequence[Optimizer], module: nn.Module, path: str) -> Optimizer:
+    """Return the one optimizer that holds parameters of a submodule."""
     chosen = {id(parameter) for parameter in submodule_of(module, path).parameters()}
     holders = [optimizer for optimizer in optimizers if not chosen.isdisjoint(_held(optimizer))]
     if not holders:
         raise MisconfigurationException(
-            f"LandscapeMonitor(parameters={path!r}) found none of the {len(chosen)} parameters of {path!r} in an optimizer "
-            f"({len(optimizers)} there are); supported are submodules of which an optimizer holds parameters: name one, or let "
-            "configure_optimizers hand its parameters to an optimizer"
+            f"LandscapeMonitor(parameters={path!r}) found none of the {len(chosen)} parameters of "
+            f"{path!r} in the {len(optimizers)} optimizers; supported are submodules that an "
+            "optimizer trains: name one, or let configure_optimizers pass its parameters to an "
+            "optimizer"
         )
     if len(holders) > 1:
         names = " and ".join(type(optimizer).__name__ for optimizer in holders)
         raise MisconfigurationException(
-            f"LandscapeMonitor(parameters={path!r}) found parameters of {path!r} in {len(holders)} optimizers, {names}; "
-            "supported are submodules whose parameters one optimizer holds: name a smaller one, with a monitor for each"
+            f"LandscapeMonitor(parameters={path!r}) found parameters of {path!r} in "
+            f"{len(holders)} optimizers, {names}; supported are submodules that one optimizer "
+            "trains: name a smaller submodule, and add a monitor for each"
         )
     return holders[0]
 
 
 def submodule_of(module: nn.Module, path: str) -> nn.Module:
-    """Return a submodule by its dotted name, without the marks that ``torch.compile`` leaves.
+    """Return a submodule by its dotted name, written without the marks of ``torch.compile``.
 
     Raises:
-        MisconfigurationException: if there is none of that name.
+        MisconfigurationException: if the module has no submodule of that name.
     """
     named: list[tuple[str, nn.Module]] = list(module.named_modules(remove_duplicate=False))
+    # Reversed, so that the outer one wins if two modules have the same plain name.
     modules = {plain_name(name): part for name, part in reversed(named) if name}
     if path not in modules:
+        children = _listed([name for name, _ in module.named_children()])
         raise MisconfigurationException(
-            f"LandscapeMonitor(parameters={path!r}) found no submodule of that name in {type(module).__name__}; supported are "
-            f"its submodules by dotted name, here {_listed([name for name, _ in module.named_children()])}: name one of them, "
-            "or one inside of them"
+            f"LandscapeMonitor(parameters={path!r}) found no submodule of that name in "
+            f"{type(module).__name__}; supported are the dotted names of its submodules: name one "
+            f"of {children}, or a submodule of these"
         )
     return modules[path]
 
@@ -111,7 +119,13 @@ def submodule_of(module: nn.Module, path: str) -> nn.Module:
 def trained_elsewhere(
     module: nn.Module, optimizers: Sequence[Optimizer], x: Mapping[str, nn.Parameter]
 ) -> list[str]:
-    """Return the names of parameters in training that are not x: other players', or other parts of the module."""
+    """Return the names of the trained parameters that are not x.
+
+    Args:
+        module: the module in training.
+        optimizers: all optimizers of the run.
+        x: the measured parameters by name.
+    """
     held = {index for optimizer in optimizers for index in _held(optimizer)}
     return [
         name

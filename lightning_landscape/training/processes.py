@@ -1,9 +1,11 @@
-"""The processes of a run: numbers that all of them need, and the agreement to go on or to stop together.
+"""The processes of a run: exchange values between them, and stop all if one fails.
 
-A distributed run stands still if one process waits for another that has given up. So every process makes the same exchanges
-in the same order, and each begins with a message of one fixed size, which says whether its sender has failed. Blocks of code
-(`Processes.agreed`) are the unit of failing: what fails inside of a block in one process is told in the exchange that the
-others make next, wherever in the block they are, and the block ends there in all of them.
+A distributed run hangs if one process waits for another that has given up. Therefore all processes
+make the same exchanges in the same order, and each exchange begins with a message of fixed size
+that says whether its sender has failed.
+
+A block of `Processes.agreed` fails in all processes or in none. When a process fails inside the
+block, the next exchange of the others tells them, and the block ends there for all.
 """
 
 from __future__ import annotations
@@ -28,14 +30,24 @@ from lightning_landscape.training.failures import (
 T = TypeVar("T")
 
 _WIDTH = 16
-_HEAD = 3  # of a message: status, depth of the block, number of values
-_WELL, _LACKING, _FAILED, _REFUSED = 0, 1, 2, 3
-"""In the order of gravity"""
-_TEXT = 1024  # bytes of an error's text that are told
+"""Numbers in a message"""
+_HEAD = 3
+"""Numbers before the values in a message: status, depth of the block, number of values"""
+_OK, _LACKING, _FAILED, _REFUSED = 0, 1, 2, 3
+"""Statuses, in ascending order of severity"""
+_TEXT = 1024
+"""Bytes of an error's text that are sent"""
 
 
-class _Told(BaseException):
-    """A block of code has ended in another process; no handler of exceptions between here and that block is to swallow it."""
+class _EndBlock(BaseException):
+    """End a block because of a failure in another process.
+
+    This is not an ``Exception``, so that no handler between here and the block catches it.
+
+    Args:
+        error: the error with which the block ends.
+        depth: depth of the block.
+    """
 
     def __init__(self, error: Exception, depth: int) -> None:
         super().__init__(error)
@@ -43,7 +55,7 @@ class _Told(BaseException):
 
 
 class Processes:
-    """The processes of a run, in which the same things are measured at the same steps.
+    """The processes of a run. All of them measure the same things at the same steps.
 
     Args:
         strategy: Lightning's strategy, when its processes are connected; None for one process.
@@ -53,29 +65,30 @@ class Processes:
         self.size = getattr(strategy, "world_size", 1)
         self.rank = getattr(strategy, "global_rank", 0) if self.size > 1 else 0
         self._depth = 0
-        """Number of blocks that this process is in"""
-        self._device = (
-            strategy.root_device if strategy is not None and self.size > 1 else torch.device("cpu")
-        )
+        """Number of blocks of `agreed` that this process is in"""
+        self._device = torch.device("cpu")
+        if strategy is not None and self.size > 1:
+            self._device = strategy.root_device
 
     @property
     def first(self) -> bool:
-        """Whether this is the process that writes."""
+        """Whether this process has rank 0, and so writes the files."""
         return self.rank == 0
 
-    # ----------------------------------------------------------------------------------------------------- agreement
+    # ----------------------------------------------------------------------------------- agreement
 
     @contextmanager
     def agreed(self) -> Iterator[None]:
-        """What fails inside the block in one process fails in all of them, at the latest when it ends.
+        """Fail in all processes if one fails inside the block, at the latest when the block ends.
 
-        Blocks can be nested: the inner one ends in all processes with its error, which each may handle, and the outer goes on.
-        Where several have failed the gravest error is that of all. An interrupt is not told: the others may be gone.
+        Blocks can be nested. If an inner block fails, it ends in all processes; each may handle
+        the error, and the outer block continues. If several processes fail, the most severe error
+        counts. Interrupts are not sent to other processes, which may have exited.
 
         Raises:
             FailedElsewhere: if another process failed.
             RefusedElsewhere: if another process refused the run.
-            NotMeasurable: if another process lacks what a probe needs.
+            NotMeasurable: if another process cannot measure a probe.
         """
         self._depth += 1
         try:
@@ -83,22 +96,22 @@ class Processes:
                 yield
                 self.exchange()
             except Exception as error:
-                self._tell(error)
+                self._announce(error)
                 raise
-        except _Told as told:
-            if told.depth < self._depth:
+        except _EndBlock as end:
+            if end.depth < self._depth:
                 raise
-            raise told.error from None
+            raise end.error from None
         finally:
             self._depth -= 1
 
     def exchange(self, *values: float) -> list[tuple[float, ...]]:
-        """Give each process the numbers of all, one tuple for each process in the order of ranks.
+        """Return the numbers of every process, one tuple for each process in the order of ranks.
 
-        Inside a block of `agreed`; it ends there if another process has failed.
+        Call this inside a block of `agreed`. The block ends here if another process has failed.
 
         Args:
-            values: this process's numbers; every process gives as many.
+            values: this process's numbers; every process gives the same number of them.
         """
         if self.size == 1:
             return [values]
@@ -106,17 +119,17 @@ class Processes:
         most = _WIDTH - _HEAD
         for start in range(0, max(len(values), 1), most):
             part = values[start : start + most]
-            gathered = self._gather(_WELL, part)
-            self._end_if_told(gathered)
-            self._check_in_step(gathered)
+            messages = self._gather(_OK, part)
+            self._end_if_failed(messages)
+            self._check_in_step(messages)
             rows = [
-                row + tuple(more[_HEAD : _HEAD + len(part)])
-                for row, more in zip(rows, gathered, strict=True)
+                row + tuple(message[_HEAD : _HEAD + len(part)])
+                for row, message in zip(rows, messages, strict=True)
             ]
         return rows
 
-    def _tell(self, error: Exception) -> None:
-        """Tell the others what failed here; they end this block, or the outer one in which one of them has failed."""
+    def _announce(self, error: Exception) -> None:
+        """Tell the other processes that this one has failed."""
         if self.size == 1:
             return
         status = _FAILED
@@ -124,34 +137,40 @@ class Processes:
             status = _REFUSED
         elif isinstance(error, NotMeasurable):
             status = _LACKING
-        self._end_if_told(self._gather(status, ()), said(error))
+        # Another process may have failed in an outer block, or more severely.
+        self._end_if_failed(self._gather(status, ()), said(error))
 
-    def _end_if_told(self, rows: list[list[float]], own: str | None = None) -> None:
-        """End a block if there is one that has failed in another process.
+    def _end_if_failed(self, messages: list[list[float]], text: str | None = None) -> None:
+        """End a block in which another process has failed.
 
         Args:
-            rows: the messages of all.
-            own: what failed here, which is what ends the block unless another failure weighs more.
+            messages: one of each process.
+            text: this process's own error, which counts unless another one is more severe or ends
+                an outer block; None if this process has not failed.
         """
-        if all(row[0] == _WELL for row in rows):
+        if all(message[0] == _OK for message in messages):
             return
-        texts = self._texts(own or "")
-        # all have to end the same block, the outermost one, with the same kind of error, the gravest one
-        depth, gravity, rank = min(
-            (int(row[1]), -int(row[0]), rank) for rank, row in enumerate(rows) if row[0] != _WELL
+        texts = self._gather_texts(text or "")
+        # All processes must end the same block, the outermost that failed, with the same kind of
+        # error, the most severe one.
+        depth, severity, rank = min(
+            (int(message[1]), -int(message[0]), rank)
+            for rank, message in enumerate(messages)
+            if message[0] != _OK
         )
-        mine = rows[self.rank]
-        if own is None or depth < mine[1] or -gravity > mine[0]:
-            error = _error_elsewhere(-gravity, rank, texts[rank])
-            raise _Told(error, depth) if self._depth else error
+        mine = messages[self.rank]
+        if text is None or depth < mine[1] or -severity > mine[0]:
+            error = _error_elsewhere(-severity, rank, texts[rank])
+            raise _EndBlock(error, depth) if self._depth else error
 
-    def _check_in_step(self, rows: list[list[float]]) -> None:
-        """See whether all processes are at the same exchange, as far as the messages show it."""
-        if len({tuple(row[1:_HEAD]) for row in rows}) > 1:
-            places = [(int(row[1]), int(row[2])) for row in rows]
+    def _check_in_step(self, messages: list[list[float]]) -> None:
+        """Check that all processes are at the same exchange, as far as their messages show it."""
+        if len({tuple(message[1:_HEAD]) for message in messages}) > 1:
+            places = [(int(message[1]), int(message[2])) for message in messages]
             raise RuntimeError(
-                f"found processes at different places of the measurement, (depth, values) {places}; supported are processes "
-                "that take the same batches and steps"
+                f"found processes at different places of the measurement, (depth, values) {places};"
+                " supported are processes that make the same steps with as many batches: check "
+                "that the training code does not depend on the rank"
             )
 
     def _gather(self, status: int, values: tuple[float, ...]) -> list[list[float]]:
@@ -160,83 +179,95 @@ class Processes:
             [status, self._depth, len(values), *values], dtype=torch.float64
         )
         mine = mine.to(self._device)
-        rows = [torch.empty_like(mine) for _ in range(self.size)]
-        dist.all_gather(rows, mine)
-        return [row.tolist() for row in torch.stack(rows).cpu()]
+        messages = [torch.empty_like(mine) for _ in range(self.size)]
+        dist.all_gather(messages, mine)
+        return [message.tolist() for message in torch.stack(messages).cpu()]
 
-    def _texts(self, text: str) -> list[str]:
-        """Give each process the text of all, as long as fits."""
-        encoded = text.encode()[:_TEXT]
-        mine = torch.tensor(
-            [*encoded, *[0] * (_TEXT - len(encoded))], dtype=torch.uint8, device=self._device
-        )
-        rows = [torch.empty_like(mine) for _ in range(self.size)]
-        dist.all_gather(rows, mine)
-        return [
-            bytes(row.tolist()).rstrip(b"\0").decode(errors="ignore")
-            for row in torch.stack(rows).cpu()
-        ]
+    def _gather_texts(self, text: str) -> list[str]:
+        encoded = text.encode()[:_TEXT].ljust(_TEXT, b"\0")
+        mine = torch.tensor(list(encoded), dtype=torch.uint8, device=self._device)
+        texts = [torch.empty_like(mine) for _ in range(self.size)]
+        dist.all_gather(texts, mine)
+        rows = torch.stack(texts).cpu().tolist()
+        return [bytes(row).rstrip(b"\0").decode(errors="ignore") for row in rows]
 
-    # ------------------------------------------------------------------------------------------------------- numbers
+    # ------------------------------------------------------------------------------------- numbers
 
     def mean(self, value: float) -> float:
         """Return the mean over the processes."""
         return sum(row[0] for row in self.exchange(value)) / self.size
 
     def largest(self, value: float) -> float:
-        """Return the largest value over the processes; none of them may be ``nan``."""
+        """Return the largest value over the processes. No value may be ``nan``."""
         return max(row[0] for row in self.exchange(value))
 
     def smallest(self, value: float) -> float:
-        """Return the smallest value over the processes; none of them may be ``nan``."""
+        """Return the smallest value over the processes. No value may be ``nan``."""
         return min(row[0] for row in self.exchange(value))
 
     def everywhere(self, holds: bool) -> bool:
-        """Return whether something holds in every process."""
+        """Return whether a condition holds in every process."""
         return all(row[0] for row in self.exchange(float(holds)))
 
-    # ------------------------------------------------------------------------------------------------------- objects
+    # ------------------------------------------------------------------------------------- objects
 
     def of_first(self, value: Callable[[], T]) -> T:
-        """Return what a function gives in the first process, the only one that calls it: a small object that can be pickled."""
+        """Call a function in the first process only, and return its result in every process.
+
+        Args:
+            value: returns a small object that can be pickled.
+        """
         if self.size == 1:
             return value()
         box = [value() if self.first else None]
-        self.exchange()  # whoever failed before says so here, and nobody waits in what follows
+        self._before_collective()
         dist.broadcast_object_list(box, src=0, device=self._device)
         received: Any = box[0]
         return received  # type: ignore[no-any-return]
 
     def of_each(self, value: Any) -> list[Any]:
-        """Return the values of all processes, small objects that can be pickled."""
+        """Return the values of all processes in the order of ranks.
+
+        Args:
+            value: a small object that can be pickled.
+        """
         if self.size == 1:
             return [value]
-        self.exchange()
+        self._before_collective()
         boxes = [None] * self.size
         dist.all_gather_object(boxes, value)
         return boxes
 
-    # ------------------------------------------------------------------------------------------------------- tensors
+    def _before_collective(self) -> None:
+        """Let a process that failed say so, because the others would wait for it in torch."""
+        self.exchange()
+
+    # ------------------------------------------------------------------------------------- tensors
 
     def tensors_of_first(self, tensors: Mapping[str, Tensor] | None) -> dict[str, Tensor] | None:
-        """Return the first process's tensors by name, on this process's device; None where it has none."""
+        """Return the first process's tensors by name, on this process's device.
+
+        Args:
+            tensors: by name; only those of the first process count.
+
+        Returns:
+            The tensors, or None if the first process passed None.
+        """
         if self.size == 1:
             return None if tensors is None else dict(tensors)
-        own = (
-            None
-            if tensors is None
-            else [(name, value.shape, value.dtype) for name, value in tensors.items()]
-        )
-        kinds = self.of_first(lambda: own)
-        if kinds is None:
+        described = None
+        if tensors is not None:
+            described = [(name, value.shape, value.dtype) for name, value in tensors.items()]
+        expected = self.of_first(lambda: described)
+        if expected is None:
             return None
         received = {}
-        for name, shape, dtype in kinds:
+        for name, shape, dtype in expected:
             if self.first and tensors is not None:
                 received[name] = tensors[name].detach().to(self._device).contiguous()
             else:
                 received[name] = torch.empty(shape, dtype=dtype, device=self._device)
-        self.exchange()  # whoever has no memory for them says so before anybody sends
+        self._before_collective()  # a process may have had no memory for the tensors
         for tensor in received.values():
             dist.broadcast(tensor, src=0)
         return received
@@ -244,25 +275,25 @@ class Processes:
     def mean_of(
         self, tensors: Mapping[str, Tensor], like: Mapping[str, Tensor]
     ) -> dict[str, Tensor]:
-        """Return the means of tensors over the processes; one that a process lacks is 0 there.
+        """Return the means of tensors over the processes. A tensor counts as 0 where it is missing.
 
         Args:
-            tensors: by name.
-            like: what they may be, by name, the same names and shapes in every process; those that no process has are left out.
+            tensors: this process's tensors by name; they may be overwritten.
+            like: tensors of the same shapes by all possible names, the same in every process.
+
+        Returns:
+            The mean of each tensor that some process has.
         """
         if self.size == 1:
             return dict(tensors)
-        there = self.exchange(*(float(name in tensors) for name in like))
+        present = self.exchange(*(float(name in tensors) for name in like))
         means = {}
         for position, (name, shape) in enumerate(like.items()):
-            if any(row[position] for row in there):
-                mean = (
-                    tensors[name].contiguous()
-                    if name in tensors
-                    else torch.zeros_like(shape.detach())
-                )
+            if any(row[position] for row in present):
+                known = name in tensors
+                mean = tensors[name].contiguous() if known else torch.zeros_like(shape.detach())
                 means[name] = mean.div_(self.size)
-        self.exchange()  # whoever has no memory for them says so before anybody sends
+        self._before_collective()  # a process may have had no memory for the tensors
         for mean in means.values():
             dist.all_reduce(mean)
         return means
@@ -270,9 +301,7 @@ class Processes:
 
 def _error_elsewhere(status: int, rank: int, text: str) -> Exception:
     if status == _REFUSED:
-        return RefusedElsewhere(
-            f"LandscapeMonitor cannot measure this run, as process {rank} says: {text}"
-        )
+        return RefusedElsewhere(f"process {rank} refused to measure this run: {text}")
     if status == _LACKING:
         return NotMeasurable(f"process {rank}, {text}")
     return FailedElsewhere(f"process {rank} failed, {text}")

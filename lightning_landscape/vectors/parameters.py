@@ -1,11 +1,11 @@
-"""The parameters x of a run: which they are, copies of them, and swapping them in place.
+"""The parameters x of a run: find them, copy them, and replace their values in place.
 
-Of sharded parameters (FSDP2) all values here are the parts that this process holds.
+If parameters are sharded (FSDP2), every value here is the part that this process holds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -15,38 +15,37 @@ from torch.optim import Optimizer
 
 from lightning_landscape.vectors.sharding import local, reshard
 
-Copy = Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
-"""Returns detached copies by name"""
-
 
 def plain_name(name: str) -> str:
-    """Return a parameter's name without the marks that ``torch.compile`` leaves in it."""
+    """Return a parameter's name without the marks of ``torch.compile``."""
     return name.replace("_orig_mod.", "")
 
 
 def named_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
-    """Return all parameters of a module by their plain names; never between a forward and its backward pass."""
+    """Return all parameters of a module by plain name.
+
+    Do not call this between a forward pass and its backward pass, which needs the parameters that
+    FSDP2 has gathered.
+    """
     reshard(module.modules())
     return {plain_name(name): parameter for name, parameter in module.named_parameters()}
 
 
 def optimized_parameters(module: nn.Module, optimizer: Optimizer) -> dict[str, nn.Parameter]:
-    """Return the parameters that the optimiser holds, by name, in the module's order.
-
-    Others are left out: they are neither zeroed nor unscaled by Lightning and do not move along a gradient.
+    """Return the parameters that an optimizer holds, by plain name in the module's order.
 
     Raises:
-        MisconfigurationException: if the optimiser holds parameters that are not registered in the module.
+        MisconfigurationException: if the optimizer holds parameters that the module does not list.
     """
-    named = held_by(
-        optimizer, named_parameters(module)
-    )  # these at first: what FSDP2 has gathered is in no optimiser
-    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    # named_parameters comes first: no optimizer holds the parameters that FSDP2 has gathered.
+    named = held_by(optimizer, named_parameters(module))
+    held = _held(optimizer)
     if len(named) < len(held):
         raise MisconfigurationException(
-            f"LandscapeMonitor found {len(held) - len(named)} parameters in {type(optimizer).__name__} that are not "
-            f"registered in {type(module).__name__}; supported are the module's own parameters: assign the layers that own "
-            "them to attributes of the module (or to a ModuleList), so that `named_parameters()` lists them"
+            f"LandscapeMonitor found {len(held) - len(named)} parameters in "
+            f"{type(optimizer).__name__} that are not registered in {type(module).__name__}; "
+            "supported are the parameters that its named_parameters() lists: assign the layers "
+            "that own the others to attributes of the module, or put them into an nn.ModuleList"
         )
     return named
 
@@ -54,25 +53,41 @@ def optimized_parameters(module: nn.Module, optimizer: Optimizer) -> dict[str, n
 def held_by(
     optimizer: Optimizer, parameters: Mapping[str, nn.Parameter]
 ) -> dict[str, nn.Parameter]:
-    """Return those of the parameters that the optimiser holds."""
-    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    """Return the parameters that an optimizer holds, by name.
+
+    Args:
+        optimizer: the optimizer.
+        parameters: the candidates by name.
+    """
+    held = _held(optimizer)
     return {name: parameter for name, parameter in parameters.items() if id(parameter) in held}
+
+
+def _held(optimizer: Optimizer) -> set[int]:
+    return {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
 
 
 @torch.no_grad()
 def copied(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return detached copies, on the same device, that later steps do not change."""
+    """Return detached copies on the same device, by name."""
     return {name: local(parameter).clone() for name, parameter in parameters.items()}
 
 
 def local_values(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the parts of parameters that this process holds; they share their memory."""
+    """Return detached values by name; they share memory with the parameters."""
     return {name: local(parameter) for name, parameter in parameters.items()}
 
 
 @torch.no_grad()
 def fingerprint(parameters: Mapping[str, Tensor]) -> Tensor:
-    """Return up to 1,024 elements of each parameter, as one tensor: enough to see that something moved them."""
+    """Return a sample of the elements of each parameter, which shows whether they were changed.
+
+    Args:
+        parameters: by name.
+
+    Returns:
+        One float64 tensor of shape ``(n,)``, with fewer than 2,048 elements of each parameter.
+    """
     flat = [local(parameter).reshape(-1) for parameter in parameters.values()]
     parts = [values[:: max(1, values.numel() // 1024)] for values in flat]
     if len({(part.device, part.dtype) for part in parts}) > 1:
@@ -82,47 +97,76 @@ def fingerprint(parameters: Mapping[str, Tensor]) -> Tensor:
 
 @torch.no_grad()
 def assign(parameters: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
-    """Write values into parameters in place: the same tensors, so that nothing that holds them is misled.
+    """Write values into parameters in place.
 
-    Through ``data``, of which autograd takes no note: whoever writes here puts the values back, and under manual optimisation
-    a graph that the user goes backward through later may wait meanwhile.
+    Args:
+        parameters: by name.
+        values: the new values; parameters that they do not name stay as they are.
     """
     for name, value in values.items():
+        # `data` hides the write from autograd. Under manual optimization the user may still go
+        # backward through an older graph. The caller restores the values before that.
         local(parameters[name]).data.copy_(value)
 
 
 class Swap:
-    """Puts other values into a module's parameters and, whatever happens in between, the original ones back.
+    """Replace the values of a module's parameters inside a block, and restore them after it.
 
     Args:
-        module: the module whose parameters are swapped.
-        copy: copies the original values, by name.
+        module: the module.
     """
 
-    def __init__(self, module: nn.Module, copy: Copy | None = None) -> None:
-        self._module, self._copy = module, copy or copied
+    def __init__(self, module: nn.Module) -> None:
+        self._module = module
         self._originals: dict[str, Tensor] = {}
-        self._before: dict[str, Tensor] | None = None
-        """Inside of `one_after_another`, and of no block of `to`: the values before it of what was assigned in it"""
+        """The values to restore after an interrupt, by name"""
+        self._deferred: dict[str, Tensor] | None = None
+        """The values that the end of `one_after_another` restores, by name; None outside of it, and
+        inside a block of `to`"""
 
     @contextmanager
     def to(self, *values: Mapping[str, Tensor]) -> Iterator[None]:
-        """Hold the parameters at ``values`` (later mappings win) inside the block; blocks can be nested."""
+        """Set parameters to other values inside the block. Blocks can be nested.
+
+        Args:
+            values: values by name; a later mapping overrides an earlier one.
+        """
         wanted = {name: value for mapping in values for name, value in mapping.items()}
         if not wanted:
             reshard(self._module.modules())
             yield
-        elif self._before is not None:
-            with self._without_return(wanted, self._before):
+        elif self._deferred is not None:
+            with self._restored_later(wanted, self._deferred):
                 yield
         else:
-            with self._and_return(wanted):
+            with self._restored_at_once(wanted):
                 yield
 
     @contextmanager
-    def _and_return(self, wanted: Mapping[str, Tensor]) -> Iterator[None]:
+    def one_after_another(self) -> Iterator[None]:
+        """Restore the parameters once at the end of the block, not after each block of `to`.
+
+        After a block of `to`, the parameters keep its values. The next one first undoes them.
+        """
+        outer, before = self._originals, dict[str, Tensor]()
+        self._deferred = before
+        try:
+            yield
+        finally:
+            self._deferred = None
+            assign(named_parameters(self._module), before)
+            self._originals = outer
+
+    def recover(self) -> None:
+        """Restore the parameters if an interrupt stopped the end of a block."""
+        if self._originals:
+            assign(named_parameters(self._module), self._originals)
+            self._originals = {}
+
+    @contextmanager
+    def _restored_at_once(self, wanted: Mapping[str, Tensor]) -> Iterator[None]:
         parameters, outer = named_parameters(self._module), self._originals
-        before = self._copy(local_values({name: parameters[name] for name in wanted}))
+        before = copied({name: parameters[name] for name in wanted})
         self._originals = {**before, **outer}
         try:
             assign(parameters, wanted)
@@ -132,52 +176,15 @@ class Swap:
             self._originals = outer
 
     @contextmanager
-    def back_to(self, here: Mapping[str, Tensor]) -> Iterator[None]:
-        """Put parameters back to where they are now, whatever the block does to them.
-
-        Args:
-            here: their values, by name: another copy of them is not made.
-        """
-        outer = self._originals
-        self._originals = {**here, **outer}
-        try:
-            yield
-        finally:
-            assign(named_parameters(self._module), here)
-            self._originals = outer
-
-    @contextmanager
-    def one_after_another(self) -> Iterator[None]:
-        """Inside the block values are assigned without putting the originals back each time; they are back when it ends.
-
-        Outside of any block of `to` the parameters are then those of the last one.
-        """
-        outer, before = self._originals, dict[str, Tensor]()
-        self._before = before
-        try:
-            yield
-        finally:
-            self._before = None
-            assign(named_parameters(self._module), before)
-            self._originals = outer
-
-    @contextmanager
-    def _without_return(
+    def _restored_later(
         self, wanted: Mapping[str, Tensor], before: dict[str, Tensor]
     ) -> Iterator[None]:
         parameters = named_parameters(self._module)
-        if missing := [name for name in wanted if name not in before]:
-            before.update(self._copy(local_values({name: parameters[name] for name in missing})))
+        before.update(copied({name: parameters[name] for name in wanted if name not in before}))
         self._originals = {**before, **self._originals}
-        self._before = None  # blocks inside of this one put back what they found
+        self._deferred = None  # nested blocks restore the values that this one has set
         try:
             assign(parameters, {**before, **wanted})
             yield
         finally:
-            self._before = before
-
-    def recover(self) -> None:
-        """Put the originals back if an interrupt came in the middle of putting them back."""
-        if self._originals:
-            assign(named_parameters(self._module), self._originals)
-            self._originals = {}
+            self._deferred = before

@@ -1,6 +1,6 @@
-"""Sharded parameters (DTensors, FSDP2): the part that this process holds, and how many processes hold the same elements.
+"""Sharded parameters (DTensors, as FSDP2 makes them): the part that this process holds.
 
-Everything here is cheap where nothing is sharded, and imports nothing of torch's sharding then.
+Without sharding these functions are cheap and do not import torch's sharding.
 """
 
 from __future__ import annotations
@@ -15,44 +15,54 @@ from torch import Tensor, nn
 
 
 def is_sharded(tensor: Tensor) -> bool:
-    """Return whether a tensor is a DTensor, of which this process may hold a part only."""
+    """Return whether a tensor is a DTensor, so that this process may hold only a part of it."""
     return hasattr(tensor, "placements") and hasattr(tensor, "to_local")
 
 
 def local(tensor: Tensor) -> Tensor:
-    """Return the part of a tensor that this process holds, without a graph; it shares its memory."""
+    """Return the detached part of a tensor that this process holds; it shares memory with it."""
     detached: Any = tensor.detach()
     part: Tensor = detached.to_local() if is_sharded(detached) else detached
     return part
 
 
 def local_gradient(gradient: Tensor, parameter: Tensor) -> Tensor:
-    """Return the part of a gradient that belongs to this process's part of its parameter; every process has to call it."""
+    """Return the part of a gradient that belongs to this process's part of its parameter.
+
+    Every process must call this, because it may communicate.
+    """
     found: Any = gradient.detach()
     if is_sharded(found) and is_sharded(parameter):
         wanted: Any = parameter
-        if (
-            found.placements != wanted.placements
-        ):  # as sums that are still to be added, under tensor parallelism
+        # Under tensor parallelism a gradient may consist of addends that are not summed yet.
+        if found.placements != wanted.placements:
             found = found.redistribute(placements=wanted.placements)
     return local(found)
 
 
 def local_part(whole: Tensor, parameter: Tensor) -> Tensor:
-    """Return the part of a whole tensor that belongs to this process's part of a parameter, without any exchange."""
+    """Return the part of a whole tensor that belongs to this process's part of a parameter.
+
+    This does not communicate.
+
+    Args:
+        whole: a tensor of the parameter's full shape.
+        parameter: the parameter, sharded or not.
+    """
     if not is_sharded(parameter):
         return whole.detach()
     from torch.distributed.tensor import distribute_tensor
 
     like: Any = parameter
     on_device = whole.to(like.to_local().device, like.dtype)
-    return local(
-        distribute_tensor(on_device, like.device_mesh, like.placements, src_data_rank=None)
-    )
+    part = distribute_tensor(on_device, like.device_mesh, like.placements, src_data_rank=None)
+    return local(part)
 
 
 def shares(parameters: Mapping[str, Tensor], processes: int) -> dict[str, float]:
-    """Return by name what part of a sum over elements this process adds: 1 over the number of processes that hold the same.
+    """Return the factor of this process's part in a sum over the elements of each parameter.
+
+    The factor is 1 over the number of processes that hold the same elements.
 
     Args:
         parameters: by name, sharded or replicated.
@@ -62,20 +72,23 @@ def shares(parameters: Mapping[str, Tensor], processes: int) -> dict[str, float]
 
 
 def _shards(parameter: Tensor) -> int:
-    """Return into how many parts a parameter is cut."""
+    """Return the number of parts that a parameter is cut into."""
     if not is_sharded(parameter):
         return 1
     like: Any = parameter
-    cut = [
+    sizes = [
         like.device_mesh.size(dim)
         for dim, placement in enumerate(like.placements)
         if not placement.is_replicate()
     ]
-    return math.prod(cut)
+    return math.prod(sizes)
 
 
 def reshard(modules: Iterable[nn.Module]) -> None:
-    """Let FSDP2 free what it gathered: only then are the parameters of a module those that an optimiser moves."""
+    """Let FSDP2 free the parameters that it gathered.
+
+    Until then, a module lists the gathered parameters, and not those that the optimizer updates.
+    """
     fsdp = sys.modules.get("torch.distributed.fsdp")
     if fsdp is None or not torch.distributed.is_initialized():
         return

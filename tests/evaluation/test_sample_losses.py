@@ -1,4 +1,4 @@
-"""What a loss of single samples may return, and the mini-batch with which it is tried whether samples mix."""
+"""What a loss of single samples may return; the mini-batch that shows whether samples mix."""
 
 from typing import NamedTuple
 

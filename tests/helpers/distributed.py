@@ -45,7 +45,7 @@ def sample_losses(module, batch):
 
 
 def dataset(drop=0):
-    """Return the samples of a number of steps of two batches, without some at the end."""
+    """Return samples for `STEPS` steps of two batches, less some at the end."""
     generator = torch.Generator().manual_seed(7)
     count = STEPS * BATCH * 2 - drop
     x = torch.randn(count, FEATURES, generator=generator)
@@ -53,7 +53,7 @@ def dataset(drop=0):
 
 
 def place(trainer):
-    """Return the number of processes with separate batches, and the index of this one."""
+    """Return the number of processes with batches of their own, and the rank among these."""
     mesh = getattr(trainer.lightning_module, "_device_mesh", None)
     if mesh is not None:  # all processes of a tensor-parallel group have the same batch
         return mesh["data_parallel"].size(), mesh["data_parallel"].get_local_rank()
@@ -74,7 +74,7 @@ def held_out_batches(trainer):
 
 
 class InOrder(pl.LightningDataModule):
-    """In each step, two processes with batches of 4 see the batch of 8 of a single process."""
+    """At each step, two processes with batches of 4 see what one with batches of 8 sees."""
 
     def __init__(self, drop=0):
         super().__init__()
@@ -87,12 +87,12 @@ class InOrder(pl.LightningDataModule):
 
 
 class Remember(Callback):
-    """Each process writes its last state to a file."""
+    """Each process writes down what it ends with, after the monitor's evaluation."""
 
     def __init__(self, folder):
         self.folder = folder
 
-    def on_train_end(self, trainer, pl_module):
+    def on_fit_end(self, trainer, pl_module):
         self.folder.mkdir(parents=True, exist_ok=True)
         found = {"random": torch.get_rng_state(), "module": pl_module.state_dict()}
         torch.save(found, self.folder / f"end-{trainer.global_rank}.pt")
@@ -112,7 +112,7 @@ def train(
     ckpt_path=None,
     **kwargs,
 ):
-    """Train in the given number of processes; return the trainer."""
+    """Train in a number of processes; return the trainer."""
     pl.seed_everything(3, verbose=False)
     remember = [Remember(folder)] if callbacks_after is None else callbacks_after
     checkpoints = ModelCheckpoint(

@@ -1,4 +1,4 @@
-"""Small modules; the loss of each depends on something that a careless replay gets wrong."""
+"""Small modules, each with one thing that its loss depends on and a careless replay gets wrong."""
 
 import random
 from dataclasses import dataclass
@@ -35,7 +35,7 @@ class Meter:
 
 
 class Plain(LightningModule):
-    """Dropout, BatchNorm, a torchmetrics metric, a scheduler, a list that training_step extends."""
+    """Dropout, BatchNorm, a torchmetrics metric, a scheduler, a list that training_step fills."""
 
     optimizer_class, optimizer_kwargs = torch.optim.SGD, {"lr": 0.1}
 
@@ -128,7 +128,7 @@ class TargetInBuffers(Plain):
 
 
 class TargetInParameters(Plain):
-    """The loss depends on a slow copy of the weights in a module outside the optimizer."""
+    """The loss depends on a slow copy of the weights that the optimizer does not hold."""
 
     def __init__(self):
         super().__init__()
@@ -156,7 +156,7 @@ class Spectral(Plain):
 
 
 class NonLeaf(Plain):
-    """Hook-based normalization keeps a tensor with a graph as attribute, which deepcopy refuses."""
+    """Hook-based normalization keeps a tensor with a graph: the module cannot be deep-copied."""
 
     def __init__(self):
         super().__init__()
@@ -173,7 +173,7 @@ class Unfreezing(Plain):
 
 
 class UnfreezingLate(Plain):
-    """The first layer joins the optimizer after the first epoch, as in a finetuning callback."""
+    """The first layer joins the optimizer after the first epoch, as finetuning callbacks do."""
 
     def configure_optimizers(self):
         self.net[0].requires_grad_(False)
@@ -232,7 +232,7 @@ class ObjectBatches(Plain):
 
 
 class PartlyUnused(Plain):
-    """Parameters that are frozen, unused by the loss, or outside the optimizer."""
+    """Parameters that are frozen, unused by the loss, or not in the optimizer."""
 
     def __init__(self):
         super().__init__()
@@ -261,7 +261,7 @@ class GradientPenalty(Plain):
 
 
 class Recurrent(Plain):
-    """An LSTM with state from batch to batch; its kernels round differently without autograd."""
+    """An LSTM that carries its state between batches; without autograd it rounds differently."""
 
     def __init__(self):
         super().__init__()
@@ -278,7 +278,7 @@ class Recurrent(Plain):
 
 
 class Momentum(Plain):
-    """A frozen encoder follows the trained one in training_step (momentum contrast); clamping."""
+    """A frozen encoder follows the trained one inside training_step; weights are clamped."""
 
     def __init__(self):
         super().__init__()
@@ -309,7 +309,7 @@ class Tied(Plain):
 
 
 class OwnOptimizerStep(Plain):
-    """Steps on every second batch, whose closure zeroes the gradient of the batch before."""
+    """Steps on every second batch only; its closure zeroes the gradient of the first one."""
 
     def optimizer_step(self, epoch, batch_idx, optimizer, optimizer_closure=None):
         if (batch_idx + 1) % 2 == 0:
@@ -336,7 +336,7 @@ def plain_loss(module, batch):
 
 
 class TeacherInEachBatch(TargetInParameters):
-    """The slow copy moves after every micro-batch and once more inside training_step."""
+    """The slow copy moves after every micro-batch, and once more inside training_step."""
 
     def compute_loss(self, batch):
         self.target.bias.data.lerp_(self.net[0].bias.data, 0.3)
@@ -344,7 +344,7 @@ class TeacherInEachBatch(TargetInParameters):
 
 
 class TeacherAndUnfreezing(TeacherInEachBatch):
-    """A moving teacher, and a layer that joins the optimizer later: parameters outside x."""
+    """A teacher that moves, and a layer that joins the optimizer later."""
 
     configure_optimizers = UnfreezingLate.configure_optimizers
     on_train_epoch_start = UnfreezingLate.on_train_epoch_start

@@ -1,8 +1,8 @@
 """GANs with manual optimization, and a naive recomputation of each player's table.
 
-Each player has an optimizer and a loss of (module, batch). The recording copies the module at the
-start of ``training_step`` and all parameters when an optimizer steps. A loss is evaluated again on
-a copy with both.
+Each player has an optimizer and a loss of (module, batch). The recording keeps the module as it
+was when ``training_step`` began, and all parameters as they were when an optimizer stepped. A loss
+is evaluated again on a copy with both.
 """
 
 import copy
@@ -22,7 +22,7 @@ PLAYERS = ("discriminator", "generator")
 
 
 class Gan(LightningModule):
-    """In one training_step discriminator and generator step, with one graph made before both."""
+    """The discriminator steps, then the generator, through a graph that was made before both."""
 
     generator_every, critic_steps = 1, 1
 
@@ -77,7 +77,7 @@ class Critic(Gan):
 
 
 class Seldom(Gan):
-    """The generator steps on every third batch; the discriminator leaves gradients in it."""
+    """The generator steps on every third batch; the other player leaves gradients in it."""
 
     generator_every = 3
 
@@ -139,7 +139,7 @@ class PlayersStep:
 
 
 class PlayersRecording(Callback):
-    """Records every step of one player; a step belongs to the last ``batches`` batches."""
+    """Records every step of one player; a step is of the last ``batches`` batches."""
 
     def __init__(self, player, batches=1):
         self.index, self.player, self.batches, self.loss = (

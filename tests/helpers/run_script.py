@@ -1,4 +1,7 @@
-"""A training run to interrupt: ``python -m tests.helpers.run_script FOLDER [options]``."""
+"""A training run in a process of its own, to be interrupted.
+
+``python -m tests.helpers.run_script FOLDER [options]``
+"""
 
 import argparse
 import faulthandler
@@ -15,7 +18,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch.nn.functional import cross_entropy
 
-from lightning_landscape import LandscapeMonitor, Report, Store
+from lightning_landscape import LandscapeMonitor, PerSample, Report, Store
 from tests.helpers.modules import CLASSES, FEATURES, Plain, loader
 
 
@@ -30,7 +33,7 @@ class Slow(Plain):
 
 
 class OfTheStep(Slow):
-    """Random numbers depend on the global step only, so a resumed run equals the whole one."""
+    """Random numbers are a function of the global step: a resumed run is the uninterrupted one."""
 
     def __init__(self):
         super().__init__()
@@ -95,7 +98,7 @@ def main(argv):
         reference=options.reference,
         max_probes=options.max_probes,
         loss=sample_losses if options.per_sample else None,
-        per_sample="mixing" if options.per_sample else False,
+        extras=[PerSample(mixing=True)] if options.per_sample else [],
         store=Store(keep=options.keep_store, dtype=options.store_dtype),
         report=Report(images=None),
     )
@@ -118,11 +121,11 @@ def main(argv):
 
 
 def main_logged(argv, log):
-    """Run `main` and write all output of the process to a file."""
+    """Run `main`; everything that the process says goes to a file."""
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
-    # A test whose wait times out asks for the stack of the process by this signal.
+    # a test that waits in vain asks where the process is
     faulthandler.register(signal.SIGUSR1, all_threads=True)
     main(argv)
 

@@ -1,6 +1,7 @@
-"""Sharded runs (FSDP2, tensor parallelism): ``python -m tests.helpers.sharded_script FOLDER …``.
+"""Sharded runs (FSDP2, tensor parallelism) in processes of their own.
 
-Lightning starts the other processes with the same command.
+``python -m tests.helpers.sharded_script FOLDER DATA TENSOR JOBS``. Lightning starts the other
+processes itself, by the same command.
 """
 
 import argparse
@@ -16,14 +17,23 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import nn
 
-from lightning_landscape import LandscapeMonitor
+from lightning_landscape import (
+    HeldOut,
+    LandscapeMonitor,
+    Layers,
+    PerSample,
+    Report,
+    Secant,
+    Segments,
+    Store,
+)
 from tests.helpers import distributed
 from tests.helpers.modules import CLASSES, FEATURES
 from tests.soak import failures
 
 
 class Sharded(distributed.Net):
-    """A network with uneven shards and a frozen layer; some layers are sharded separately."""
+    """A network with uneven shards and a frozen layer; some layers are sharded by themselves."""
 
     whole = True
 
@@ -85,7 +95,7 @@ class PartlySharded(Sharded):
 
 
 class WholeParameters(Callback):
-    """Records whether a full parameter was ever assembled, and the last state of each process."""
+    """Writes down whether a full parameter was ever gathered, and what each process ends with."""
 
     def __init__(self, folder):
         self.folder, self.gathered = folder, 0
@@ -114,6 +124,15 @@ class WholeParameters(Callback):
         torch.save(found, self.folder / f"end-{trainer.global_rank}.pt")
 
 
+EXTRAS = {
+    "HeldOut": HeldOut(distributed.held_out_batches, fixed=2),
+    "Layers": Layers(),
+    "PerSample": PerSample(),
+    "Secant": Secant(),
+    "Segments": Segments(),
+}
+
+
 def train(
     folder,
     data,
@@ -127,17 +146,34 @@ def train(
     resume=None,
     error=None,
 ):
-    """Train once on a mesh of data- and tensor-parallel processes, or in one process (0, 0).
+    """Train once.
 
-    ``error`` places an error into one of the processes; it has the arguments of `failures.Case`.
+    Args:
+        folder: where the run is written.
+        data: number of data-parallel processes; 0 for one process without a mesh.
+        tensor: number of tensor-parallel processes.
+        module: name of a class of this file.
+        loss: whether the monitor has a ``loss=``.
+        without: whether there is no monitor.
+        monitor: arguments of the monitor; ``extras`` by their names in `EXTRAS`, ``store`` by the
+            arguments of `Store`.
+        trainer: arguments of the trainer.
+        resume: a checkpoint to go on from.
+        error: the place of an error in one of the processes, arguments of `failures.Case`.
     """
-    arguments = {"every_n_steps": 1, "figures": False, **(monitor or {})}
-    if arguments.get("held_out"):
-        arguments["held_out"] = distributed.held_out_batches
-    if arguments.get("per_sample"):
-        arguments["loss"] = distributed.sample_losses
+    given = dict(monitor or {})
+    names, store = given.pop("extras", []), given.pop("store", {})
+    if "PerSample" in names:
+        given["loss"] = distributed.sample_losses
     if loss:
-        arguments["loss"] = distributed.smoothed_loss
+        given["loss"] = distributed.smoothed_loss
+    arguments = {
+        "every_n_steps": 1,
+        "extras": [EXTRAS[name] for name in names],
+        "store": Store(**store),
+        "report": Report(images=None),
+        **given,
+    }
     strategy = (
         ModelParallelStrategy(data_parallel_size=data, tensor_parallel_size=tensor)
         if data

@@ -1,4 +1,4 @@
-"""Real runs: the trajectory certificate, applicable theorems and reasons, sums over every step."""
+"""Real runs: the trajectory certificate, which theorem applies and why not, exact sums."""
 
 import copy
 import functools
@@ -37,7 +37,7 @@ class NormalisedSGD(torch.optim.Optimizer):
 
 
 class Regression(pl.LightningModule):
-    """A small network on noisy data, trained by any optimizer."""
+    """A small network on data with noise, trained by any optimizer."""
 
     def __init__(self, optimizer, schedule=None):
         super().__init__()
@@ -79,7 +79,7 @@ def fit(
     pl.seed_everything(5, verbose=False)
     ours = {
         name: settings.pop(name)
-        for name in ("every_n_steps", "exact_sums", "secant", "reference")
+        for name in ("every_n_steps", "every_step", "reference")
         if name in settings
     }
     monitor = LandscapeMonitor(
@@ -144,8 +144,8 @@ def test_the_certificate_of_the_trajectory_holds_to_rounding(name, reference, tm
         monitor.table,
         monitor.summary["run"],
     )
-    # If D_K is larger than D_0, there may be nothing to certify.
     if reference == "another" and not bound["applies"]:
+        # D_K may be larger than D_0, and nothing left to certify
         pytest.fail(bound["reason"])
     assert bound["status"] == "proved"
     assert len(table) == run["steps"]
@@ -347,7 +347,7 @@ def test_exact_sums_are_those_over_every_step(name, tmp_path):
     every = LandscapeMonitor(every_n_steps=1, max_probes=1000)
     train(setting, tmp_path / "every", [every])
     rows = {probe.step: probe for probe in every.table}
-    # Steps with an overflow and windows without a loss are no probes.
+    # overflows, and windows without a loss, are not probes
     missing = [s for s in steps if s.step not in rows]
     for step in missing:
         assert (
@@ -369,9 +369,8 @@ def test_exact_sums_are_those_over_every_step(name, tmp_path):
 
 def test_exact_sums_enter_the_certificate_and_it_says_so(tmp_path):
     estimated = fit(sgd(), tmp_path / "a", cosine, every_n_steps=7).summary["bounds"]["trajectory"]
-    exact = fit(sgd(), tmp_path / "b", cosine, every_n_steps=7, exact_sums=True).summary["bounds"][
-        "trajectory"
-    ]
+    exact = fit(sgd(), tmp_path / "b", cosine, every_n_steps=7, every_step=True)
+    exact = exact.summary["bounds"]["trajectory"]
     everything = fit(sgd(), tmp_path / "c", cosine).summary["bounds"]["trajectory"]
     assert exact["constants"]["step_size_sum"] == pytest.approx(
         everything["constants"]["step_size_sum"], rel=1e-9
@@ -407,7 +406,8 @@ def test_the_secant_is_the_change_of_the_same_batch_gradient(name, tmp_path):
     brute = BruteForce(recording, setting.module, setting.autocast)
     monitor = LandscapeMonitor(every_n_steps=3, extras=[Secant()])
     train(setting, tmp_path / "run", [monitor])
-    found = load(tmp_path / "run" / "lightning_logs" / "version_0").secants
+    rows = load(tmp_path / "run" / "lightning_logs" / "version_0").tables["secant"]
+    found = {row.step: row.grad_sq_change for row in rows}
     assert sorted(found) == [probe.step for probe in monitor.table]
     steps = {step.step: step for step in recording.steps}
     ratios = []
@@ -490,7 +490,7 @@ def test_training_is_bit_identical_with_everything_measured(tmp_path):
 
 
 def test_parameters_that_a_hook_moves_after_the_step_are_seen(tmp_path):
-    """Undoes each measured step, so the sums over steps belong to no path and prove nothing."""
+    """The step is as measured, and then undone: the sum over steps belongs to no path."""
 
     class Undone(Regression):
         def on_train_batch_end(self, *args):
@@ -530,7 +530,7 @@ def test_another_optimiser_of_the_same_name_is_no_reason_to_lose_the_report(tmp_
 
 
 def test_a_run_that_diverged_has_a_report_with_its_sums(tmp_path):
-    monitor = fit(sgd(1e3), tmp_path, exact_sums=True)
+    monitor = fit(sgd(1e3), tmp_path, every_step=True)
     assert monitor.summary is not None
     assert None in monitor.summary["run"]["exact_sums"].values()
     assert not monitor.summary["bounds"]["trajectory"]["applies"]
@@ -541,7 +541,7 @@ def shortened(o):
 
 
 def test_steps_shorter_than_the_rule_between_probes_enter_the_constants(tmp_path):
-    """Too few probes to see the rule broken, so the check has to use the steps themselves."""
+    """Too few probes to see the rule broken: the constants are read off the steps."""
     monitor = fit(lambda p: AdaGradNormMax(p, lr=0.5), tmp_path / "a", shortened, every_n_steps=10)
     bound, table = monitor.summary["bounds"]["adagrad_norm_max"], monitor.table
     needed = max(math.sqrt(((0.5 / p.step_size) ** 2 - 1) / (p.step + 1)) for p in table)
@@ -750,9 +750,11 @@ def test_a_secant_that_cannot_be_had_costs_nothing_else(tmp_path):
             hidden = checkpoint(self.net[1], self.net[0](x), use_reentrant=True)
             return (self.net[2](hidden).squeeze(1) - y).square().mean()
 
-    with pytest.warns(UserWarning, match="secant=True.*could not take the gradient again"):
-        monitor = plain_fit(Reentrant(sgd()), data(), tmp_path, secant=True)
+    with pytest.warns(UserWarning, match="Secant could not take a gradient again at step 0"):
+        monitor = plain_fit(Reentrant(sgd()), data(), tmp_path, extras=[Secant()])
     assert len(monitor.table) == 6
+    assert all(probe.evaluated for probe in monitor.table)
+    assert "secant" not in load(tmp_path).tables
     assert monitor.summary["conditions"]["smoothness"]["secant"] is None
     assert monitor.summary["conditions"]["smoothness"]["value"] is not None
 
@@ -799,7 +801,7 @@ def test_a_scheduler_on_an_optimiser_with_one_lr_is_seen_at_any_stride(schedule,
         ][theorem]
         assert not bound["applies"]
         assert "lr started at 0.5 and was" in bound["reason"]
-    # DecSPS uses lr at the first step only.
+    # a scheduler has no effect on DecSPS
     later = fit(
         lambda p: DecSPS(p, lr=0.5), tmp_path / "dec_sps", schedule=cosine, every_n_steps=every
     )
@@ -880,7 +882,7 @@ def test_a_gradient_that_a_callback_changed_is_seen(reference, tmp_path):
         in changed["bounds"]["sgd"]["reason"]
     )
     assert (
-        "gradients differ from those of the measured losses by 0.091 of their length"
+        "gradients differ from those of the measured losses by 9.1 % of their norm"
         in changed["verdict"]
     )
     plain = plain_fit(Regression(sgd()), data(), tmp_path / "b").summary

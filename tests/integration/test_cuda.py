@@ -1,6 +1,6 @@
-"""On a GPU: training is bitwise unchanged, replays are exact, the table equals a recomputation.
+"""On a GPU: training is not moved, replays are exact, the table equals a recomputation.
 
-``pytest -m gpu`` runs these tests; without a GPU they are skipped.
+``pytest -m gpu`` runs them; elsewhere they are skipped.
 """
 
 import concurrent.futures
@@ -32,7 +32,8 @@ half = partial(torch.autocast, "cuda", dtype=torch.float16)
 bf16 = partial(torch.autocast, "cuda", dtype=torch.bfloat16)
 AUTOCAST = {"16-mixed": half, "bf16-mixed": bf16}
 
-# The first two use the CPU by construction; dropout of recurrent layers has a separate test.
+# the first two draw from or keep state on the CPU by construction; dropout of recurrent layers has
+# a test of its own
 NAMES = [name for name in SETTINGS if name not in {"own_generators", "object_batches", "recurrent"}]
 
 
@@ -140,16 +141,17 @@ def test_secants_and_exact_sums(tmp_path):
 
 @pytest.mark.parametrize("codec", ["native", "bfloat16", "int8"])
 def test_what_is_queued_is_on_the_host_and_training_is_not_moved(codec, tmp_path, monkeypatch):
-    """The copy off the GPU ends before the optimizer's step: the file has x_k, memory is freed."""
-    from lightning_landscape.store.store import ProbeStore
+    """Records are copied off the device before the next step: they hold x_k and g_k."""
+    from lightning_landscape.store.store import RecordStore
 
-    original, devices = ProbeStore._write, set()
+    original, devices = RecordStore._write, set()
 
-    def write(store, step, kept):
-        devices.update(tensor.device.type for tensor in kept.measured)
-        original(store, step, kept)
+    def write(store, record):
+        parts = (record.x, record.gradient.raw)
+        devices.update(tensor.device.type for part in parts for tensor in part.values())
+        original(store, record)
 
-    monkeypatch.setattr(ProbeStore, "_write", write)
+    monkeypatch.setattr(RecordStore, "_write", write)
     ends = []
     for monitors in ([], [LandscapeMonitor(every_n_steps=1, store=Store(dtype=codec))]):
         ends.append(left(*train(SETTINGS["plain"], tmp_path / str(len(ends)), monitors)))

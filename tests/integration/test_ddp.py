@@ -1,6 +1,7 @@
-"""DistributedDataParallel in two processes gives the table of one process on both batches."""
+"""Real processes under DistributedDataParallel: the table of one process on the batches of both."""
 
 import csv
+import dataclasses
 import errno
 import math
 import os
@@ -14,12 +15,12 @@ from pathlib import Path
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
-from lightning_landscape.evaluation.stored_probes import StoredProbes
-from lightning_landscape.recording.measurement import Measurement
 
-from lightning_landscape import LandscapeMonitor, Layers, Secant, load
+from lightning_landscape import LandscapeMonitor, Layers, Secant, Segments, Store, load
+from lightning_landscape.evaluation.evaluation import Evaluation
 from lightning_landscape.reporting.folder import RunFolder
-from lightning_landscape.store.store import ProbeStore
+from lightning_landscape.store.store import RecordStore
+from lightning_landscape.training.training import Training
 from tests.helpers import distributed, run_script
 from tests.helpers.distributed import InOrder, Net, smoothed_loss, train
 from tests.helpers.modules import Plain, TargetInBuffers, TargetInParameters, loader
@@ -46,7 +47,7 @@ def monitored(folder, processes=2, train_kwargs=None, **arguments):
 
 
 def assert_same_tables(one, two, rtol=2e-5):
-    """Assert that two tables are the same up to rounding: gradients are summed in another order."""
+    """Assert that two tables are the same up to rounding: gradients add up in another order."""
     assert len(one) == len(two) > 1
     for a, b in zip(one, two, strict=True):
         for column in EXACT:
@@ -77,7 +78,7 @@ SETTINGS = {
     "loss": ({}, {"loss": smoothed_loss}),
     "loss_accumulation": ({"accumulate_grad_batches": 2}, {"loss": smoothed_loss}),
     "uneven": ({"data": InOrder(drop=4)}, {}),
-    "layers_secants_sums": ({}, {"every_step": True, "extras": [Layers(), Secant()]}),
+    "extras_and_sums": ({}, {"every_step": True, "extras": [Layers(), Secant(), Segments()]}),
     "thinned": ({}, {"max_probes": 5}),
 }
 
@@ -94,16 +95,15 @@ def test_two_processes_give_the_table_of_one(name, tmp_path):
     assert run["fidelity"]["gradient"] == pytest.approx(0, abs=1e-6)
     assert run["off_schedule"] == one.summary["run"]["off_schedule"]
     assert not (two.path / "store").exists()
-    if "per_layer" in monitor:
-        for a, b in ((two.layers, one.layers), (two.segments, one.segments)):
-            assert len(a) == len(b) > 0
-        for a, b in zip(two.layers, one.layers, strict=True):
+    if "extras" in monitor:
+        assert set(two.tables) == set(one.tables) == {"layers", "secant", "segments"}
+        for a, b in zip(two.tables["layers"], one.tables["layers"], strict=True):
             assert (a.step, a.layer) == (b.step, b.layer)
             assert a.grad_sq_norm == pytest.approx(b.grad_sq_norm, rel=2e-5)
             assert a.inner_product == pytest.approx(
                 b.inner_product, abs=2e-5 * math.sqrt(b.grad_sq_norm * b.sq_distance) + 1e-9
             )
-        for a, b in zip(two.segments, one.segments, strict=True):
+        for a, b in zip(two.tables["segments"], one.tables["segments"], strict=True):
             assert (a.step, a.fraction) == (b.step, b.fraction)
             assert a.loss == pytest.approx(b.loss, rel=1e-5)
         sums, expected = run["exact_sums"], one.summary["run"]["exact_sums"]
@@ -118,9 +118,9 @@ def test_two_processes_give_the_table_of_one(name, tmp_path):
 def test_with_a_reference_file(loss, tmp_path):
     one = monitored(tmp_path / "one", 1, loss=loss)
     reference = str(one.path / "reference.safetensors")
-    live = monitored(tmp_path / "live", 2, loss=loss, reference=reference, per_layer=True)
+    live = monitored(tmp_path / "live", 2, loss=loss, reference=reference, extras=[Layers()])
     assert_same_tables(live.table, one.table)
-    assert {row.step for row in live.layers} == {probe.step for probe in live.table}
+    assert {row.step for row in live.tables["layers"]} == {probe.step for probe in live.table}
 
 
 def metrics(folder):
@@ -134,7 +134,7 @@ def metrics(folder):
 
 
 def assert_same_ends(a, b):
-    """Assert that both processes of two runs ended with the same module and random state."""
+    """Assert that two runs ended with the same module and random numbers in both processes."""
     for rank in range(2):
         one, two = (torch.load(folder / f"end-{rank}.pt") for folder in (a, b))
         assert torch.equal(one["random"], two["random"])
@@ -144,7 +144,7 @@ def assert_same_ends(a, b):
 
 @pytest.mark.parametrize("module", some([Plain, TargetInBuffers, TargetInParameters], every=2))
 def test_training_is_the_same_with_and_without_the_monitor(module, tmp_path):
-    """Dropout, BatchNorm with statistics per process, shuffling, buffers that change the loss."""
+    """Dropout, BatchNorm of each process, shuffling; buffers and parameters in a loss."""
     settings = {
         "module": module,
         "data": loader(16),
@@ -168,19 +168,19 @@ class FailsInOne(Callback):
 
     def on_train_start(self, trainer, pl_module):
         if trainer.global_rank == self.rank:
-            original = getattr(ProbeStore, self.method)
+            original = getattr(RecordStore, self.method)
 
             def failing(store, *args):
                 if trainer.global_step >= self.at:
                     raise RuntimeError("broken on purpose")
                 return original(store, *args)
 
-            setattr(ProbeStore, self.method, failing)
+            setattr(RecordStore, self.method, failing)
 
 
 @pytest.mark.filterwarnings("ignore:.*LandscapeMonitor")
 @pytest.mark.parametrize("rank", some([1, 0], every=2))
-@pytest.mark.parametrize("method", ["write", "others_changed", "moments"])
+@pytest.mark.parametrize("method", ["write", "others_changed", "read"])
 def test_a_failure_in_one_process_stops_measuring_in_all_and_nothing_else(rank, method, tmp_path):
     train(tmp_path / "without", [])
     run = monitored(
@@ -192,21 +192,21 @@ def test_a_failure_in_one_process_stops_measuring_in_all_and_nothing_else(rank, 
         "failed" in run.summary["run"]["stopped_by"]
         or "broken on purpose" in run.summary["run"]["stopped_by"]
     )
-    if method != "moments":
+    if method != "read":
         assert [probe.step for probe in run.table][:3] == [0, 1, 2]
         assert run.table[-1].step <= 5
         assert all(probe.evaluated for probe in run.table if probe.step < 3)
 
 
 class FullInOne(Callback):
-    """Makes the writes of some probes, from the fifth on, fail in one process."""
+    """From the fifth on, a number of probes cannot be written to the disk of one process."""
 
     def __init__(self, rank, failures):
         self.rank, self.failures, self.calls = rank, failures, 0
 
     def on_train_start(self, trainer, pl_module):
         if trainer.global_rank == self.rank:
-            original = ProbeStore._write_parts
+            original = RecordStore._write_files
 
             def full(store, *args):
                 self.calls += 1
@@ -214,7 +214,7 @@ class FullInOne(Callback):
                     raise OSError(errno.ENOSPC, "No space left on device")
                 original(store, *args)
 
-            ProbeStore._write_parts = full
+            RecordStore._write_files = full
 
 
 @pytest.mark.filterwarnings("ignore:.*LandscapeMonitor")
@@ -278,7 +278,8 @@ def test_a_reference_that_one_process_lacks_is_refused_in_all(rank, tmp_path):
         monitor = next(
             callback for callback in trainer.callbacks if isinstance(callback, LandscapeMonitor)
         )
-        monitor.reference = str(tmp_path / "nowhere.safetensors")
+        nowhere = str(tmp_path / "nowhere.safetensors")
+        monitor.settings = dataclasses.replace(monitor.settings, reference=nowhere)
 
     started = time.monotonic()
     with pytest.raises(Exception, match="nowhere.safetensors"):
@@ -298,15 +299,15 @@ def test_ctrl_c_in_one_process_ends_the_evaluation_of_all_and_what_is_done_is_re
     rank, tmp_path
 ):
     def interrupts_the_fifth(trainer):
-        original, calls = StoredProbes.at_reference, []
+        original, calls = Evaluation.at, []
 
-        def at_reference(stored, step, *others):
-            calls.append(step)
+        def at(evaluation, record, reference):
+            calls.append(record.step)
             if len(calls) == 5:
                 os.kill(os.getpid(), signal.SIGINT)
-            return original(stored, step, *others)
+            return original(evaluation, record, reference)
 
-        StoredProbes.at_reference = at_reference
+        Evaluation.at = at
 
     train(tmp_path / "without", [])
     before = [InOne(rank, "on_train_end", interrupts_the_fifth)]
@@ -322,10 +323,10 @@ def test_ctrl_c_in_one_process_ends_the_evaluation_of_all_and_what_is_done_is_re
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_last_iterate_that_one_process_cannot_copy_is_evaluated_in_none(rank, tmp_path):
     def fails(trainer):
-        def current_parameters(measurement):
+        def present(training):
             raise RuntimeError("out of memory")
 
-        Measurement.current_parameters = current_parameters
+        Training.present = present
 
     started = time.monotonic()
     settings = {"callbacks_before": [InOne(rank, "on_train_end", fails)], "callbacks_after": []}
@@ -380,7 +381,7 @@ def test_a_batch_that_one_process_cannot_keep_is_refused_in_all(tmp_path):
 
 
 def test_resume_mid_epoch_and_a_changed_number_of_processes(tmp_path):
-    first = monitored(tmp_path / "first", 2, {"max_steps": 12}, keep_store=True)
+    first = monitored(tmp_path / "first", 2, {"max_steps": 12}, store=Store(keep=True))
     checkpoint = tmp_path / "first" / "checkpoints" / "epoch=1-step=10.ckpt"
     again = monitored(tmp_path / "again", 2, {"ckpt_path": str(checkpoint)})
     assert [probe.step for probe in again.table] == list(range(len(again.table)))
@@ -397,7 +398,7 @@ def test_resume_mid_epoch_and_a_changed_number_of_processes(tmp_path):
 
 
 def test_the_store_of_each_process(tmp_path):
-    run = monitored(tmp_path, 2, {"max_steps": 4}, keep_store=True)
+    run = monitored(tmp_path, 2, {"max_steps": 4}, store=Store(keep=True))
     first, second = run.path / "store", run.path / "store" / "process-1"
     for step in range(4):
         assert (first / f"{step:012d}" / "parameters.safetensors").is_file()
@@ -409,7 +410,7 @@ def test_the_store_of_each_process(tmp_path):
 
 
 def test_distributed_helpers_see_the_same_batches():
-    """The comparisons assume that the samples of two processes together are those of one."""
+    """The comparisons rest on it: the samples of two processes together are those of one."""
 
     class Trainer:
         world_size, global_rank, lightning_module = 1, 0, None

@@ -44,9 +44,15 @@ CONDITIONS = {
     "weak_strong_convexity/mu",
     "gradient_angle/cosine",
 }
-SETTLING = {f"live/alpha_beta/{name}" for name in ("alpha", "beta", "rate", "neighbourhood")} | {
+WITHOUT_LOSSES = {
+    *("live/inner_product", "live/cosine", "live/distance"),
+    *("live/restricted_secant/mu", "live/error_bound/mu", "live/upper_error_bound/L"),
+}
+"""At the present iterate, by default"""
+WITH_LOSSES = {f"live/alpha_beta/{name}" for name in ("alpha", "beta", "rate", "neighbourhood")} | {
     f"live/{tag}" for tag in CONDITIONS | {"polyak_lojasiewicz/mu", "smoothness/L"}
 }
+"""At the present iterate, with ``live_losses=True``"""
 BOUNDS = {"bound/sgd_schedule", "bound/trajectory"}  # the step size of `Plain` changes once
 BOUNDS |= {f"bound/{name}" for name in ("lower", "gap", "in_force", "final")}
 
@@ -129,7 +135,7 @@ def run(request, tmp_path):
 
 def test_tags_are_those_of_the_contract(run):
     mode, _, ours, _ = run
-    live = SETTLING if mode == "final" else set()
+    live = WITHOUT_LOSSES if mode == "final" else set()
     assert set(ours) == WHILE_TRAINING | WITH_REFERENCE | RUNNING | CONDITIONS | BOUNDS | live
 
 
@@ -157,7 +163,7 @@ def test_the_bound_of_the_trajectory_is_that_of_so_many_steps_with_the_final_pai
     for k in range(1, len(table)):
 
         def total(value, k=k):
-            """Sum a value over the steps before probe k, interpolated linearly between probes."""
+            """Sum a value over the steps before probe k, on straight lines between probes."""
             known = {p.step: value(p) for p in table[:k]}
             steps = range(table[0].step, table[k].step)
             return sum(np.interp(list(steps), list(known), list(known.values())))
@@ -222,18 +228,23 @@ def test_margins_of_the_reported_pair_are_not_negative(run):
     assert min(value for _, value in ours["alpha_beta/margin"]) >= -1e-6
 
 
-def test_what_is_known_live_is_written_live(tmp_path):
-    """The loss is logged during training, curves that depend on x_p after it."""
+@pytest.mark.parametrize("live_losses", [False, True])
+def test_what_is_known_live_is_written_live(live_losses, tmp_path):
+    """When training ends, the loss is there; columns that need x_p follow the evaluation."""
     seen = {}
 
     class Looking(LandscapeMonitor):
-        def on_train_end(self, trainer, pl_module):
+        def on_fit_end(self, trainer, pl_module):
             trainer.logger.experiment.flush()
             seen.update(curves(tmp_path / "run")[0])
-            super().on_train_end(trainer, pl_module)
+            super().on_fit_end(trainer, pl_module)
 
-    fit(tmp_path, Looking(every_n_steps=2))
-    assert set(seen) == WHILE_TRAINING | SETTLING
+    fit(tmp_path, Looking(every_n_steps=2, live_losses=live_losses))
+    live = WITH_LOSSES if live_losses else WITHOUT_LOSSES
+    assert set(seen) == WHILE_TRAINING | live
+    for tag in live:
+        assert [step for step, _ in seen[tag]] == [12], tag  # after the first epoch
+    assert set(curves(tmp_path / "run")[0]) >= WITH_REFERENCE | RUNNING | CONDITIONS | BOUNDS
 
 
 def test_a_live_run_thinned_without_a_further_probe_still_ends_with_the_reports_values(tmp_path):

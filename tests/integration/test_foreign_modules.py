@@ -1,4 +1,4 @@
-"""Modules of other projects: training is unchanged, replays are exact, brute force agrees."""
+"""Modules of others: training is not moved, replays are exact, the table is that of brute force."""
 
 import copy
 

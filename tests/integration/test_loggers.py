@@ -82,8 +82,9 @@ def layouts(folder):
     return found
 
 
-def test_the_layout_names_tags_that_there_are(tmp_path):
-    fit(tmp_path)
+@pytest.mark.parametrize("live_losses", [False, True])
+def test_the_layout_names_tags_that_there_are(live_losses, tmp_path):
+    fit(tmp_path, monitor=LandscapeMonitor(every_n_steps=3, live_losses=live_losses))
     ((category,),) = layouts(tmp_path / "run")
     assert category.title == "Loss landscape"
     tags = read(tmp_path / "run").Tags()["scalars"]

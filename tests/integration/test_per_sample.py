@@ -197,8 +197,7 @@ def test_all_else_is_as_with_the_mean_as_loss(tmp_path):
     assert "per_sample" not in two.summary
 
 
-# ------------------------------------------------------------------------------------------------ -
-# derivatives
+# -------------------------------------------------------------------------------------- derivatives
 
 
 class Kinks(modules.Base):
@@ -340,8 +339,7 @@ def test_a_loss_that_is_not_that_of_training_is_told(tmp_path):
     assert "the measured loss is not the trained one" not in same.summary["verdict"]
 
 
-# ------------------------------------------------------------------------------------------------ -
-# what mixes
+# --------------------------------------------------------------------------------------- what mixes
 
 
 def test_samples_that_mix_are_refused_before_the_first_step(tmp_path):
@@ -423,8 +421,7 @@ def test_after_the_first_step_nothing_is_refused(tmp_path):
     assert "No single sample was evaluated: MisconfigurationException" in run.summary["verdict"]
 
 
-# ------------------------------------------------------------------------------------------------ -
-# refused
+# ------------------------------------------------------------------------------------------ refused
 
 
 def too_short(module, batch):
@@ -475,8 +472,7 @@ def test_what_fails_costs_the_samples_alone(tmp_path, monkeypatch):
     )
 
 
-# ------------------------------------------------------------------------------------------------ -
-# summary
+# ------------------------------------------------------------------------------------------ summary
 
 
 def test_the_summary_puts_the_pair_to_the_test(tmp_path):
@@ -559,8 +555,7 @@ def test_thinning_drops_their_rows_too(tmp_path):
     )
 
 
-# ------------------------------------------------------------------------------------------------ -
-# processes and resuming
+# --------------------------------------------------------------------------- processes and resuming
 
 
 @pytest.mark.parametrize("mode", some(["final", "file"], every=2))

@@ -78,7 +78,9 @@ def test_a_reference_that_is_not_there():
 
 def test_unwritable_folder(tmp_path):
     (tmp_path / "file").write_text("no folder")
-    assert_refused(LandscapeMonitor(dirpath=tmp_path / "file" / "sub"), "dirpath", "is no folder")
+    assert_refused(
+        LandscapeMonitor(dirpath=tmp_path / "file" / "sub"), "dirpath", "is not a folder"
+    )
 
 
 def refused_strategy(kind, world_size=1, **attributes):
@@ -434,7 +436,7 @@ def test_a_failing_report_leaves_files_and_training(monkeypatch, tmp_path):
     def failing(*args):
         raise RuntimeError("broken report")
 
-    monkeypatch.setattr("lightning_landscape.ending.summarise", failing)
+    monkeypatch.setattr("lightning_landscape.fit.ending.summarise", failing)
     with pytest.warns(
         UserWarning, match="could not finish its report: RuntimeError: broken report"
     ):

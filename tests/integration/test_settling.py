@@ -1,4 +1,4 @@
-"""Curves before x_p is known, losses on lines to x_p, parts of a module; against recomputation."""
+"""Curves before x_p is known, lines to it, and parts of a module, against a slow recomputation."""
 
 import copy
 import math
@@ -7,10 +7,12 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning_landscape.records import LayerRow, SegmentPoint
 
 from lightning_landscape import LandscapeMonitor, Layers, Segments, load
 from lightning_landscape import functional as F
+from lightning_landscape.evaluation.evaluation import Evaluation
+from lightning_landscape.extras.layers import LayerRow
+from lightning_landscape.extras.segments import SegmentPoint
 from tests.helpers.modules import FEATURES, loader
 from tests.integration.test_event_files import curves
 
@@ -81,7 +83,7 @@ def minus(a, b):
 
 @pytest.mark.parametrize("live_epochs", ["doubling", [1, 3], None])
 def test_provisional_values_are_those_at_the_iterate_of_that_epoch(live_epochs, tmp_path):
-    module, monitor = fit(tmp_path, live_epochs=live_epochs)
+    module, monitor = fit(tmp_path, live_epochs=live_epochs, live_losses=True)
     ours, _ = curves(tmp_path / "run")
     expected = {"doubling": [1, 2, 4], None: []}.get(
         live_epochs if live_epochs is None else str(live_epochs), [1, 3]
@@ -115,8 +117,42 @@ def test_provisional_values_are_those_at_the_iterate_of_that_epoch(live_epochs, 
     assert all(probe.evaluated for probe in monitor.table)
 
 
+def norm(a):
+    return math.sqrt(dot(a, a))
+
+
+@pytest.mark.parametrize("share", [math.inf, 0.0])
+def test_without_losses_values_come_from_the_copies_as_far_as_there_is_time(
+    share, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("lightning_landscape.fit.live.SHARE", share)
+    module, monitor = fit(tmp_path, live_epochs=[1, 3])
+    ours, _ = curves(tmp_path / "run")
+    assert not any(tag.startswith(("live/alpha_beta", "live/aiming")) for tag in ours)
+    for at, epoch in enumerate([1, 3]):
+        there = module.ends[epoch - 1]
+        steps = range(0, 12 * epoch, 3) if share else [0]  # the first row is always there
+        away = [minus(module.steps[k][0], there) for k in steps]
+        gradients = [module.steps[k][1] for k in steps]
+        products = [dot(g, d) for g, d in zip(gradients, away, strict=True)]
+        distances, sizes = [norm(d) for d in away], [norm(g) for g in gradients]
+        rows = list(zip(products, distances, sizes, strict=True))
+        expected = {
+            "inner_product": sum(products) / len(rows),
+            "distance": sum(distances) / len(rows),
+            "cosine": sum(p / (d * g) for p, d, g in rows) / len(rows),
+            "restricted_secant/mu": min(p / d**2 for p, d, _ in rows),
+            "error_bound/mu": min(g / d for _, d, g in rows),
+            "upper_error_bound/L": max(g / d for _, d, g in rows),
+        }
+        for tag, value in expected.items():
+            assert ours[f"live/{tag}"][at] == (12 * epoch, pytest.approx(value, rel=1e-3)), tag
+    assert all(probe.evaluated for probe in monitor.table)
+
+
 def test_the_table_is_the_same_whatever_is_seen_on_the_way(tmp_path):
-    plain, everything = {"live_epochs": None}, {"extras": [Layers(), Segments(7)]}
+    plain = {"live_epochs": None}
+    everything = {"extras": [Layers(), Segments(7)], "live_losses": True}
     one, first = fit(tmp_path / "a", **plain)
     other, second = fit(tmp_path / "b", **everything)
     assert first.table == second.table
@@ -125,9 +161,15 @@ def test_the_table_is_the_same_whatever_is_seen_on_the_way(tmp_path):
     assert not (tmp_path / "a" / "run" / "landscape" / "layers.csv").exists()
 
 
-def test_lines_to_the_reference_are_the_losses_there(tmp_path):
-    module, monitor = fit(tmp_path, segments=4)
-    points = load(tmp_path / "run").segments
+@pytest.mark.parametrize("mode", ["final", "file"])
+def test_lines_to_the_reference_are_the_losses_there(mode, tmp_path):
+    module, monitor = fit(tmp_path, extras=[Segments(4)])
+    folder = tmp_path / "run"
+    if mode == "file":
+        reference = folder / "landscape" / "reference.safetensors"
+        folder = tmp_path / "second" / "run"
+        module, monitor = fit(folder.parent, extras=[Segments(4)], reference=reference)
+    points = load(folder).tables["segments"]
     starts = sorted({point.step for point in points})
     assert starts == [0, 24, 48]  # at most four, evenly spaced by powers of two, x_0 among them
     end = module.ends[-1]
@@ -145,13 +187,13 @@ def test_lines_to_the_reference_are_the_losses_there(tmp_path):
 
 @pytest.mark.parametrize("mode", ["final", "file"])
 def test_parts_sum_to_the_whole_and_are_those_of_the_recording(mode, tmp_path):
-    module, monitor = fit(tmp_path, per_layer=True)
+    module, monitor = fit(tmp_path, extras=[Layers()])
     folder, end = tmp_path / "run", module.ends[-1]
     if mode == "file":
         reference = str(folder / "landscape" / "reference.safetensors")
-        module, monitor = fit(tmp_path / "second", per_layer=True, reference=reference)
+        module, monitor = fit(tmp_path / "second", extras=[Layers()], reference=reference)
         folder = tmp_path / "second" / "run"
-    rows = load(folder).layers
+    rows = load(folder).tables["layers"]
     ours, _ = curves(folder)
     assert {row.layer for row in rows} == {"scale", "first", "second"}
     for probe in monitor.table:
@@ -204,41 +246,38 @@ def test_parts_of_earlier_probes_go_on_after_a_resume(tmp_path):
     )
     trainer = pl.Trainer(max_epochs=3, callbacks=[later, saving], **settings)
     trainer.fit(Recorded(), loader(12), ckpt_path=tmp_path / "x.ckpt")
-    rows = load(tmp_path / "b").layers
+    rows = load(tmp_path / "b").tables["layers"]
     assert (
         sorted({row.step for row in rows})
         == [probe.step for probe in later.table]
         == list(range(0, 36, 3))
     )
-    assert rows[: 3 * len(monitor.table)] == load(tmp_path / "a").layers
+    assert rows[: 3 * len(monitor.table)] == load(tmp_path / "a").tables["layers"]
 
 
 def test_a_failure_before_x_p_is_known_costs_nothing_else(tmp_path, monkeypatch):
-    def failing(self):
+    def failing(self, **arguments):
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr(
-        "lightning_landscape.recording.measurement.Measurement.provisional", failing
-    )
-    with pytest.warns(
-        UserWarning, match="could not evaluate at the present iterate: RuntimeError: out of memory"
-    ):
+    monkeypatch.setattr(Evaluation, "at_present", failing)
+    said = "could not evaluate at the present iterate: RuntimeError: out of memory"
+    with pytest.warns(UserWarning, match=said) as warned:
         _, monitor = fit(tmp_path)
+    assert sum("present iterate" in str(w.message) for w in warned) == 1
     assert len(monitor.table) == 20
     assert monitor.summary["run"]["complete"] is True
 
 
 def test_a_failure_on_a_line_costs_nothing_else(tmp_path, monkeypatch):
-    from lightning_landscape.evaluation.stored_probes import StoredProbes
-
-    def failing(self, step, there, fractions):
+    def failing(self, record, probe, evaluator, reference):
+        yield SegmentPoint(record.step, 0.0, probe.loss)
         raise RuntimeError("a point that was never there")
 
-    monkeypatch.setattr(StoredProbes, "between", failing)
-    with pytest.warns(
-        UserWarning, match="could not evaluate the line from step 0 to x_p, RuntimeError"
-    ):
-        _, monitor = fit(tmp_path)
+    monkeypatch.setattr(Segments, "at", failing)
+    with pytest.warns(UserWarning, match="Segments failed at step 0, RuntimeError: a point"):
+        _, monitor = fit(tmp_path, extras=[Segments(), Layers()])
     assert monitor.summary["run"]["complete"] is True
     assert "gap" in curves(tmp_path / "run")[0]
-    assert load(tmp_path / "run").segments is None
+    tables = load(tmp_path / "run").tables
+    assert "segments" not in tables
+    assert len(tables["layers"]) == 3 * len(monitor.table)

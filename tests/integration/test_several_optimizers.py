@@ -233,10 +233,10 @@ def test_theorems_about_fixed_losses_do_not_apply_and_schedulers_of_the_other_ar
         assert discriminator["bounds"][name]["value"] is None
     assert "parameter tensors beside x were trained too" in discriminator["bounds"]["sgd"]["reason"]
     assert discriminator["bounds"]["trajectory"]["value"] is not None
-    assert "x is 'discriminator': 6 other tensors" in discriminator["verdict"]
+    assert "x is 'discriminator'. 6 other tensors" in discriminator["verdict"]
 
 
-def test_part_of_the_parameters_of_one_optimiser_under_automatic_optimisation(tmp_path):
+def test_part_of_the_parameters_of_one_optimizer_under_automatic_optimization(tmp_path):
     """x is the last layer; other layers move too, and a probe uses their values at its step."""
 
     def run(folder, *callbacks):
@@ -361,8 +361,7 @@ def test_a_step_after_the_batch_has_ended_is_of_that_batch(tmp_path):
     assert monitor.summary["run"]["fidelity"]["exact"] is True
 
 
-# ------------------------------------------------------------------------------------------------ -
-# refusals
+# ----------------------------------------------------------------------------------------- refusals
 
 
 def refused(monitor, *words, module=None):

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from lightning_landscape import LandscapeMonitor, load
-from lightning_landscape.store.codecs import decode
+from lightning_landscape.store.encoding import decode
 from lightning_landscape.store.tensor_files import read_tensors
 from tests.helpers import distributed
 from tests.helpers.sharded_script import Sharded
@@ -247,7 +247,7 @@ def test_a_distributed_checkpoint_of_lightning_as_reference(runs):
 def test_parameters_that_nobody_shards_are_refused(runs):
     said = (runs / "fsdp2" / "partly" / "refusal.txt").read_text()
     assert "net.4.weight" in said
-    assert "call fully_shard on what holds these parameters" in said
+    assert "call fully_shard on the modules that hold these parameters" in said
 
 
 def test_a_loss_that_needs_autograd_in_one_process(runs):

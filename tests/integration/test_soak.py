@@ -22,7 +22,7 @@ USUAL = Configuration(1, 0, max_steps=5)
                 model="plain",
                 segments=1,
                 secant=True,
-                per_layer=True,
+                layers=True,
             ),
             AGREES,
         ),
@@ -34,13 +34,14 @@ USUAL = Configuration(1, 0, max_steps=5)
                 loss="user",
                 reference="file",
                 secant=True,
+                segments=4,
             ),
             AGREES,
         ),
         (replace(USUAL, strategy="ddp", model="cnn"), AGREES),
+        (replace(USUAL, live_epochs="doubling", live_losses=True, every_step=True), AGREES),
         (replace(USUAL, model="gan", max_steps=-1, loss="user", limit_train_batches=0.4), AGREES),
-        # A probe between two steps of one batch is completed inside training_step, under its
-        # autocast.
+        # a probe between two steps of one batch is completed inside training_step and its autocast
         (
             replace(
                 USUAL,

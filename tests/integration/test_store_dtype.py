@@ -1,14 +1,16 @@
-"""Runs that store probes through a codec against the same runs with native storage.
+"""Runs with probes stored through a codec beside the same runs that stored them natively.
 
-Training is bitwise the same, so the native run gives the exact x_k, g_k and x_p.
+Training is the same to the last bit, so x_k, g_k and x_p are those of the native run.
 """
 
+import copy
 import dataclasses
 import math
 
 import lightning.pytorch as pl
 import pytest
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import BaseFinetuning, ModelCheckpoint
 from torch.utils.data import DataLoader
 
@@ -30,7 +32,6 @@ from tests.helpers.settings import SETTINGS
 from tests.helpers.settings import train as train_with
 from tests.helpers.slow import some
 from tests.integration.test_bit_identity import assert_same, everything
-from tests.integration.test_refusals import assert_refused
 
 CODED = ("bfloat16", "int8")
 ROUNDING = 1e-5
@@ -50,9 +51,16 @@ EXACT = (
 
 
 def assert_within_what_is_said(coded, exact):
-    """Assert that only p and D differ, both within bounds, and that the summary is true."""
+    """Assert that everything but p and D is the same, and that these are within their bounds.
+
+    Returns:
+        The largest relative error of each.
+    """
     found = coded.summary["run"]["store"]["accuracy"]
+    bounds = {row.step: row for row in coded.tables["store_accuracy"]}
     assert len(coded.table) == len(exact.table)
+    assert coded.table[0] == exact.table[0]  # it is stored as it was
+    assert set(bounds) == {probe.step for probe in exact.table[1:]}
     largest = {"inner_product": 0.0, "distance": 0.0}
     for one, other in zip(coded.table, exact.table, strict=True):
         for column in EXACT:
@@ -66,12 +74,12 @@ def assert_within_what_is_said(coded, exact):
         for name, error in errors.items():
             bound = found[name]["bound"]
             assert bound is None or error <= bound + ROUNDING, (name, one.step)
+            if one.step in bounds and error:
+                of_probe = getattr(bounds[one.step], name)
+                whole = size if name == "inner_product" else distance
+                assert error * whole <= of_probe + ROUNDING * whole, (name, one.step)
             largest[name] = max(largest[name], error)
-            if one.step in found["measured_at"]:
-                assert error <= found[name]["measured"] + ROUNDING
-    for name, error in largest.items():
-        assert error > 0
-        assert found[name]["measured"] <= error + ROUNDING
+    assert min(largest.values()) > 0
     low, high = found["neighbourhood"]
     true = exact.summary["conditions"]["alpha_beta"]["neighbourhood"]
     assert low <= coded.summary["conditions"]["alpha_beta"]["neighbourhood"] <= high
@@ -86,6 +94,7 @@ def assert_within_what_is_said(coded, exact):
             assert high is None or value is None or value <= high + 1e-9
     assert coded.summary["run"]["fidelity"]["exact"] is True
     assert f"stored as {coded.summary['run']['store']['dtype']}" in coded.summary["verdict"]
+    return largest
 
 
 def train_digits(folder, callbacks=(), **settings):
@@ -105,11 +114,11 @@ def train_digits(folder, callbacks=(), **settings):
     return trainer, module
 
 
-def digits(folder, codec, **arguments):
+def digits(folder, codec, store=None, **arguments):
     monitor = LandscapeMonitor(
         every_n_steps=5,
         dirpath=folder,
-        store=Store(dtype=codec),
+        store=Store(dtype=codec, **(store or {})),
         report=Report(images=None),
         **arguments,
     )
@@ -133,40 +142,37 @@ def of_training(trainer):
 @pytest.mark.parametrize("codec", CODED)
 def test_digits(codec, runs):
     exact, coded = runs["native"], runs[codec]
-    assert_within_what_is_said(coded, exact)
-    store = coded.summary["run"]["store"]
-    assert store["dtype"] == codec
-    assert store["accuracy"]["measured_at"][0] == 0
-    assert len(store["accuracy"]["measured_at"]) == 3
+    largest = assert_within_what_is_said(coded, exact)
+    assert coded.summary["run"]["store"]["dtype"] == codec
     most = {"bfloat16": 0.01, "int8": 0.02}[codec]
-    assert 0 < store["accuracy"]["inner_product"]["measured"] < most
-    assert exact.summary["run"]["store"]["accuracy"] is None
+    assert 0 < largest["inner_product"] < most
+    assert "accuracy" not in exact.summary["run"]["store"]
+    assert "store_accuracy" not in exact.tables
     assert "stored as" not in exact.summary["verdict"]
 
 
 @pytest.mark.parametrize("codec", CODED)
 def test_lines_layers_and_held_out_batches_are_of_what_was_decoded(codec, runs):
     exact, coded = runs["native"], runs[codec]
-    assert len(coded.segments) == len(exact.segments) > 0
-    for one, other in zip(coded.segments, exact.segments, strict=True):
+    assert len(coded.tables["segments"]) == len(exact.tables["segments"]) > 0
+    for one, other in zip(coded.tables["segments"], exact.tables["segments"], strict=True):
         assert (one.step, one.fraction) == (other.step, other.fraction)
         assert one.loss == pytest.approx(other.loss, rel=0.01, abs=1e-3)
         if one.step == 0:  # x_0 is exact
             assert one.loss == other.loss
     for probe in coded.table:
-        rows = [row for row in coded.layers if row.step == probe.step]
+        rows = [row for row in coded.tables["layers"] if row.step == probe.step]
         for column in ("inner_product", "grad_sq_norm", "sq_distance"):
-            # The table's grad_sq_norm comes from the unencoded gradient.
+            # the table has the squared norm of the gradient as it was
             error = 1e-2 if column == "grad_sq_norm" else 1e-4
             assert sum(getattr(row, column) for row in rows) == pytest.approx(
                 getattr(probe, column), rel=error, abs=1e-5
             )
-    assert len(coded.held_out) == len(exact.held_out) == len(coded.table)
-    for one, other in zip(
-        [*coded.held_out, *coded.fixed_batches],
-        [*exact.held_out, *exact.fixed_batches],
-        strict=True,
-    ):
+    ours, theirs = (
+        [*run.tables["held_out"], *run.tables["fixed_batches"]] for run in (coded, exact)
+    )
+    assert len(coded.tables["held_out"]) == len(exact.tables["held_out"]) == len(coded.table)
+    for one, other in zip(ours, theirs, strict=True):
         assert one.loss == pytest.approx(other.loss, rel=0.02, abs=1e-3)
         assert one.reference_loss == other.reference_loss
         assert one.inner_product == pytest.approx(other.inner_product, rel=0.1, abs=0.02)
@@ -236,7 +242,7 @@ def test_int8_has_room_for_more_probes(tmp_path):
     budget = 12 * 2 * 4 * sum(p.numel() for p in MLP(width=32).parameters()) / 2**30
     kept, sizes = {}, {}
     for codec in ("native", *CODED):
-        run = digits(tmp_path / codec, codec, store_gib=budget, keep_store=True)
+        run = digits(tmp_path / codec, codec, store={"gib": budget, "keep": True})
         kept[codec] = len(run.table)
         sizes[codec] = sum(
             {p.stat().st_ino: p.stat().st_size for p in (run.path / "store").rglob("*.*")}.values()
@@ -246,12 +252,17 @@ def test_int8_has_room_for_more_probes(tmp_path):
 
 
 def test_too_little_room_even_for_a_codec_is_refused():
-    parameters = sum(p.nbytes for p in Plain().parameters())
-    assert_refused(
-        LandscapeMonitor(store=Store(dtype="int8", gib=1.9 * parameters / 2**30)),
-        "for x_0",
-        "two probes or more",
+    module = Plain()
+    before = copy.deepcopy(module.state_dict())
+    parameters = sum(p.nbytes for p in module.parameters())
+    monitor = LandscapeMonitor(store=Store(dtype="int8", gib=1.9 * parameters / 2**30))
+    settings = dict.fromkeys(
+        ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False
     )
+    trainer = pl.Trainer(accelerator="cpu", max_epochs=1, callbacks=[monitor], **settings)
+    with pytest.raises(MisconfigurationException, match="for x_0.*two probes or more"):
+        trainer.fit(module, loader())
+    assert_same(dict(before), dict(module.state_dict()))
 
 
 class Unfreeze(BaseFinetuning):

@@ -34,8 +34,7 @@ from tests.integration.test_neighbours import WithoutScheduler, trainer_with
 
 Pair = collections.namedtuple("Pair", "x y")
 
-# ------------------------------------------------------------------------------------------------ -
-# modules
+# ------------------------------------------------------------------------------------------ modules
 
 
 class Checkpointed(Plain):
@@ -99,8 +98,7 @@ class Penalised(Plain):
         return super().compute_loss(batch) + (slope.norm(dim=1) - 1).square().mean()
 
 
-# ------------------------------------------------------------------------------------------------ -
-# loaders
+# ------------------------------------------------------------------------------------------ loaders
 
 
 def named(kind):
@@ -194,8 +192,7 @@ def test_what_is_said_of_the_data(tmp_path):
     assert "does not shuffle" in overfitting.summary["bounds"]["sgd"]["reason"]
 
 
-# ------------------------------------------------------------------------------------------------ -
-# torch.compile
+# ------------------------------------------------------------------------------------ torch.compile
 
 
 NEEDS_A_COMPILER = pytest.mark.skipif(
@@ -266,8 +263,7 @@ class NotCompiled(Compiled):
         Plain.__init__(self)
 
 
-# ------------------------------------------------------------------------------------------------ -
-# neighbours
+# --------------------------------------------------------------------------------------- neighbours
 
 
 class RecordingBackward(Recording):
@@ -395,8 +391,7 @@ def test_tuners(way, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["landscape"]
 
 
-# ------------------------------------------------------------------------------------------------ -
-# its end
+# ------------------------------------------------------------------------------------------ its end
 
 
 class Slow(Callback):

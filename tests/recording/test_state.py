@@ -12,12 +12,8 @@ from torch import nn
 
 from lightning_landscape.evaluation.untouched import untouched
 from lightning_landscape.recording.freezing import freeze, thaw
-from lightning_landscape.recording.state import (
-    capture,
-    put_back,
-    read_random_state,
-    write_random_state,
-)
+from lightning_landscape.recording.random_state import read_random_state, write_random_state
+from lightning_landscape.recording.state import capture, put_back
 from tests.helpers.modules import Meter, Plain
 
 Pair = collections.namedtuple("Pair", ["x", "items"])
@@ -78,8 +74,9 @@ class Rich(Plain):
             p.grad = torch.ones_like(p) if p.grad is None else p.grad.add_(1)
         self.trainer.should_stop = True
         self.trainer.fit_loop.epoch_progress.current.completed += 3
-        self.trainer.fit_loop.epoch_loop.automatic_optimization.optim_progress.optimizer.step.total.completed += 5
-        self.trainer.fit_loop.epoch_loop.batch_progress.current.ready += 2
+        loop = self.trainer.fit_loop.epoch_loop
+        loop.automatic_optimization.optim_progress.optimizer.step.total.completed += 5
+        loop.batch_progress.current.ready += 2
 
 
 @pytest.fixture
@@ -186,7 +183,7 @@ def test_put_back_is_the_state_of_then(module):
     with untouched(module.trainer, module):
         put_back(module.trainer, module, thaw(frozen))
         restored = everything(module)
-        # what is not stored stays as it is now: objects of the user's own, metrics, modules in lists, gradients
+        # Not stored, so as they are now: the user's objects, metrics, modules in lists, gradients.
         for kept in ("meter", "namespace", "hidden"):
             then[0].pop(kept), restored[0].pop(kept)
         then[0]["_modules"].pop("accuracy"), restored[0]["_modules"].pop("accuracy")
@@ -237,7 +234,7 @@ def test_objects_of_libraries_are_left_alone(module):
 
 
 def test_random_numbers_go_on_as_they_would_have():
-    """After a normal draw, of which Python's and numpy's generators keep a second one."""
+    """Also after a normal draw: Python's and numpy's generators keep a second one."""
     for seed in range(3):
         random.seed(seed), np.random.seed(seed), torch.manual_seed(seed)
         random.gauss(0, 1), np.random.randn()

@@ -324,7 +324,7 @@ def test_bounds_are_those_of_the_curves_and_gaps_those_of_the_table(of):
     gaps = (run.rows.column("loss") - run.rows.column("reference_loss")).tolist()
     assert list(lines["gap of a probe"].get_ydata()) == gaps
     means = [sum(gaps[: k + 1]) / (k + 1) for k in range(len(gaps))]
-    assert list(lines["its running mean"].get_ydata()) == pytest.approx(means)
+    assert list(lines["running mean of gaps"].get_ydata()) == pytest.approx(means)
     curves = bound_curves(run.rows, run.summary["run"])
     margin = {"lower", "gap", "in_force"}
     assert {key for key in run.applying if key in lines} == {

@@ -108,8 +108,8 @@ def test_plain_sgd(said, tmp_path):
     assert "at the end: about 4 forward passes, at x_p and x_0 " in message
     assert "conditions: α-β, quasar convexity" in message
     assert (
-        "theory that may apply: SGD with a constant step, SGD with a schedule, the certificate of this trajectory"
-        in message
+        "theory that may apply: SGD with a constant step, SGD with a schedule, the certificate of "
+        "this trajectory" in message
     )
     assert (
         "gradient descent on the full batch (a step takes a part of an epoch's batches)" in message

@@ -1,6 +1,6 @@
-"""Random ways of training, each measured and compared with brute force: ``make soak``.
+"""Ways of training drawn at random, each compared with the slow way: ``make soak``.
 
-A configuration has one of three good outcomes. It *agrees*: the table equals the recomputed one and
-training was unchanged. It is *refused* by the package before the first step. It is *not runnable*,
-with or without the monitor. Every other outcome is a failure.
+A configuration *agrees* (the table is the recomputed one, training was not moved), is *refused* (by
+the package, before the first step), or is *not runnable* (nor is it without the monitor). Every
+other outcome is a failure.
 """

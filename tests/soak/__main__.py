@@ -1,4 +1,7 @@
-"""``python -m tests.soak [--seed S] [--only N] [--count C] [--seconds T]``: run the soak test."""
+"""Draws, judges and counts configurations.
+
+``python -m tests.soak [--seed S] [--only N] [--count C] [--seconds T]``
+"""
 
 import argparse
 import collections
@@ -64,10 +67,8 @@ def report(judged, seconds, alone):
         )
         if not alone:
             missing = sorted({str(value) for value in AXES[axis]} - set(values))
-            print(
-                f"{axis}: {', '.join(f'{v} {n}' for v, n in sorted(values.items()))}; never: "
-                f"{', '.join(missing) or 'none'}"
-            )
+            counted = ", ".join(f"{value} {count}" for value, count in sorted(values.items()))
+            print(f"{axis}: {counted}; never: {', '.join(missing) or 'none'}")
     print(
         ", ".join(f"{kind} {counts[kind]}" for kind in (AGREES, REFUSED, NOT_RUNNABLE, FAILED)),
         f"in {seconds:.0f} s",

@@ -1,4 +1,4 @@
-"""A measured table against the recomputed one; tolerances are bounds on rounding per dtype."""
+"""A measured table against the recomputed one; tolerances are bounds on rounding, by dtype."""
 
 import math
 
@@ -48,9 +48,9 @@ def norm(vector):
 def error(gradient, parameters):
     """Return a bound on the norm of a gradient's rounding error.
 
-    The gradient is summed in its own dtype, with one rounding per micro-batch and process beyond
-    the first. Products of its entries are summed in float32 (float64 for float64) and in blocks, so
-    that these roundings stay far below the 64 allowed here.
+    It is summed in its own dtype, with one rounding for each micro-batch and process beyond the
+    first. Products of its entries are summed in float32 (float64 for float64), in blocks whose
+    roundings grow far slower than the 64 here.
     """
     _, addends, count = gradient
     dtypes = {p.dtype for p in parameters.values()}
@@ -83,7 +83,9 @@ def compare(one, run, recording):
     assert any(probe.initial_loss is not None for probe in run.table), "no loss at x_0"
     if one.segments:
         first = by_step[steps[0]]
-        line = [point.loss for point in run.segments if point.step == steps[0]]
+        points = run.tables["segments"]
+        assert len({point.step for point in points}) <= one.segments, "too many segments"
+        line = [point.loss for point in points if point.step == steps[0]]
         assert line == [first.loss, *first.line, first.reference_loss], (
             f"line {line}, expected {first.line}"
         )
@@ -141,15 +143,15 @@ def compare_row(one, run, probe, entry, names, reference):
             for n in {**there, **gradient}
         }
         both, length = off + error(entry.next_gradient, before), norm(change)
-        assert run.secants is not None, "no secants"
+        secants = {row.step: row.grad_sq_change for row in run.tables["secant"]}
         near(
-            run.secants.get(probe.step),
+            secants.get(probe.step),
             length * length,
             2 * length * both + both * both,
             where + "secant",
         )
-    if one.per_layer:
-        rows = [row for row in run.layers if row.step == probe.step]
+    if one.layers:
+        rows = [row for row in run.tables["layers"] if row.step == probe.step]
         covered = []
         for row in rows:
             part = [n for n in names if n == row.layer or n.startswith(row.layer + ".")]

@@ -1,4 +1,4 @@
-"""A configuration: one random value per axis, a function of the seed and of its number only."""
+"""A configuration is one value of each axis: a function of the seed and its number alone."""
 
 import random
 from dataclasses import asdict, dataclass, replace
@@ -56,10 +56,11 @@ AXES = {
     "max_overhead": [None, None, None, None, 0.5],
     "loss": ["own", "own", "user"],
     "secant": [False, True],
-    "exact_sums": [False, True],
-    "per_layer": [False, True],
+    "every_step": [False, True],
+    "layers": [False, True],
     "segments": [0, 1, 4],
     "live_epochs": [None, "doubling", (2,)],
+    "live_losses": [False, True],
     "limit_train_batches": [None, None, 0.75],
     "validation": ["none", "none", "epoch", "within"],
     "max_steps": [-1, -1, 5],
@@ -68,7 +69,7 @@ AXES = {
 }
 
 SHARDED_EVERY = 60
-"""One configuration in this many is sharded; its processes start afresh, which takes seconds"""
+"""One configuration in this many is of shards: its processes take seconds to start"""
 
 GANS = ("gan", "critic", "seldom")
 MANUAL = (*GANS, "manual", "manual_without_loss")
@@ -120,10 +121,11 @@ class Configuration:
     max_overhead: float | None = None
     loss: str = "own"
     secant: bool = False
-    exact_sums: bool = False
-    per_layer: bool = False
+    every_step: bool = False
+    layers: bool = False
     segments: int = 0
     live_epochs: str | tuple | None = None
+    live_losses: bool = False
     limit_train_batches: float | None = None
     validation: str = "none"
     max_steps: int = -1
@@ -148,7 +150,7 @@ class Configuration:
 
 
 def draw(seed, number):
-    """Return a configuration; optimizers and modules come in turn: two hundred cover them all."""
+    """Return a configuration; optimizers and modules are dealt in turn: 200 have them all."""
     deal = random.Random(f"{seed}")
     models, optimizers = (
         deal.sample(AXES[axis], len(AXES[axis])) for axis in ("model", "optimizer")
@@ -165,13 +167,13 @@ def draw(seed, number):
 
 
 def possible(one, chance):
-    """Return a configuration without incompatible values.
+    """Return a configuration without values that exclude each other.
 
-    Values are incompatible if together they make no sense or have no recording to compare with.
-    Values that the package or Lightning refuses stay, but rarely, since a refused configuration
-    covers nothing.
+    Values that make no sense together, or have no recording to compare with, are replaced. Those
+    that the package or Lightning refuse are made rarer: a configuration that does not run covers
+    nothing.
     """
-    # These have several backward passes, a sampler of their own, or count their batches.
+    # several backward passes, a sampler of its own, batches by number
     if one.model in (*GANS, "lstm", *STEPS_ARE_COUNTED):
         one = replace(one, strategy="one")
     if one.model in MANUAL:
@@ -180,32 +182,27 @@ def possible(one, chance):
         one = replace(
             one,
             loss="user",
-            exact_sums=one.exact_sums and seldom,
+            every_step=one.every_step and seldom,
             max_steps=-1 if one.players else one.max_steps,
         )
         if one.model == "manual_without_loss":
-            one = replace(one, loss="own", exact_sums=False)
+            one = replace(one, loss="own", every_step=False)
     elif one.model not in HAVE_NET:
         one = replace(one, loss="own")
-    # These optimizers need a closure.
-    if one.model in MANUAL and one.optimizer in ("sps_max", "ngn", "dec_sps", "lbfgs"):
+    need_a_closure = ("sps_max", "ngn", "dec_sps")
+    if one.model in MANUAL and one.optimizer in (*need_a_closure, "lbfgs"):
         one = replace(one, optimizer="sgd")
-    if one.exact_sums and (
-        one.max_overhead is not None or (one.loss == "user" and one.model not in MANUAL)
-    ):
-        one = replace(one, exact_sums=chance.random() < 0.1)
+    if one.every_step and (one.max_overhead is not None or one.loss == "user"):
+        one = replace(one, every_step=chance.random() < 0.1)
     if one.precision == "16-mixed" and chance.random() < 0.8:
-        if one.optimizer in ("sps_max", "ngn", "dec_sps"):  # a GradScaler gives them no closure
+        if one.optimizer in need_a_closure:  # a GradScaler gives them none
             one = replace(one, precision="bf16-mixed")
         if "fused" in one.optimizer:  # Lightning does not clip gradients that they unscale
             one = replace(one, clipping="none")
-    # Without a scaler its parameters become nan, and there is nothing to measure.
     if one.model == "overflowing":
-        one = replace(
-            one,
-            precision="16-mixed",
-            optimizer="sgd" if one.optimizer in ("sps_max", "ngn", "dec_sps") else one.optimizer,
-        )
+        # without a scaler its parameters are nan, and there is nothing to measure
+        optimizer = "sgd" if one.optimizer in need_a_closure else one.optimizer
+        one = replace(one, precision="16-mixed", optimizer=optimizer)
         one = replace(one, clipping="none") if "fused" in one.optimizer else one
     if one.model in CARRY_STATE:
         one = replace(one, uneven=False)
@@ -217,9 +214,10 @@ def possible(one, chance):
 
 
 def sharded(one, chance):
-    """Return a sharded configuration without random modules, equal to one process up to rounding.
+    """Return a configuration for shards.
 
-    Optimizers whose steps are quotients of small numbers are left out: they amplify rounding.
+    The module has nothing random, so one process has what two have, up to rounding. Optimizers that
+    divide by small numbers would magnify the rounding and are left out.
     """
     return replace(
         one,
@@ -232,7 +230,7 @@ def sharded(one, chance):
         reference=chance.choice(["final", "folder"]),
         scheduler="none",
         max_overhead=None,
-        exact_sums=one.exact_sums and one.loss == "own",
+        every_step=one.every_step and one.loss == "own",
         limit_train_batches=None,
         validation="none",
         uneven=False,

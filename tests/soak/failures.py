@@ -1,10 +1,12 @@
-"""``python -m tests.soak.failures [--seed S] [--only N] [--count C]``: functions of ours fail.
+"""Functions of ours fail, in one process of two or in both.
 
-Two processes train together. In one of them a random call of a random function of the monitor
-raises an error. In every third case the other process meets an error too, at about the same time.
-Such an error must not stop the user's training: it has to end bitwise as without the monitor, no
-process may wait for another, and the rows of the table must be right. Only before the first step
-may the run end, and then in both processes.
+``python -m tests.soak.failures [--seed S] [--only N] [--count C]``
+
+Two processes train together. One meets an error in a function drawn from all that the monitor
+calls, at a call that is drawn. In every third case the other process meets one as well, at about
+the same time. None of these may stop the user's training: it has to end as without the monitor, to
+the last bit. No process may wait for another, and the rows of the table have to be right. Only
+before the first step the run may end, in both processes.
 """
 
 import argparse
@@ -31,7 +33,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback
 
 import lightning_landscape
-from lightning_landscape import LandscapeMonitor, Layers, Secant, load
+from lightning_landscape import LandscapeMonitor, Layers, Secant, Segments, load
 from lightning_landscape.training.failures import NotMeasurable
 from tests.helpers.distributed import train
 from tests.integration.test_bit_identity import assert_same
@@ -53,18 +55,19 @@ ARGUMENTS = {
     "every_n_steps": 1,
     "max_probes": 8,
     "every_step": True,
-    "extras": [Secant(), Layers()],
+    "extras": [Secant(), Layers(), Segments()],
 }
 
-# These functions communicate or restore the user's state. An error there is not one of measuring.
+# what processes talk with, and what puts the user's things back: an error there is not one of
+# measuring
 _NOT_IN = (
     *("monitor", "training.interrupts", "settings", "cli", "command_line", "loading", "optim"),
     *("training.processes", "training.failures"),
 )
 _NOT = {
-    "abandon", "look_away", "leave", "close", "recover", "restore", "assign", "reshard", "put_back",
-    "discard", "note", "write_random_state", "write_counters", "kept_cuda_generator",
-}  # fmt: skip
+    *("abandon", "look_away", "leave", "close", "recover", "restore", "assign", "reshard"),
+    *("put_back", "discard", "note", "write_random_state", "write_counters", "kept_cuda_generator"),
+}
 
 
 @dataclass(frozen=True)
@@ -81,7 +84,7 @@ class Case:
 
 
 def functions():
-    """Yield (name, holder, attribute, function) of every function or method that may fail."""
+    """Yield (name, holder, attribute, function) of every function of ours."""
     for _, name, _ in pkgutil.walk_packages(lightning_landscape.__path__, "lightning_landscape."):
         short = name.partition(".")[2]
         if name.endswith("__main__") or any(
@@ -180,7 +183,7 @@ def run(folder, callbacks):
 
 
 def prepared(folder):
-    """Run without and with the monitor, without errors; return the calls of each process."""
+    """Run without the monitor and with it, undisturbed; return the calls of each process."""
     counting = AtSetup(folder)
     for name, callbacks in (("without", []), ("with", [counting, LandscapeMonitor(**ARGUMENTS)])):
         problem = run(folder / name if name == "without" else folder, callbacks)
@@ -214,22 +217,14 @@ def judge(cases, undisturbed, folder):
 
 
 def compare(expected, folder):
-    """Assert that the files equal those of a run without the error, as far as they go."""
+    """Assert that each row written is the row that is written without the error."""
     if not (folder / "run" / "landscape").is_dir():
         return
     table = load(folder / "run").table
     known = {probe.step: probe for probe in expected}
     for probe in table:
         if probe.step in known:
-            for column in (
-                "loss",
-                "grad_sq_norm",
-                "step_size",
-                "reference_loss",
-                "inner_product",
-                "sq_distance",
-                "initial_loss",
-            ):
+            for column in COLUMNS:
                 value, right = getattr(probe, column), getattr(known[probe.step], column)
                 assert (
                     value is None
@@ -239,7 +234,7 @@ def compare(expected, folder):
 
 
 def draw(seed, count, calls):
-    """Return ``count`` cases; the called functions come in turn."""
+    """Return ``count`` cases: every function of ours that a process calls, in turn."""
     chance = random.Random(seed)
     places = sorted((name, rank) for rank in range(2) for name in calls[rank])
     chance.shuffle(places)
@@ -289,17 +284,11 @@ def main(arguments=None):
             found, said = isolated(functools.partial(judge, cases, undisturbed), SECONDS)
             said = said if found is None else found
             wrong += bool(said)
-            print(
-                f"{number:4d}  {'FAILED' if said else 'as without':10s} "
-                f"{', '.join(map(str, cases))}",
-                flush=True,
-            )
+            verdict = "FAILED" if said else "as without"
+            print(f"{number:4d}  {verdict:10s} {', '.join(map(str, cases))}", flush=True)
             if said:
-                print(
-                    f"     python -m tests.soak.failures --seed {options.seed} --only {number}\n"
-                    f"{said}",
-                    flush=True,
-                )
+                again = f"python -m tests.soak.failures --seed {options.seed} --only {number}"
+                print(f"     {again}\n{said}", flush=True)
         print(f"cases {len(drawn)}, FAILED {wrong} in {time.monotonic() - started:.0f} s")
     return int(wrong > 0)
 

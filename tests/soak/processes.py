@@ -11,7 +11,7 @@ from pathlib import Path
 
 
 def isolated(function, seconds):
-    """Run a function in a new process; end it and its children when its time is over.
+    """Run a function in a new process, which is killed with its children when its time is over.
 
     Args:
         function: called with an empty folder; its result must be JSON.

@@ -1,7 +1,6 @@
-"""Brute force: each process records its micro-batches in a run without the monitor.
+"""The slow way: each process records its micro-batches without the monitor, and evaluates them.
 
-It then evaluates them from scratch and writes numbers and gradients of every step. The comparison
-takes the means over processes.
+It writes numbers and gradients of every step. The comparison takes the means over processes.
 """
 
 import copy
@@ -19,7 +18,7 @@ FRACTIONS = tuple(part / 10 for part in range(1, 10))
 
 @dataclass
 class Entry:
-    """One step of one process: losses, and float64 gradients with the norms of their addends."""
+    """One step of one process: losses, and gradients in float64 with the norms of their addends."""
 
     step: int
     epoch: int
@@ -37,7 +36,7 @@ class Entry:
 
 
 class Alone(PlayersRecording):
-    """A recording of manual optimization with one optimizer."""
+    """Of a module that steps by hand, with one optimizer."""
 
     def __init__(self):
         self.index, self.player, self.batches, self.loss = 0, "net", 1, training.plain_loss
@@ -49,7 +48,7 @@ def save(one, folder, rank, player, names, last, pairs, evaluate):
 
     Args:
         pairs: recorded steps with an entry for each.
-        evaluate: returns loss and gradient of a step at named parameters, a pair per micro-batch.
+        evaluate: gives loss and gradient of a step at parameters, a pair for each micro-batch.
     """
     end = {name: last[name] for name in names}
     if one.reference == "file" and rank == 0:
@@ -80,7 +79,7 @@ def save(one, folder, rank, player, names, last, pairs, evaluate):
     start, drawn = None, False
     for step, entry in pairs:
         if not getattr(step, "micro_batches", True):
-            continue  # training_step returned None for all micro-batches: nothing to measure
+            continue  # training_step returned None for each micro-batch: nothing to measure
         entry.loss, entry.gradient = at(step, entry.before, True)
         if not math.isfinite(entry.loss):
             continue
@@ -125,7 +124,7 @@ class Automatic(Recording):
 
 
 def by_hand(kind):
-    """Return a class of players' recordings that write their results when training ends."""
+    """Return a class of recordings that write what they found when training has ended."""
 
     class ByHand(kind):
         def __init__(self, one, folder, *arguments):

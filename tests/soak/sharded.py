@@ -1,7 +1,7 @@
 """A sharded configuration (FSDP2), compared with one process on the batches of both.
 
-``python -m tests.soak.sharded FOLDER JSON`` is one run. Lightning starts the second process with
-the same command.
+``python -m tests.soak.sharded FOLDER JSON`` is one run. Lightning starts the second process itself,
+by the same command.
 """
 
 import json
@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
 
-from lightning_landscape import LandscapeMonitor, Report, load
+from lightning_landscape import LandscapeMonitor, load
 from tests.helpers import distributed
 from tests.helpers.brute_force import BruteForce, Recording, recorded
 from tests.helpers.sharded_script import Sharded, WholeParameters
@@ -71,15 +71,6 @@ def started(folder, one, **arguments):
         check=False,
     )
     return done.returncode, f"status {done.returncode}\n{(done.stdout + done.stderr)[-3000:]}"
-
-
-def arguments_of(one):
-    names = ("every_n_steps", "max_probes", "secant", "exact_sums", "per_layer", "segments")
-    live = list(one.live_epochs) if isinstance(one.live_epochs, tuple) else one.live_epochs
-    return {name: getattr(one, name) for name in names} | {
-        "live_epochs": live,
-        "report": Report(images=None),
-    }
 
 
 def judge(one, folder):
@@ -158,7 +149,7 @@ def main(folder, text):
     monitors = []
     if arguments.pop("monitored"):
         loss = distributed.smoothed_loss if one.loss == "user" else None
-        monitors = [LandscapeMonitor(**arguments_of(one), loss=loss, **arguments)]
+        monitors = [LandscapeMonitor(**training.arguments_of(one), loss=loss, **arguments)]
     strategy = ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1)
     fit(one, Path(folder), monitors, module_class(one), strategy, [WholeParameters(Path(folder))])
     torch.distributed.destroy_process_group()

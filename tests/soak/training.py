@@ -1,4 +1,4 @@
-"""One run of a configuration: module, data, trainer and the last state of each process."""
+"""One run of a configuration: its module, data and trainer, and what each process ends with."""
 
 import contextlib
 import random
@@ -13,7 +13,7 @@ from lightning.pytorch.plugins import MixedPrecision
 from torch import nn
 from torch.utils.data import DataLoader, Subset
 
-from lightning_landscape import LandscapeMonitor, Report, optim
+from lightning_landscape import LandscapeMonitor, Layers, Report, Secant, Segments, optim
 from tests.helpers import foreign, modules, players
 from tests.helpers.modules import CLASSES, FEATURES, plain_loss
 from tests.integration.test_bit_identity import plain
@@ -119,7 +119,7 @@ def build(name, parameters):
 
 
 def module_class(one):
-    """Return the module of a configuration with its optimizer over the usual parameters."""
+    """Return the configuration's module, with the drawn optimizer over the same parameters."""
     base = MODULES[one.model]
 
     class Drawn(base):
@@ -174,7 +174,7 @@ def default_dtype(dtype):
         torch.set_default_dtype(before)
 
 
-# Lightning casts without a cache, so gradients of a weight that is used twice are added in float32.
+# as Lightning casts: without a cache, gradients of a weight that is used twice add up in float32
 CONTEXTS = {
     "32-true": contextlib.nullcontext,
     "bf16-mixed": partial(torch.autocast, "cpu", dtype=torch.bfloat16, cache_enabled=False),
@@ -185,7 +185,7 @@ CONTEXTS = {
 
 
 class Ends(Callback):
-    """Each process writes its last state, and whether parameters had moved when a run failed."""
+    """Each process writes down what it ends with, and whether parameters moved before an error."""
 
     def __init__(self, folder):
         self.folder, self.start = folder, {}
@@ -223,29 +223,36 @@ def user_loss(one, player):
     return players.LOSSES[player] if player else plain_loss
 
 
+def arguments_of(one):
+    """Return the monitor's arguments that a configuration draws."""
+    names = ("every_n_steps", "max_probes", "max_overhead", "every_step", "live_losses")
+    epochs = one.live_epochs
+    return {
+        **{name: getattr(one, name) for name in names},
+        "extras": extras_of(one),
+        "live_epochs": list(epochs) if isinstance(epochs, tuple) else epochs,
+        "report": Report(images=None),
+    }
+
+
+def extras_of(one):
+    drawn = {
+        Secant(): one.secant,
+        Layers(): one.layers,
+        Segments(one.segments or 1): one.segments > 0,
+    }
+    return [extra for extra, wanted in drawn.items() if wanted]
+
+
 def monitors(one, reference):
-    """Return the monitors of a configuration, one per measured part."""
-    names = (
-        "every_n_steps",
-        "max_probes",
-        "max_overhead",
-        "secant",
-        "exact_sums",
-        "per_layer",
-        "segments",
-    )
-    arguments = {name: getattr(one, name) for name in names}
-    arguments["live_epochs"] = (
-        list(one.live_epochs) if isinstance(one.live_epochs, tuple) else one.live_epochs
-    )
+    """Return the configuration's monitors, one for each part that is measured."""
     return [
         LandscapeMonitor(
             loss=user_loss(one, player),
             parameters=player,
             prefix=f"landscape-{player}" if player else "landscape",
             reference=str(reference / f"{player}.pt") if one.reference == "file" else "final",
-            report=Report(images=None),
-            **arguments,
+            **arguments_of(one),
         )
         for player in (one.players or (None,))
     ]

@@ -14,7 +14,7 @@ AGREES, REFUSED, NOT_RUNNABLE, FAILED = "agrees", "refused", "not runnable", "FA
 
 
 def judge(one, folder, corrupt=lambda run: run):
-    """Return a verdict and a comment; ``corrupt`` changes the measured table, to test the check."""
+    """Return a verdict and its reason; ``corrupt`` changes the measured run."""
     if one.strategy == "fsdp2":
         from tests.soak import sharded
 
@@ -72,6 +72,6 @@ def quietly(one, folder, corrupt):
 
 
 def isolated(one, seconds, corrupt=lambda run: run):
-    """Return verdict and comment on a configuration, computed in a separate process."""
+    """Return the verdict on a configuration and its reason, from a process of its own."""
     verdict, said = processes.isolated(lambda folder: quietly(one, folder, corrupt), seconds)
     return tuple(verdict) if verdict is not None else (FAILED, said)

@@ -7,14 +7,14 @@ import lightning.pytorch as pl
 import torch
 
 from lightning_landscape import LandscapeMonitor, settings
-from lightning_landscape.recording.window import Window
+from lightning_landscape.recording.recorder import Recorder
 from lightning_landscape.store import memory
 from lightning_landscape.store.codecs import CODECS
 from tests.helpers.modules import Plain, loader
 
 
 def test_the_names_of_the_codecs_are_those_of_the_setting():
-    hint = typing.get_type_hints(settings.RecordStore)["dtype"]
+    hint = typing.get_type_hints(settings.Store)["dtype"]
     assert typing.get_args(hint) == tuple(CODECS)
 
 
@@ -34,7 +34,7 @@ def test_a_run_on_a_small_disk_thins_and_ends_well(small_disk):
         def on_train_batch_end(self, trainer, *args):
             if trainer.global_step == 3:  # another program takes most of the rest of the disk
                 # else less may be free when it is taken
-                monitor._session.measurement.rows.store.wait()
+                monitor._session.kept.store.wait()
                 (small_disk / "ballast").write_bytes(
                     b"0" * (shutil.disk_usage(small_disk).free - 60_000)
                 )
@@ -58,20 +58,21 @@ def test_a_run_on_a_small_disk_thins_and_ends_well(small_disk):
 
 
 def test_a_run_uses_the_same_two_pieces_for_all_of_its_probes(tmp_path, monkeypatch):
-    where, hold = [], Window.hold_gradient
+    where, read, finish = [], Recorder.read_gradient, Recorder.finish
     monkeypatch.setattr(memory, "LARGE", 0)
 
-    def noting(window):
-        hold(window)
-        window._store.wait()  # else the writing of the one before may still need its own
-        where.append(
-            (
-                min(v.data_ptr() for v in window.before.values()),
-                min(v.data_ptr() for v in window.gradient.raw.values()),
-            )
-        )
+    def waiting(recorder):
+        monitor._session.kept.store.wait()  # else the record before may still need its pieces
+        read(recorder)
 
-    monkeypatch.setattr(Window, "hold_gradient", noting)
+    def noting(recorder):
+        finished = finish(recorder)
+        parts = (finished.record.x, finished.record.gradient.raw)
+        where.append(tuple(min(v.data_ptr() for v in part.values()) for part in parts))
+        return finished
+
+    monkeypatch.setattr(Recorder, "read_gradient", waiting)
+    monkeypatch.setattr(Recorder, "finish", noting)
     monitor = LandscapeMonitor(dirpath=tmp_path, every_n_steps=1)
     trainer = pl.Trainer(
         accelerator="cpu",
@@ -103,7 +104,7 @@ class Counts(pl.Callback):
 
     def on_train_batch_end(self, trainer, *args):
         # x_0 is needed until it is written
-        trainer.callbacks[0]._session.measurement.rows.store.wait()
+        trainer.callbacks[0]._session.kept.store.wait()
         self.after_steps.append(self.made)
 
 

@@ -49,7 +49,7 @@ def test_noted_and_nothing_else():
 
 @pytest.mark.parametrize("block", [interrupts.put_off, interrupts.noted, interrupts.let_through])
 def test_a_handler_that_is_not_pythons_stays(block, monkeypatch):
-    """Such a one cannot be put back: it is None, and setting None is an error."""
+    """Such a handler reads as None and cannot be put back: setting None is an error."""
 
     def never(*_):
         raise AssertionError("a handler was set")

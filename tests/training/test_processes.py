@@ -1,4 +1,4 @@
-"""What several real processes tell each other: numbers, objects, tensors, and failures, after which nobody waits."""
+"""Exchanges of several real processes: numbers, objects, tensors, failures; nobody waits."""
 
 import math
 import os
@@ -17,7 +17,7 @@ SIZE = 3
 
 
 class Strategy:
-    """What of Lightning's strategy is asked for."""
+    """The part of Lightning's strategy that is used."""
 
     world_size, root_device = SIZE, torch.device("cpu")
 
@@ -110,7 +110,7 @@ ERRORS = {
 
 
 def _failing(processes):
-    """Fail in one process at each place in turn; return what each process saw, and that none waits for another."""
+    """Fail in one process at each place in turn; return what each process saw."""
     seen = []
     for place in WHERE:
         for name, (error, _) in ERRORS.items():
@@ -156,7 +156,7 @@ def test_a_failure_in_one_process_is_one_in_all_and_nobody_waits(tmp_path):
 
 
 def _nested(processes):
-    """Fail in one process inside of an outer block, while others are in an inner one that handles its own failures."""
+    """Fail in the outer block while other processes are in an inner one that handles failures."""
     seen = []
     for place in ("outer", "inner", "both"):
         try:
@@ -189,7 +189,7 @@ def test_a_handler_of_an_inner_block_does_not_swallow_what_ends_the_outer_one(tm
         ("inner", "handled", FailedElsewhere),
         ("both", "ended", ValueError),
     ]
-    # in the last case its own failure ends the inner block, and it learns that the outer one has ended
+    # In the last case its own failure ends the inner block, and it learns of the outer one's end.
     assert third == [
         ("outer", "ended", FailedElsewhere),
         ("inner", "handled", KeyError),
@@ -229,7 +229,7 @@ def test_several_failures_at_once(tmp_path):
 
 
 def _kinds_fail(processes):
-    """Each process with an error of another kind: how all go on hangs on the kind."""
+    """Each process fails with an error of another kind; the kinds decide how all go on."""
     try:
         with processes.agreed():
             raise [
@@ -251,7 +251,7 @@ def test_of_several_failures_the_gravest_one_is_that_of_all(tmp_path):
 
 
 def _no_memory(processes):
-    """In one process there is no memory for what the others are about to send."""
+    """One process has no memory for what the others are about to send."""
 
     def empty(shape, **kwargs):
         if shape == torch.Size([3]):

@@ -159,7 +159,7 @@ def test_autocast_does_not_round():
 
 
 def test_tensors_of_any_size_type_and_share_together():
-    """Small ones are joined, large ones cut: in whatever way that is done, each counts with its own values and share."""
+    """Small tensors are joined and large ones cut; each counts with its own values and share."""
     generator = torch.Generator().manual_seed(0)
     sizes = [0, 1, 7, 300, 32_767, 32_768, 40_000, 262_144, 262_145, *[30_000] * 20]
     kinds = [torch.float32, torch.float64, torch.bfloat16]

@@ -8,11 +8,13 @@ settings of matplotlib after each call.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Mapping
 from typing import Protocol
 
 from matplotlib.figure import Figure
 
+from lightning_landscape.reporting.attempts import attempt
 from lightning_landscape.reporting.figures import (
     angle,
     bounds,
@@ -52,8 +54,10 @@ def draw_all(drawn: Drawn, extras: Iterable[Drawing] = ()) -> dict[str, Figure]:
         The figures by name, in the order of `FIGURES`; a panel without data says why.
     """
     found = {name: figure(drawn) for name, figure in FIGURES.items()}
+    nothing: Mapping[str, Figure] = {}
     for extra in extras:
-        found.update(extra.figures(drawn))
+        draw = functools.partial(extra.figures, drawn)
+        found.update(attempt(extra, "figures", draw, nothing))
     return found
 
 

@@ -8,6 +8,7 @@ from itertools import accumulate
 from matplotlib.axes import Axes
 
 from lightning_landscape.reporting.certificates import TERMS, own_theorem
+from lightning_landscape.reporting.conditions import NO_PROBE
 from lightning_landscape.reporting.figures._drawn import Drawn
 from lightning_landscape.reporting.figures._style import (
     BLACK,
@@ -49,7 +50,7 @@ def draw_curves(axes: Axes, drawn: Drawn) -> None:
     """
     axes.set(xlabel=r"updates since $x_0$", ylabel="gap to the reference")
     if not len(drawn.rows):
-        say(axes, "no probe was evaluated at the reference")
+        say(axes, NO_PROBE)
         return
     updates = [step - drawn.steps[0] for step in drawn.steps]
     gaps = drawable(drawn.rows.column("loss") - drawn.rows.column("reference_loss"))
@@ -70,7 +71,7 @@ def draw_curves(axes: Axes, drawn: Drawn) -> None:
         _positive(_running_mean(gaps)),
         color=BLACK,
         linewidth=1.8,
-        label="its running mean",
+        label="running mean of gaps",
     )
     _bound_lines(axes, updates, lines)
     _drop(axes.axhline, drawn)
