@@ -121,12 +121,12 @@ def shown(value: float | None, how: str = ".4g") -> str:
 def report(results: dict[str, dict[str, Any]]) -> str:
     """Return all of it as text."""
     lines = [
-        f"{'codec':10s}{'of native':>10s}  {'':4s}{'largest':>10s}{'median':>10s}{'measured':>10s}{'its bound':>10s}"
+        f"{'codec':10s}{'of native':>10s}  {'':4s}{'largest':>10s}{'median':>10s}{'its bound':>10s}"
     ]
     for codec, result in results.items():
         for name, letter in (("inner_product", "p"), ("distance", "D")):
             one = result[name]
-            cells = (one["largest"], one["median"], one["measured"], one["bound"])
+            cells = (one["largest"], one["median"], one["bound"])
             head = (
                 f"{codec:10s}{result['bytes'] / result['native_bytes']:10.2f}"
                 if letter == "p"

@@ -38,7 +38,6 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning_landscape.evaluation.completion import PROVISIONAL
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
@@ -47,7 +46,8 @@ from benchmarks import floors, unprobed_step
 from demos.resnet import resnet
 from demos.sweep import quiet
 from demos.transformer_language_model import Decoder
-from lightning_landscape import LandscapeMonitor, Report, Store
+from lightning_landscape import LandscapeMonitor, PerSample, Report, Store
+from lightning_landscape.fit.live import SHARE
 from lightning_landscape.recording.schedule import Schedule
 
 BATCH = 128
@@ -63,9 +63,9 @@ TURN = 50
 """Steps that a training with the monitor makes before one without makes as many: five probes"""
 TOLD = 2**24
 """Bytes of parameters from which the memory of copies can be told from that of all else"""
-DEFAULTS = {"every_n_steps": 10, "max_probes": 256}
+DEFAULTS = {"every_n_steps": 10, "max_probes": 128}
 """The schedule of a monitor that was told nothing"""
-STORE, ROOM = 4 * 2**30, 64.0
+STORE, ROOM = int(Store().gib * 2**30), 64.0
 """Bytes of its store, in which fewer probes of a large network have room; GiB with which all have it that are to be timed"""
 
 
@@ -367,21 +367,13 @@ def probes_made(steps: int, most: int = DEFAULTS["max_probes"]) -> tuple[int, in
     return made, len(schedule.kept)
 
 
-def live_evaluations(steps: int, most: int = DEFAULTS["max_probes"]) -> int:
-    """Return how many probes are evaluated before the end, after 1, 2, 4, … epochs; arguments as of `probes_made`.
-
-    Example:
-        >>> live_evaluations(1000)  # after one epoch of 500 steps, and after two
-        32
-    """
-    epochs = [2**power for power in range(32) if 2**power * EPOCH <= steps]
-    return sum(min(PROVISIONAL, probes_made(count * EPOCH, most)[1]) for count in epochs)
-
-
 def reckoned(
     steps: int, probe: float, finalisation: float, most: int = DEFAULTS["max_probes"]
 ) -> tuple[float, float]:
-    """Return the mean slow-down of a training without and with its end, from the costs of a probe in plain steps.
+    """Return the mean slow-down of a training without and with its end, from costs in plain steps.
+
+    After epochs 1, 2, 4, … probes are compared with the present iterate. That is bounded to a share
+    of the time, which is counted in full.
 
     Args:
         steps: of the optimiser.
@@ -390,8 +382,9 @@ def reckoned(
         most: probes that have room.
     """
     made, kept = probes_made(steps, most)
-    training = made * probe + live_evaluations(steps, most) * finalisation
-    return 1 + training / steps, 1 + (training + kept * finalisation) / steps
+    compared = SHARE if steps >= EPOCH else 0.0
+    training = (1 + made * probe / steps) * (1 + compared)
+    return training, training + kept * finalisation / steps
 
 
 def in_turn(case: Case, steps: int, rounds: int, folder: Path) -> dict[str, Any]:
@@ -456,7 +449,9 @@ def per_sample(case: Case, probes: int, plain: float, folder: Path) -> float:
 
     how: dict[str, Any] = {"every_n_steps": 2, "live_epochs": None, "store": Store(gib=ROOM)}
     beside = fit(case, 2 * probes, folder / "mean", loss=mean, **how)
-    timed = fit(case, 2 * probes, folder / "samples", loss=sample_losses, per_sample=True, **how)
+    timed = fit(
+        case, 2 * probes, folder / "samples", loss=sample_losses, extras=[PerSample()], **how
+    )
     assert timed.monitor is not None
     assert timed.monitor.summary is not None
     if timed.monitor.summary["per_sample"]["stopped_by"] is not None:
@@ -629,7 +624,7 @@ ROWS = {
     "deferred_with_tensorboard": "a deferred probe, TensorBoard",
     "live": "a live probe",
     "finalisation": "finalisation, each probe",
-    "per_sample": "… per_sample=True adds",
+    "per_sample": "… PerSample() adds",
     "slow_down_500": "mean slow-down, 500 steps",
     "slow_down_2000": "… 2,000",
     "slow_down_20000": "… 20,000",

@@ -25,7 +25,7 @@ class Timed(LandscapeMonitor):
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
         if trainer.global_step != 5:  # step 0 was probed, the next is far away
             return
-        step, times = self._step, []
+        step, times = self._count.step, []
         for _ in range(self.rounds):
             start = time.perf_counter()
             for _ in range(self.repeats):
@@ -37,7 +37,7 @@ class Timed(LandscapeMonitor):
                 LandscapeMonitor.on_train_batch_end(
                     self, trainer, pl_module, outputs, batch, batch_idx
                 )
-                self._step = step
+                self._count.step = step
             times.append((time.perf_counter() - start) / self.repeats)
         self.microseconds = [1e6 * value for value in times]
 

@@ -9,7 +9,15 @@ from __future__ import annotations
 
 from lightning.pytorch.cli import ArgsType, LightningCLI
 
-import lightning_landscape  # noqa: F401 - with it imported, the short name `LandscapeMonitor` works on the command line
+# imported, so that their short names work on the command line
+from lightning_landscape import (  # noqa: F401
+    HeldOut,
+    LandscapeMonitor,
+    Layers,
+    PerSample,
+    Secant,
+    Segments,
+)
 
 if __package__:
     from demos.data import Images

@@ -16,7 +16,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from lightning_landscape import LandscapeMonitor, load
+from lightning_landscape import LandscapeMonitor, Report, load
 from lightning_landscape.loading import Run
 
 RESULTS = Path(__file__).parent / "results"
@@ -145,7 +145,7 @@ def measured(
         print(f"  {folder} was stopped before its end: it is trained again")
         shutil.rmtree(folder)
     pl.seed_everything(seed, verbose=False)
-    settings: dict[str, Any] = {"figures": False, **(monitor or {})}
+    settings: dict[str, Any] = {"report": Report(images=None), **(monitor or {})}
     fit = pl.Trainer(
         **{
             "logger": TensorBoardLogger(folder.parent, name="", version=folder.name),

@@ -18,7 +18,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from lightning_landscape import LandscapeMonitor, ProbeTable
+from lightning_landscape import LandscapeMonitor, ProbeTable, Report, Segments
 from lightning_landscape.optim import NGN, AdaGradNormMax, DecSPS, SPSMax
 from lightning_landscape.reporting import tables
 from lightning_landscape.reporting.tables import TextTable
@@ -117,7 +117,11 @@ def main() -> None:
     warnings.filterwarnings("ignore", message="The 'train_dataloader' does not have many workers")
 
     pl.seed_everything(options.seed)
-    monitor = LandscapeMonitor(reference=options.reference, figures=options.pictures)
+    monitor = LandscapeMonitor(
+        options.reference,
+        extras=[Segments()],
+        report=Report(images="all" if options.pictures else None),
+    )
     trainer = pl.Trainer(
         max_epochs=options.epochs,
         accelerator="cpu",
@@ -132,7 +136,7 @@ def main() -> None:
     if monitor.table is None or monitor.summary is None:
         raise SystemExit("the run was not measured, see the messages above")
 
-    folder = Path(str(trainer.log_dir)) / monitor.prefix
+    folder = Path(str(trainer.log_dir)) / monitor.settings.prefix
     print(f"\nThe loss landscape along this run ({options.data})")
     for table in tables.of_summary(monitor.summary):
         show(table)
@@ -161,11 +165,11 @@ def main() -> None:
 def draw(table: ProbeTable, summary: dict[str, Any], folder: Path) -> Path | None:
     """Draw the results if matplotlib is installed."""
     try:
-        from lightning_landscape.reporting.figures import overview
+        from lightning_landscape.reporting.figures import Drawn, overview
     except ImportError:
         return None
     path = folder / "overview.png"
-    overview(table, summary).savefig(path, dpi=120)
+    overview(Drawn(table, summary)).savefig(path, dpi=120)
     return path
 
 

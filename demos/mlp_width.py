@@ -15,6 +15,7 @@ lightning-landscape compare runs/mlp_width/small --group-by width
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 if __package__:
     from demos.data import Images
@@ -85,7 +86,10 @@ def main() -> None:
                 lambda: MLP(features, width, LR),  # noqa: B023, called at once
                 lambda: images,
                 seed=seed,
-                monitor={**MONITOR, "store_gib": chosen.pick(4.0, STORE, 8.0)},
+                monitor={
+                    **MONITOR,
+                    "store": replace(MONITOR["store"], gib=chosen.pick(4.0, STORE, 8.0)),
+                },
                 max_epochs=length,
                 accelerator=chosen.pick("cpu", "auto"),
             )

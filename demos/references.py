@@ -125,7 +125,12 @@ def train(
         max_epochs=epochs,
         accelerator="cpu",
         log_every_n_steps=100,
-        monitor={"reference": str(reference), "every_n_steps": 4, "live_epochs": None},
+        monitor={
+            "reference": reference,
+            "every_n_steps": 4,
+            "max_probes": 256,
+            "live_epochs": None,
+        },
         callbacks=others,
     )
 

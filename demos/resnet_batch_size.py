@@ -13,6 +13,7 @@ lightning-landscape compare runs/resnet_batch_size/small/resnet9-SGD --group-by 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import product
 from typing import Any
 
@@ -159,7 +160,10 @@ def train(chosen: Options) -> dict[tuple[int, str], dict[int, list[Run]]]:
                 lambda: ResNet(depth, width, images.shape[0], images.classes, name, size),  # noqa: B023, called at once
                 lambda: images,
                 seed=seed,
-                monitor={**MONITOR, "store_gib": chosen.pick(4.0, STORE)},
+                monitor={
+                    **MONITOR,
+                    "store": replace(MONITOR["store"], gib=chosen.pick(4.0, STORE)),
+                },
                 max_epochs=length,
                 log_every_n_steps=5,  # an epoch of the largest batches has seven
                 accelerator=chosen.pick("cpu", "auto"),

@@ -28,7 +28,11 @@ SLIGHT = 1e-3
 """Smaller constants count as 0: they are rounding of float32 losses and do not change a bound"""
 LEVEL = 0.1
 """Numbers that differ by less than this share of the largest count as equal"""
-MONITOR: dict[str, Any] = {"live_epochs": None, "store": Store(save_reference=False)}
+MONITOR: dict[str, Any] = {
+    "max_probes": 256,
+    "live_epochs": None,
+    "store": Store(save_reference=False),
+}
 """Arguments of the monitor: a sweep needs only constants of whole runs, so the rest is off"""
 NAMES = {
     **{f"beta at {rate:g}": f"smallest β at δ = {rate:g}" for rate in RATES},

@@ -14,6 +14,7 @@ interpolation.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -227,7 +228,12 @@ FULL: dict[str, Any] = {
         },
         CONTROL: {"lr": 1e-3, "batch_size": 64, "sizes": {"width": 1024}},
     },
-    "monitor": {**MONITOR, "every_n_steps": 200, "max_probes": 64, "store_gib": 40.0},
+    "monitor": {
+        **MONITOR,
+        "every_n_steps": 200,
+        "max_probes": 64,
+        "store": replace(MONITOR["store"], gib=40.0),
+    },
     "trainer": {"accelerator": "auto"},
 }
 

@@ -8,10 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from lightning_landscape.records import SegmentPoint, records_to_csv
 
-from lightning_landscape import load
+from lightning_landscape import Segments, Store, load
 from lightning_landscape.cli import main
+from lightning_landscape.csv_tables import to_csv
+from lightning_landscape.extras.segments import SegmentPoint
 from lightning_landscape.probes import ProbeTable, to_json_line
 from tests.helpers.grid import train
 from tests.reporting.test_tables import check_latex, check_markdown
@@ -335,7 +336,7 @@ def test_plot(run_folder, tmp_path, say):
         for probe in load(run_folder).table
         for t in (0.0, 0.5, 1.0)
     ]
-    (run_folder / "segments.csv").write_text(records_to_csv(SegmentPoint, points))
+    (run_folder / "segments.csv").write_text(to_csv(SegmentPoint, points))
     for damage in (None, without_summary):
         if damage is not None:
             damage(run_folder)
@@ -343,12 +344,14 @@ def test_plot(run_folder, tmp_path, say):
         assert status == 0
         paths = [Path(line) for line in out.splitlines()]
         assert [path.name for path in paths] == [
-            f"{name}.{kind}" for name in FIGURES for kind in ("pdf", "png")
+            f"{name}.{kind}" for name in (*FIGURES, "segments") for kind in ("pdf", "png")
         ]
         assert all(path.stat().st_size > 1000 for path in paths)
 
 
-def test_plot_hands_over_table_summary_and_segments(run_folder, tmp_path, say, monkeypatch):
+def test_plot_hands_over_the_run_and_the_extras_that_left_tables(
+    run_folder, tmp_path, say, monkeypatch
+):
     from lightning_landscape.reporting import figures
 
     seen = []
@@ -356,16 +359,17 @@ def test_plot_hands_over_table_summary_and_segments(run_folder, tmp_path, say, m
     monkeypatch.setattr(
         figures, "save", lambda drawn, folder: [folder / f"{name}.png" for name in drawn]
     )
-    (run_folder / "segments.csv").write_text(
-        records_to_csv(SegmentPoint, [SegmentPoint(0, 0.5, 1.0)])
-    )
+    (run_folder / "segments.csv").write_text(to_csv(SegmentPoint, [SegmentPoint(0, 0.5, 1.0)]))
     assert say("plot", run_folder, "--out", tmp_path / "new") == (
         0,
         f"{tmp_path / 'new' / 'one.png'}\n",
         "",
     )
     run = load(run_folder)
-    assert seen == [(run.table, run.summary, run.segments, run.held_out)]
+    ((drawn, extras),) = seen
+    assert (drawn.table, drawn.summary, drawn.tables) == (run.table, run.summary, run.tables)
+    assert run.tables == {"segments": [SegmentPoint(0, 0.5, 1.0)]}
+    assert list(extras) == [Segments]
 
 
 def test_plot_of_no_probes(run_folder, tmp_path, say):
@@ -387,7 +391,7 @@ def bytes_of(folder):
 
 
 def test_clean(tmp_path, say):
-    folder = train(tmp_path, 3, 0, epochs=1, keep_store=True)
+    folder = train(tmp_path, 3, 0, epochs=1, store=Store(keep=True))
     before = sorted(path.name for path in folder.iterdir())
     size = bytes_of(folder / "store")
     assert size > 0

@@ -8,9 +8,10 @@ import sys
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from lightning_landscape.records import LayerRow, records_to_csv
 
 from lightning_landscape import load
+from lightning_landscape.csv_tables import to_csv
+from lightning_landscape.extras.layers import LayerRow
 from lightning_landscape.probes import (
     COLUMNS,
     Probe,
@@ -182,9 +183,7 @@ def test_a_table_as_a_data_frame(tmp_path):
 def test_the_tables_beside_it_as_data_frames(tmp_path):
     pytest.importorskip("pandas")
     (tmp_path / "probes.csv").write_text(ProbeTable([row(0)]).to_csv())
-    (tmp_path / "layers.csv").write_text(
-        records_to_csv(LayerRow, [LayerRow(0, 0, "net.0", 0.5, 4.0, 1.0)])
-    )
+    (tmp_path / "layers.csv").write_text(to_csv(LayerRow, [LayerRow(0, 0, "net.0", 0.5, 4.0, 1.0)]))
     run = load(tmp_path)
     assert run.to_pandas().shape == (1, len(COLUMNS))
     assert run.to_pandas("layers").to_dict("records") == [
@@ -197,8 +196,20 @@ def test_the_tables_beside_it_as_data_frames(tmp_path):
             "sq_distance": 1.0,
         }
     ]
-    with pytest.raises(ValueError, match=r"found no segments\.csv"):
+    with pytest.raises(ValueError, match=r"found no segments\.csv .* measured: probes, layers"):
         run.to_pandas("segments")
+
+
+def test_a_table_of_a_class_that_only_its_user_knows(tmp_path):
+    pytest.importorskip("pandas")
+    (tmp_path / "probes.csv").write_text(ProbeTable([row(0)]).to_csv())
+    (tmp_path / "sharpness.csv").write_text("step,largest,part,schema\n0,0.25,net,1\n4,,head,1\n")
+    run = load(tmp_path)
+    assert [(point.step, point.largest) for point in run.tables["sharpness"]] == [
+        (0, 0.25),
+        (4, None),
+    ]
+    assert list(run.to_pandas("sharpness").columns) == ["step", "largest", "part"]
 
 
 def test_without_pandas_it_says_how_to_get_it(monkeypatch):

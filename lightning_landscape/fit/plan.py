@@ -10,7 +10,7 @@ from lightning_landscape.fit.session import Session
 from lightning_landscape.reporting import tensorboard
 from lightning_landscape.reporting.preflight import Plan, expected_probes, preflight
 from lightning_landscape.settings import Settings
-from lightning_landscape.store.codecs import bytes_of_probe, bytes_of_start
+from lightning_landscape.store.codecs import NATIVE, bytes_of_probe, bytes_of_start
 from lightning_landscape.training import lightning_compat
 from lightning_landscape.training.description import describe_run, planned_steps
 from lightning_landscape.training.failures import said
@@ -29,7 +29,9 @@ def _plan(session: Session) -> Plan:
     settings, training, reference = session.settings, session.training, session.reference
     trainer, module = training.trainer, training.module
     steps = planned_steps(trainer) - trainer.global_step
-    x, dtype = local_values(training.parameters()), settings.store.dtype
+    x = local_values(training.parameters())
+    # with x_p at hand x_0 alone is stored, natively
+    dtype = settings.store.dtype if reference is None else NATIVE
     every, most = settings.every_n_steps, settings.max_probes
     expected = expected_probes(steps, every, most)
     x_p = {"kind": FINAL}

@@ -40,7 +40,7 @@ class Plan:
     evaluations: int
     """Loss evaluations at the end of training, for the expected number of probes"""
     base_bytes: int = 0
-    """Size of x_0, if other probes are stored as differences from it; else 0"""
+    """By how much the first probe, which is stored natively, exceeds another one"""
     beside: Sequence[str] = ()
     """What the extras measure at each probe"""
     of_samples: bool = False
@@ -159,16 +159,16 @@ def _disk(plan: Plan) -> str:
         else plan.folder
     )
     if plan.run["reference"]["kind"] != "final":
-        what = f"up to 32 of your mini-batches and {_size(plan.probe_bytes // 2)} of parameters"
+        what = f"one of your mini-batches and x_0, {_size(plan.probe_bytes // 2)}"
     else:
         expected = expected_probes(plan.steps, plan.every_n_steps, plan.max_probes)
         count = expected[0] if expected else plan.max_probes
         # The size of mini-batches is unknown before the first one, so this is a lower bound.
         total = min(count * plan.probe_bytes + plan.base_bytes, plan.store_bytes)
-        once = f", {_size(plan.base_bytes)} for x_0" if plan.base_bytes else ""
+        once = f", {_size(plan.base_bytes)} more for x_0" if plan.base_bytes else ""
         parts = f"{_size(plan.probe_bytes)} per probe{once}, and your mini-batches"
         what = f"{parts}; {_size(total)} or more, at most {_size(plan.store_bytes)}"
-    fate = "kept (keep_store)" if plan.keep_store else "removed at the end"
+    fate = "kept (Store(keep=True))" if plan.keep_store else "removed at the end"
     return f"disk: {what}{f'; {fate}' if plan.folder else ''}; in {where}"
 
 

@@ -51,7 +51,7 @@ def store_budget(
         once = bytes_of_start(own, dtype)
     if (stored or others) and budget < 2 * needed + once:
         more = f", {beside / MIB:.1f} of them for other parameters in training" if others else ""
-        more += f", and {once / MIB:.1f} MiB for x_0" if once else ""
+        more += f", and {once / MIB:.1f} MiB more for x_0" if once else ""
         raise MisconfigurationException(
             f"LandscapeMonitor needs {needed / MIB:.1f} MiB a probe for parameters and gradient"
             f"{more}, and may use {budget / MIB:.1f} MiB (Store(gib={gib:g}), {free / GIB:.1f} GiB "

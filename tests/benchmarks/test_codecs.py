@@ -73,7 +73,6 @@ def test_the_demo_finds_what_codecs_say_to_be_true(monkeypatch, tmp_path, capsys
                 <= one["largest"]
                 <= (math.inf if one["bound"] is None else one["bound"] + codecs.ROUNDING)
             )
-            assert one["measured"] <= one["largest"] + codecs.ROUNDING
         intervals = [
             value for value in result.values() if isinstance(value, dict) and "said" in value
         ]

@@ -28,7 +28,9 @@ class Listing(DummyLogger):
 
 def test_the_constants_of_a_single_probe_are_those_of_the_metrics():
     logger = Listing()
-    RunCurves([logger], "landscape", live=True).add(PROBE, 0.01)
+    RunCurves([logger], "landscape", live=True).add(PROBE, 0.01, {"extra/value": 7.0})
+    assert logger.values["landscape/extra/value"] == 7.0
+    assert logger.values["landscape/overhead"] == 0.01
     for key, metric in metrics().items():
         metric.update(**ProbeTable([PROBE]).columns(*metric.columns))
         value = float(metric.compute()["ratio"])
@@ -42,9 +44,9 @@ def test_nothing_is_computed_for_no_logger(monkeypatch):
     curves = RunCurves([logger], "landscape", live=True)
     logger.fails = True
     with pytest.warns(UserWarning, match="no longer logs to Listing"):
-        curves.add(PROBE, 0.01)
+        curves.add(PROBE, 0.01, {})
     monkeypatch.setattr(
         scalars, "known_while_training", lambda _: pytest.fail("computed for nobody")
     )
-    curves.add(PROBE, 0.01)
-    RunCurves([], "landscape", live=True).add(PROBE, 0.01)
+    curves.add(PROBE, 0.01, {})
+    RunCurves([], "landscape", live=True).add(PROBE, 0.01, {})

@@ -1,169 +1,43 @@
-"""Pictures show what the table and the summary hold, number by number, and say in a sentence what they cannot show."""
+"""Pictures show the numbers of the table and the summary; what they cannot show, they say."""
 
+import ast
 import itertools
 import json
 import math
-import random
 
 import pytest
 import torch
 
 pytest.importorskip("matplotlib")
 
-from lightning_landscape.records import SegmentPoint
 from matplotlib.colors import to_hex
 
+from lightning_landscape import Segments
 from lightning_landscape import functional as F
-from lightning_landscape.probes import ProbeTable
 from lightning_landscape.reporting import figures
-from lightning_landscape.reporting.figures import FIGURES, Drawn, draw_all, overview, save
+from lightning_landscape.reporting.figures import FIGURES, draw_all, overview, save
 from lightning_landscape.reporting.figures._style import SERIES
 from lightning_landscape.reporting.scalars import bound_curves
+from tests.helpers.pictures import (
+    CASES,
+    case,
+    check_whole,
+    drawn_of,
+    labelled,
+    points,
+    quadratic,
+    said,
+    same,
+    texts,
+)
 from tests.helpers.slow import some
-from tests.reporting.test_summary import informative, steady, summary_of, vacuous
+from tests.reporting.test_summary import informative
 from tests.test_probes import row
-from tests.test_rooms import FILES, imports
+from tests.test_rooms import FILES
 
 COLUMNS = ("loss", "reference_loss", "inner_product", "loss_infimum")
 NO_PROBE = "no probe was evaluated at the reference"
-NAMES = ["feasible_pairs", "bounds", "angle", "constants", "margin", "segments"]
-
-
-def quadratic(count=10, seed=4):
-    """Return probes of plain SGD, of which some pull away from the reference: an envelope with corners, bounds that apply."""
-    draw = random.Random(seed)
-    return [
-        row(
-            3 * k,
-            loss=3.0 - 0.15 * k,
-            reference_loss=0.5 + 0.2 * draw.random(),
-            inner_product=2.0 - 0.3 * k + draw.random(),
-            grad_sq_norm=1.0 + draw.random(),
-            sq_distance=9.0 / (1 + 0.1 * k),
-            initial_loss=3.0,
-        )
-        for k in range(count)
-    ]
-
-
-def unlike_any():
-    return [
-        row(k, loss=1.7e308, reference_loss=1e-300, inner_product=-1e300, initial_loss=1.0)
-        for k in (0, 2)
-    ]
-
-
-def bounded():
-    """Return probes with b = l, which bound δ by 0.1/3, and others."""
-    return [
-        row(0, loss=3.0, reference_loss=0.0, inner_product=0.1, initial_loss=3.0),
-        row(2, initial_loss=3.0),
-        row(4),
-    ]
-
-
-CASES = {
-    "usual": (quadratic(), {"steps": 30}),
-    "steady": (
-        steady(loss=3.0, inner_product=2.0, grad_sq_norm=1.0, sq_distance=2.0),
-        {"steps": 16},
-    ),
-    "informative": (informative(), {}),
-    "one probe": ([row(0, initial_loss=2.0)], {}),
-    "one row evaluated": (
-        [row(0), row(2, reference_loss=None, inner_product=None, sq_distance=None)],
-        {},
-    ),
-    "none evaluated": (
-        [row(0, reference_loss=None, inner_product=None, sq_distance=None)],
-        {"complete": False},
-    ),
-    "zero probes": ([], {}),
-    "empty envelope": (
-        [row(0, reference_loss=0.0, inner_product=-1.0, initial_loss=2.0), row(2)],
-        {},
-    ),
-    "bounded": (bounded(), {}),
-    "vacuous": (vacuous(), {}),
-    "below infimum": ([row(0, loss=-0.5), row(2, initial_loss=2.0)], {}),
-    "no drop": ([row(0, initial_loss=1.0), row(2, initial_loss=0.5)], {}),
-    "drop not measured": ([row(2 * k) for k in range(8)], {"steps": 16}),
-    "never above": ([row(k, loss=0.5, initial_loss=3.0) for k in (0, 2)], {}),
-    "no noise": (
-        [row(k, reference_loss=0.0, inner_product=2.5, initial_loss=3.0) for k in (0, 2, 4)],
-        {},
-    ),
-    "no theorem": (
-        [row(2 * k, step_residual=1.0, initial_loss=3.0) for k in range(8)],
-        {"steps": 16},
-    ),
-    "no angle": (
-        [row(0, sq_distance=0.0, inner_product=0.0), row(2, grad_sq_norm=0.0, inner_product=0.0)],
-        {},
-    ),
-    "violations": (
-        [row(k, inner_product=-1.0 if k in (2, 4) else 1.0, initial_loss=9.0) for k in range(8)],
-        {},
-    ),
-    "not exact": (informative(), {"fidelity": {"exact": False, "max_abs": 0.25, "steps": [0]}}),
-    "beyond float64": (unlike_any(), {}),
-    "resumed late": (
-        [probe.with_values(step=probe.step + 5000) for probe in quadratic()],
-        {"steps": 5030},
-    ),
-}
-
-
-def segments_of(rows):
-    return [
-        SegmentPoint(
-            probe.step, t / 4, probe.loss * (1 - t / 4) + (probe.reference_loss or 0.0) * t / 4
-        )
-        for probe in rows
-        for t in (4, 2, 0, 1, 3)
-    ]
-
-
-def case(name):
-    rows, run = CASES[name]
-    return Drawn(ProbeTable(rows), summary_of(*rows, **run), segments_of(rows))
-
-
-def drawn_of(rows, segments=None, **run):
-    return Drawn(ProbeTable(rows), summary_of(*rows, **run), segments)
-
-
-def texts(axes):
-    """Return all sentences of a panel, on one line each; the notes are the head of its key."""
-    key = axes.get_legend()
-    said = [text.get_text() for text in axes.texts] + ([key.get_title().get_text()] if key else [])
-    return "\n".join(" ".join(text.split()) for text in said if text)
-
-
-def said(figure):
-    return "\n".join(texts(axes) for axes in figure.axes)
-
-
-def labelled(axes):
-    """Return artists by their label in the key."""
-    return {
-        artist.get_label(): artist
-        for artist in (*axes.lines, *axes.collections)
-        if not artist.get_label().startswith("_")
-    }
-
-
-def points(line):
-    return list(zip(map(float, line.get_xdata()), map(float, line.get_ydata()), strict=True))
-
-
-def same(found, expected):
-    """Whether two lists are equal, ``nan`` where ``nan``."""
-    first, second = (
-        torch.tensor([float(value) for value in values], dtype=torch.float64)
-        for values in (found, expected)
-    )
-    return torch.equal(first.nan_to_num(7e77), second.nan_to_num(7e77))
+NAMES = ["feasible_pairs", "bounds", "angle", "constants", "margin"]
 
 
 def outlines(collection):
@@ -187,7 +61,9 @@ def area(polygon):
 
 def test_pictures_are_named_in_the_order_in_which_they_are_shown():
     assert list(FIGURES) == NAMES
-    assert list(draw_all(ProbeTable([row(0)]), summary_of(row(0)))) == NAMES
+    run = drawn_of([row(0)])
+    assert list(draw_all(run)) == NAMES
+    assert list(draw_all(run, [Segments])) == [*NAMES, "segments"]
 
 
 @pytest.mark.parametrize(
@@ -197,23 +73,13 @@ def test_every_picture_of_every_run_is_drawn_whole_without_a_title_and_without_a
     run = case(of)
     before = json.dumps(run.summary)
     figure = FIGURES[name](run)
-    figure.draw_without_rendering()  # scales, ticks and layout are worked out here, and warn here
+    check_whole(figure)
     assert json.dumps(run.summary) == before
-    assert not figure.get_suptitle()
-    for axes in figure.axes:
-        assert [axes.get_title(where) for where in ("left", "center", "right")] == ["", "", ""]
-        assert texts(axes) or axes.lines or axes.collections
-        box = (
-            axes.get_legend() or axes
-        ).get_window_extent()  # what is above the axes stays in the picture
-        assert box.x0 >= 0
-        assert box.x1 <= figure.bbox.x1 + 1
-        assert box.y1 <= figure.bbox.y1 + 1
 
 
-def test_without_segments_the_others_are_drawn():
-    found = draw_all(ProbeTable(informative()), summary_of(*informative()))
-    assert said(found["segments"]) == "no losses on segments to the reference were evaluated"
+def test_without_rows_of_an_extra_the_others_are_drawn():
+    found = draw_all(drawn_of(informative()), [Segments])
+    assert said(found["segments"]) == "no segment was evaluated"
     assert "informative" in said(found["feasible_pairs"])
 
 
@@ -231,17 +97,24 @@ def test_no_setting_of_matplotlib_outlives_a_call():
         )  # nor do the user's settings change a picture
 
 
+def names_of(nodes):
+    """Return the full names of everything that some statements import."""
+    names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    for node in nodes:
+        if isinstance(node, ast.ImportFrom):
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
 def test_matplotlib_is_imported_by_the_pictures_alone_and_pyplot_by_nothing():
+    drawing = {"figures", "compare_figure", "_sample_figure"}
     for path in FILES:
-        names = [name or "" for name in imports(path)]
-        assert not any("pyplot" in name for name in names), path
-        typed_only = {
-            "compare_figure.py",
-            "pictures.py",
-            "tensorboard.py",
-        }  # when they are checked, or called
-        if "figures" not in path.parts and path.name not in typed_only:
-            assert not any(name.split(".")[0] == "matplotlib" for name in names), path
+        tree = ast.parse(path.read_text())
+        assert not any("pyplot" in name for name in names_of([*ast.walk(tree)])), path
+        if not drawing & {*path.parts, path.stem}:
+            # statements of the module: not those for types, nor those in a function that draws
+            for name in names_of(tree.body):
+                assert not {"matplotlib", *drawing} & set(name.split(".")), (path, name)
 
 
 def test_steps_are_written_in_full():
@@ -258,7 +131,7 @@ def test_series_differ_in_grey_as_well():
 @pytest.mark.slow
 def test_files_are_whole_and_the_same_for_the_same_run(tmp_path):
     run = case("usual")
-    found = draw_all(run.table, run.summary, run.segments)
+    found = draw_all(run)
     paths = save(found, tmp_path / "new" / "folder")
     assert [path.name for path in paths] == [
         f"{name}.{kind}" for name in NAMES for kind in ("pdf", "png")
@@ -270,7 +143,7 @@ def test_files_are_whole_and_the_same_for_the_same_run(tmp_path):
     for path, content in first.items():
         assert content.startswith(b"%PDF" if path.suffix == ".pdf" else b"\x89PNG")
         assert b"/Type3" not in content
-    again = save(draw_all(run.table, run.summary, run.segments), tmp_path / "new" / "folder")
+    again = save(draw_all(run), tmp_path / "new" / "folder")
     assert {path: path.read_bytes() for path in again} == first
 
 
@@ -616,7 +489,7 @@ def test_without_a_pair_the_panel_of_margins_says_why(of):
     assert said(FIGURES["margin"](run)) == f"no pair, so no margin: {run.alpha_beta['reason']}"
 
 
-# ------------------------------------------------------------------------------------------------- constants and segments
+# ------------------------------------------------------------------------------------------------- constants
 
 
 def test_constants_are_those_of_the_windows():
@@ -660,40 +533,9 @@ def test_conditions_without_a_constant_are_named():
     assert said(nothing).count(f"no window of training has a constant: {NO_PROBE}") == 2
 
 
-def test_segments_are_a_line_a_start_in_the_order_of_the_fraction():
-    run = case("informative")
-    (axes,) = FIGURES["segments"](run).axes
-    lines = labelled(axes)
-    assert list(lines) == ["k = 0", "k = 2", "k = 4", "k = 6"]
-    assert points(lines["k = 0"]) == [
-        (0.0, 2.0),
-        (0.25, 1.75),
-        (0.5, 1.5),
-        (0.75, 1.25),
-        (1.0, 1.0),
-    ]
-
-
-def test_of_many_segments_some_are_drawn_and_it_is_said():
-    rows = [row(k) for k in range(20)]
-    (axes,) = FIGURES["segments"](drawn_of(rows, segments_of(rows), steps=20)).axes
-    assert list(labelled(axes)) == ["k = 0", "k = 4", "k = 8", "k = 11", "k = 15", "k = 19"]
-    assert "6 of 20 starts are drawn" in texts(axes)
-
-
-def test_losses_that_are_not_finite_are_counted_not_drawn():
-    bad = [SegmentPoint(0, 0.0, 2.0), SegmentPoint(0, 0.5, math.inf), SegmentPoint(0, 1.0, 1.0)]
-    (axes,) = FIGURES["segments"](drawn_of(informative(), bad)).axes
-    assert same(list(labelled(axes)["k = 0"].get_ydata()), [2.0, math.nan, 1.0])
-    assert "1 of the losses are not drawn: not finite" in texts(axes)
-    none = drawn_of(informative(), [SegmentPoint(0, 0.0, math.nan)])
-    assert said(FIGURES["segments"](none)) == "no finite loss on a segment was found"
-    assert "no losses on segments" in said(FIGURES["segments"](drawn_of(informative(), [])))
-
-
 @pytest.mark.parametrize("of", CASES)
 def test_the_overview_of_every_run_is_drawn(of):
     run = case(of)
-    figure = overview(run.table, run.summary)
+    figure = overview(run)
     figure.draw_without_rendering()
     assert len(figure.axes) == 3

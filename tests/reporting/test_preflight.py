@@ -10,7 +10,17 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import IterableDataset
 
-from lightning_landscape import LandscapeMonitor, PerSample, Store, bounds, load
+from lightning_landscape import (
+    HeldOut,
+    LandscapeMonitor,
+    Layers,
+    PerSample,
+    Secant,
+    Segments,
+    Store,
+    bounds,
+    load,
+)
 from lightning_landscape.optim import NGN, SPSMax
 from lightning_landscape.reporting.preflight import expected_probes
 from tests.helpers.modules import CLASSES, FEATURES, Plain, loader, plain_loss
@@ -95,7 +105,7 @@ def test_plain_sgd(said, tmp_path):
     assert "probes: about 2 in 20 steps, 10 steps apart at the end" in message
     assert "1.09 KiB per probe, and your mini-batches; 2.19 KiB or more" in message
     assert f"removed at the end; in {tmp_path / 'landscape'}" in message
-    assert "about 22 forward passes at x_p, at x_0 and on lines between them" in message
+    assert "at the end: about 4 forward passes, at x_p and x_0 " in message
     assert "conditions: α-β, quasar convexity" in message
     assert (
         "theory that may apply: SGD with a constant step, SGD with a schedule, the certificate of "
@@ -206,6 +216,20 @@ def test_loss_of_the_user(said, tmp_path):
     assert "≥ -2 (loss_infimum)" in message
 
 
+def test_extras_have_their_part_of_the_cost(said, tmp_path):
+    extras = [Segments(2), Layers(), Secant(), HeldOut(held_out_batches, fixed=2)]
+    message = said(
+        MLP(sgd), monitor=LandscapeMonitor(dirpath=tmp_path, every_n_steps=5, extras=extras)
+    )
+    # 4 probes at x_p and at x_0; 9 points on each of two lines; 3 for a gradient; 3 batches
+    assert f"about {4 + 4 + 2 * 9 + 4 * 3 + 4 * 3 * 4} forward passes, at x_p and x_0" in message
+    assert "x_0, and 3 held-out batches a probe (a backward pass counts as two)" in message
+
+
+def held_out_batches(trainer):
+    return [batch for _, batch in zip(range(3), loader(), strict=False)]
+
+
 def sample_losses(module, batch):
     return cross_entropy(module.net(batch[0]), batch[1], reduction="none")
 
@@ -214,17 +238,15 @@ def test_single_samples(said, tmp_path):
     arguments = {"loss": sample_losses, "dirpath": tmp_path, "extras": [PerSample()]}
     message = said(MLP(sgd), monitor=LandscapeMonitor(every_n_steps=5, **arguments))
     assert "f_i: the mean of the sample losses of sample_losses in training mode" in message
-    assert (
-        f"about {4 + 4 + 36 + 3 * 4} forward passes" in message
-    )  # at x_p, at x_0, on four lines, single samples
-    assert "included per probe: the single samples (3 passes)" in message
+    assert f"about {4 + 4 + 3 * 4} forward passes, at x_p and x_0, and every single" in message
+    assert "every single sample (3 passes) a probe (a backward pass counts as two)" in message
 
 
 def test_single_samples_live(said, tmp_path):
     torch.save({name: p.detach() for name, p in MLP(sgd).named_parameters()}, tmp_path / "x.pt")
     arguments = {"loss": sample_losses, "dirpath": tmp_path, "extras": [PerSample()]}
     live = said(MLP(sgd), monitor=LandscapeMonitor(reference=str(tmp_path / "x.pt"), **arguments))
-    assert "; in addition at each probe: the single samples (3 passes)" in live
+    assert "which calls training_step again; also every single sample (3 passes) a probe" in live
 
 
 def test_reference_file(said, tmp_path):
@@ -233,8 +255,17 @@ def test_reference_file(said, tmp_path):
         MLP(sgd), monitor=LandscapeMonitor(dirpath=tmp_path, reference=str(tmp_path / "x.pt"))
     )
     assert f"x_p: {tmp_path / 'x.pt'}; every curve is logged during training" in message
-    assert "disk: up to 32 of your mini-batches" in message
-    assert "at x_0 and on a line to x_p" in message
+    size = in_words(4 * sum(p.numel() for p in MLP(sgd).parameters()))
+    assert f"disk: one of your mini-batches and x_0, {size}; removed at the end" in message
+    assert "evaluation: after the step of each probe, which calls training_step again" in message
+
+
+def test_reference_file_is_stored_natively(said, tmp_path):
+    torch.save({name: p.detach() for name, p in MLP(sgd).named_parameters()}, tmp_path / "x.pt")
+    arguments = {"dirpath": tmp_path, "store": Store(dtype="int8")}
+    monitor = LandscapeMonitor(tmp_path / "x.pt", **arguments)
+    size = in_words(4 * sum(p.numel() for p in MLP(sgd).parameters()))
+    assert f"disk: one of your mini-batches and x_0, {size};" in said(MLP(sgd), monitor=monitor)
 
 
 def test_a_codec(said, tmp_path):
@@ -242,11 +273,9 @@ def test_a_codec(said, tmp_path):
     sizes = [p.numel() for p in module.parameters()]
     message = said(module, monitor=LandscapeMonitor(dirpath=tmp_path, store=Store(dtype="int8")))
     probe = sum(2 * min(n + 4 * math.ceil(n / 128), 4 * n) for n in sizes)
-    once = sum(4 * n for n in sizes if n + 4 * math.ceil(n / 128) < 4 * n)
-    assert (
-        f"disk: {in_words(probe)} per probe, {in_words(once)} for x_0, and your mini-batches"
-        in " ".join(message.split())
-    )
+    once = sum(2 * 4 * n for n in sizes) - probe  # the first probe is stored natively
+    words = f"disk: {in_words(probe)} per probe, {in_words(once)} more for x_0, and your mini-"
+    assert words in message
 
 
 def in_words(count):
@@ -259,10 +288,10 @@ def test_unknown_number_of_batches(said, tmp_path):
         dirpath=tmp_path, every_n_steps=3, max_overhead=0.2, store=Store(keep=True)
     )
     message = said(MLP(sgd), data, monitor)
-    assert "probes: every 3rd step at first, at most 256 in all; the number of" in message
+    assert "probes: every 3rd step at first, at most 128 in all; the number of" in message
     assert "fewer if measuring would take more than 20 % of the time (max_overhead)" in message
-    assert "kept (keep_store)" in message
-    assert "up to 324 forward passes" in message
+    assert "kept (Store(keep=True))" in message
+    assert "up to 160 forward passes" in message
 
 
 def test_fast_dev_run(said):
@@ -283,9 +312,7 @@ def test_a_failure_is_one_warning(tmp_path, monkeypatch):
         enable_model_summary=False,
         callbacks=[monitor],
     )
-    with pytest.warns(
-        UserWarning, match="could not say what it is going to measure, ZeroDivisionError"
-    ):
+    with pytest.warns(UserWarning, match="could not say what it will measure: ZeroDivisionError"):
         trainer.fit(BoringModel())
     assert len(load(tmp_path / "landscape").table) == 1
 
