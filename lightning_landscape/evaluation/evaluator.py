@@ -1,8 +1,8 @@
 """`Evaluator`: a recorded step at other parameters, in its own state.
 
 Every process evaluates its own micro-batches; a loss is the mean over the processes. Where all
-processes hold the same parameters, the first one alone has x_k and g_k: it takes the inner products,
-and gives x_k to the others where a loss is evaluated there.
+processes hold the same parameters, the first one alone has x_k and g_k. It takes the inner
+products, and gives x_k to the others where a loss is evaluated there.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ class Products(NamedTuple):
 class Evaluator:
     """Takes a `Record` and parameters; gives losses, gradients and inner products.
 
-    To be used inside of `session`, by all processes alike, in a block of `Processes.agreed`. Methods
-    raise `NotMeasurable` where a record lacks what they need.
+    Use it inside of `session`, in all processes alike, in a block of `Processes.agreed`. A method
+    raises `NotMeasurable` where a record lacks the parts that it needs.
 
     Args:
         training: the run.

@@ -1,7 +1,7 @@
 """`HeldOut`: batches that did not make the trajectory, evaluated at its iterates.
 
-The run's own mini-batches led it to x_p: for SGD the inner product is an autocorrelation of gradients
-along one run. A held-out batch is independent evidence. It takes the place of the batch among the
+The run's own mini-batches led it to x_p: for SGD the inner product is an autocorrelation of
+gradients along one run. A held-out batch is independent evidence. It takes the place of the batch among the
 arguments of ``training_step``; random numbers, buffers and all else are those of the step.
 """
 
@@ -306,7 +306,7 @@ def _reason_without_pair(found: Mapping[str, Any]) -> str | None:
 
 
 def draw_beside(axes: Axes, drawn: Drawn, alpha: float, beta: float) -> list[float]:
-    """Draw the margins of one held-out batch a probe, and the smallest one over the fixed batches."""
+    """Draw the margins of the held-out batches, and the smallest one over the fixed batches."""
     from lightning_landscape.reporting.figures._style import ORANGE, drawable
 
     shown: list[float] = []

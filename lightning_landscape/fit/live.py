@@ -64,8 +64,8 @@ class Live:
         """Return some probes with the present iterate in the place of x_p.
 
         Args:
-            losses: whether losses are evaluated, which calls the user's code. Without them, the time
-                is bounded.
+            losses: whether losses are evaluated, which calls the user's code. Without them, the
+                time is bounded.
             elapsed: seconds of training so far.
         """
         started = time.perf_counter()

@@ -1,4 +1,4 @@
-"""Everything that is shown of one run: files in its folder, curves, text and pictures in loggers."""
+"""All that is shown of a run: files in its folder; curves, text and pictures in loggers."""
 
 from __future__ import annotations
 
@@ -178,7 +178,7 @@ class Reporter:
 
 
 def making_room(write: Callable[[], T], remove: Callable[[], None] | None) -> T:
-    """Call a function that writes files; on a full disk call ``remove``, if there is one, and retry."""
+    """Call a function that writes files; on a full disk call ``remove``, if given, and retry."""
     try:
         return write()
     except OSError as error:
