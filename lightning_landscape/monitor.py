@@ -517,6 +517,7 @@ class LandscapeMonitor(Callback):
         self._leave(Phase.STOPPED)
         if isinstance(error, MisconfigurationException) and self._count.may_refuse:
             # at once: some launchers call on_exception in the parent process alone
+            self._leave(Phase.IDLE)
             session.discard()
             self._session = None
             raise error
