@@ -251,6 +251,8 @@ class Session:
             kept.write_start(record)  # a resumed run needs x_0
         before = len(kept.steps) - 1
         x_p = reference.parameters
+        if late := [name for name in record.x or () if name not in x_p]:
+            raise ValueError(f"found no value of {late} in the reference: these joined x late")
         with self.evaluator.session(restored=set(x_p)):
             # numbers 0, 1, 2, 4, 8, …: each check costs a forward and a backward pass
             if before & (before - 1) == 0 and not check.check(record) and not before:
