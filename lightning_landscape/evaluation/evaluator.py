@@ -131,9 +131,16 @@ class Evaluator:
     def gradient(
         self, record: Record, x: Mapping[str, Tensor] | None = None
     ) -> tuple[float, Gradient]:
-        """Return f_i(x) and ∇f_i(x); arguments as of `at`. Of shards, this process's part."""
+        """Return f_i(x) and ∇f_i(x); arguments as of `at`. Of shards, this process's part.
+
+        The gradient is that of the parameters that have one in g_k: others were frozen at the step,
+        or joined the optimizer later.
+        """
         with self.at(record, x):
             loss, gradient = self.replay.loss_and_gradient(record.moments)
+        if record.gradient is not None:
+            raw = {n: part for n, part in gradient.raw.items() if n in record.gradient.raw}
+            gradient = Gradient(raw, gradient.factor)
         return self.training.processes.mean(loss), gradient
 
     def products(self, record: Record, reference: Mapping[str, Tensor]) -> Products:

@@ -39,7 +39,12 @@ class Live:
         Args:
             record: in memory, the newest of the kept probes.
             reference: x_p by name.
+
+        Raises:
+            ValueError: if x_p lacks parameters that have joined x since it was read.
         """
+        if late := [name for name in record.x or () if name not in reference]:
+            raise ValueError(f"found no value of {late} in the reference: these joined x late")
         record, steps = self._with_others(record), self._kept.steps
         if record.step == steps[0]:
             self._kept.write_start(record)  # a resumed run needs x_0
