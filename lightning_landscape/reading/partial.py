@@ -11,21 +11,21 @@ from typing import Any, TypeVar
 
 from lightning_landscape.bounds import Evidence, certify
 from lightning_landscape.files import PROBES_CSV, PROBES_JSONL, SUMMARY
-from lightning_landscape.loading import (
-    Run,
+from lightning_landscape.probes import SCHEMA, Probe, ProbeTable
+from lightning_landscape.reading.load import (
     read_lines,
     read_rows,
     read_summary,
     read_table,
     tables_in,
 )
-from lightning_landscape.probes import SCHEMA, Probe, ProbeTable
 from lightning_landscape.reporting.alpha_beta import alpha_beta_condition
 from lightning_landscape.reporting.certificates import entries
 from lightning_landscape.reporting.conditions import other_conditions
 from lightning_landscape.reporting.summary import drop_of
 from lightning_landscape.reporting.tables import at, shown
 from lightning_landscape.reporting.verdict import caveats, verdict
+from lightning_landscape.run import Run
 
 WINDOWS = 4
 """Windows of a summary that is computed from the table alone"""
