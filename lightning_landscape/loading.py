@@ -46,8 +46,8 @@ class Run:
             return self.table.to_pandas()
         if name not in self.tables:
             raise ValueError(
-                f"found no {name}.csv in {self.path}; supported are the tables of this run: pass "
-                f"one of {', '.join(['probes', *self.tables])}"
+                f"found no {name}.csv in {self.path}; supported are the tables that the run "
+                f"measured: {', '.join(['probes', *self.tables])}: pass one of these names"
             )
         rows = self.tables[name]
         names = _column_names(rows[0]) if rows else ()
@@ -147,9 +147,9 @@ def read_table(folder: Path) -> ProbeTable:
 
 
 def read_lines(folder: Path) -> ProbeTable:
-    """Return the probes of ``probes.jsonl``, which exists until a run has ended well.
+    """Return the probes of ``probes.jsonl``, which may be newer than the table.
 
-    Its lines may be newer than the table.
+    The file exists until a run has ended well. Without it, the result is empty.
     """
     path = folder / PROBES_JSONL
     return from_json_lines(path.read_text(encoding="utf-8")) if path.is_file() else ProbeTable()

@@ -63,10 +63,10 @@ class LandscapeMonitor(Callback):
 
     Args:
         reference: The point x_p. "final": the parameters after the last optimizer step of this run.
-            Or the path of a Lightning .ckpt, a state_dict or a .safetensors file of the same module,
-            or of a folder that a sharded run wrote: then each probe is evaluated right after its
-            step, and every curve is live. This calls ``training_step`` again while training; effects
-            that it has outside the module happen again.
+            Or the path of a Lightning .ckpt, a state_dict or a .safetensors file of the same
+            module, or of a folder that a sharded run wrote: then each probe is evaluated right
+            after its step, and every curve is live. This calls ``training_step`` again while
+            training; effects that it has outside the module happen again.
         every_n_steps: Number of optimizer steps between probes, at first.
         max_probes: Largest number of kept probes. When another is due, every second one is dropped
             and the stride doubles.
@@ -90,9 +90,9 @@ class LandscapeMonitor(Callback):
         live_losses: Evaluate losses at the present iterate as well, hence α and β. This calls
             ``training_step`` again while training; effects that it has outside the module happen
             again.
-        max_overhead: Largest share of the time of training, the evaluation at its end included, that
-            the monitor may take: the stride doubles until it fits. None: which steps are probed does
-            not depend on the clock.
+        max_overhead: Largest share of the time of training, the evaluation at its end included,
+            that the monitor may take: the stride doubles until it fits. None: which steps are
+            probed does not depend on the clock.
         extras: Optional measurements of each probe: Segments(), Layers(), HeldOut(), PerSample(),
             Secant(), or your own subclass of Extra.
         store: How records wait on disk until x_p is known.
@@ -173,7 +173,7 @@ class LandscapeMonitor(Callback):
             return
         self._leave(Phase.IDLE)
         self._session, self._training = None, None
-        self._resumed = {}  # the state that an earlier fit left belongs to no checkpoint of this one
+        self._resumed = {}  # a state that an earlier fit left belongs to no checkpoint
         settings = self.settings
         refusals.check_strategy(trainer)
         processes = Processes(trainer.strategy)
@@ -517,6 +517,7 @@ class LandscapeMonitor(Callback):
         self._leave(Phase.STOPPED)
         if isinstance(error, MisconfigurationException) and self._count.may_refuse:
             # at once: some launchers call on_exception in the parent process alone
+            self._leave(Phase.IDLE)
             session.discard()
             self._session = None
             raise error

@@ -159,9 +159,9 @@ def _check_extras(extras: Sequence[Extra], loss: Any) -> None:
         _check_tables(extra)
         if SAMPLES in extra.needs and loss is None:
             raise MisconfigurationException(
-                f"LandscapeMonitor(extras=...) found {type(extra).__name__} and no loss=; supported "
-                "is loss=, a function of (module, batch) that returns one loss a sample, a tensor "
-                "of shape (B,): pass one"
+                f"LandscapeMonitor(extras=...) found {type(extra).__name__} and no loss=; "
+                "supported is loss=, a function of (module, batch) that returns one loss a sample, "
+                "a tensor of shape (B,): pass one"
             )
 
 

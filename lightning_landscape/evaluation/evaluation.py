@@ -177,7 +177,7 @@ class Evaluation:
     # ----------------------------------------------------------------------- the present iterate
 
     def at_present(self, *, losses: bool, go_on: Callable[[], bool]) -> ProbeTable:
-        """Return some probes with the present iterate in the place of x_p; the table stays as it is.
+        """Return some probes with the present iterate in the place of x_p; leave the table alone.
 
         Args:
             losses: whether losses are evaluated as well, which calls the user's code.

@@ -1,8 +1,8 @@
 """`Evaluator`: a recorded step at other parameters, in its own state.
 
 Every process evaluates its own micro-batches; a loss is the mean over the processes. Where all
-processes hold the same parameters, the first one alone has x_k and g_k: it takes the inner products,
-and gives x_k to the others where a loss is evaluated there.
+processes hold the same parameters, the first one alone has x_k and g_k. It takes the inner
+products, and gives x_k to the others where a loss is evaluated there.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ class Products(NamedTuple):
 class Evaluator:
     """Takes a `Record` and parameters; gives losses, gradients and inner products.
 
-    To be used inside of `session`, by all processes alike, in a block of `Processes.agreed`. Methods
-    raise `NotMeasurable` where a record lacks what they need.
+    Use it inside of `session`, in all processes alike, in a block of `Processes.agreed`. A method
+    raises `NotMeasurable` where a record lacks the parts that it needs.
 
     Args:
         training: the run.
@@ -131,9 +131,16 @@ class Evaluator:
     def gradient(
         self, record: Record, x: Mapping[str, Tensor] | None = None
     ) -> tuple[float, Gradient]:
-        """Return f_i(x) and ∇f_i(x); arguments as of `at`. Of shards, this process's part."""
+        """Return f_i(x) and ∇f_i(x); arguments as of `at`. Of shards, this process's part.
+
+        The gradient is that of the parameters that have one in g_k: others were frozen at the step,
+        or joined the optimizer later.
+        """
         with self.at(record, x):
             loss, gradient = self.replay.loss_and_gradient(record.moments)
+        if record.gradient is not None:
+            raw = {n: part for n, part in gradient.raw.items() if n in record.gradient.raw}
+            gradient = Gradient(raw, gradient.factor)
         return self.training.processes.mean(loss), gradient
 
     def products(self, record: Record, reference: Mapping[str, Tensor]) -> Products:

@@ -1,4 +1,4 @@
-"""Recorded micro-batches evaluated again, each in its own state, with the parameters as they stand."""
+"""Recorded micro-batches evaluated again, each in its own state, at the present parameters."""
 
 from __future__ import annotations
 
@@ -238,7 +238,7 @@ def without_cudnns_dropout(module: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def without_hooks(parameters: Iterable[Tensor]) -> Iterator[None]:
-    """Set the gradient hooks of parameters aside: this backward pass must not change their state."""
+    """Set gradient hooks of parameters aside: this backward pass must not change their state."""
     aside = [(p, p._backward_hooks) for p in parameters if p._backward_hooks]
     for parameter, _ in aside:
         parameter._backward_hooks = None

@@ -173,7 +173,7 @@ class _Belongings:
         if isinstance(value, torch.Generator):
             return _copied_generator(value)
         if isinstance(value, random.Random) and is_random(value):
-            return _same_random(value)
+            return _copied_random(value)
         if is_array(value) or is_random(value) or isinstance(value, itertools.count):
             return copy.deepcopy(value)
         if isinstance(value, nn.Module):
@@ -234,8 +234,8 @@ def _copied_generator(generator: torch.Generator) -> torch.Generator:
     return twin
 
 
-def _same_random(generator: random.Random) -> random.Random:
-    """Return a copy without a call of the user's ``__deepcopy__``, where the class has one."""
+def _copied_random(generator: random.Random) -> random.Random:
+    """Copy a generator without its class's ``__deepcopy__``, which may be code of the user's."""
     twin = random.Random.__new__(type(generator))
     vars(twin).update(vars(generator))
     random.Random.setstate(twin, random.Random.getstate(generator))

@@ -97,7 +97,7 @@ def per_sample_entry(
 
 
 def _by_step(rows: Sequence[PerSampleRow]) -> dict[int, Tensor]:
-    """Return f_j(x_k), f_j(x_p), <∇f_j(x_k), x_k − x_p> by step, float64, shape ``(samples, 3)``."""
+    """Return f_j(x_k), f_j(x_p), <∇f_j(x_k), x_k − x_p> by step: float64, ``(samples, 3)``."""
     values: dict[int, list[tuple[float, float, float]]] = {}
     for row in sorted(rows, key=lambda row: (row.step, row.sample)):
         values.setdefault(row.step, []).append((row.loss, row.reference_loss, row.inner_product))
@@ -175,7 +175,7 @@ def _reason(finite: Mapping[int, Tensor], infimum: float) -> str | None:
 
 
 def _conditions(columns: dict[str, Tensor] | None, finite: Mapping[int, Tensor]) -> dict[str, Any]:
-    """Return the conditions without gradient norm and distance: forward mode does not give these."""
+    """Return the conditions that need neither gradient norm nor distance: there are none here."""
     entries = {}
     for key, metric in metrics().items():
         if not set(metric.columns) <= set(COLUMNS):
@@ -224,13 +224,13 @@ def _beta_min(rate: float, columns: dict[str, Tensor]) -> float | None:
 
 
 def _decisive(columns: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return the samples that can decide which pairs hold: exact arithmetic on all of them would take seconds."""
+    """Return the samples near the envelope: exact arithmetic on all samples takes seconds."""
     kept = near_envelope(**columns)
     return {name: column[kept] for name, column in columns.items()}
 
 
 def _pair(columns: dict[str, Tensor] | None) -> dict[str, Any]:
-    """Return the pair with the smallest β/δ that holds for every sample, null values where there is none."""
+    """Return the pair with the smallest β/δ that holds for every sample; null values for none."""
     if columns is None:
         return {"alpha": None, "beta": None, "rate": None, "attained": None, "neighbourhood": None}
     few = _decisive(columns)

@@ -111,11 +111,11 @@ class Extra(ABC):
         """
 
     def evaluations(self, records: int) -> int:
-        """Return about how many forward passes so many records take; a backward pass counts as two."""
+        """Return about how many forward passes the records take; a backward pass counts as two."""
         return 0
 
     def describe(self) -> str:
-        """Return what it measures at each record, for the message before training; "" for nothing."""
+        """Return its part of the message before training, as "one held-out batch"; "" for none."""
         return ""
 
     def failed(self, error: str, step: int) -> str:
@@ -144,7 +144,7 @@ class Extra(ABC):
         """Return pictures by name; it needs matplotlib, and nothing of the run but its files.
 
         Args:
-            drawn: table of probes, summary, and rows by table (``drawn.tables``); one may be missing.
+            drawn: table of probes, summary, and the rows by table; a table may be missing.
         """
         return {}
 

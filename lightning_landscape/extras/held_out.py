@@ -1,8 +1,9 @@
 """`HeldOut`: batches that did not make the trajectory, evaluated at its iterates.
 
-The run's own mini-batches led it to x_p: for SGD the inner product is an autocorrelation of gradients
-along one run. A held-out batch is independent evidence. It takes the place of the batch among the
-arguments of ``training_step``; random numbers, buffers and all else are those of the step.
+The run's own mini-batches led it to x_p: for SGD the inner product is an autocorrelation of
+gradients along one run. A held-out batch is independent evidence. It takes the place of the batch
+among the arguments of ``training_step``; random numbers, buffers and all else are those of the
+step.
 """
 
 from __future__ import annotations
@@ -155,10 +156,6 @@ class HeldOut(Extra):
 def _evaluated(step: ProbedStep) -> dict[str, float]:
     """Return the columns of a batch, by name."""
     loss, gradient = step.gradient()
-    if step.training.measures and step.record.gradient is not None:
-        # only along the parameters that had a gradient at the step
-        raw = {name: g for name, g in gradient.raw.items() if name in step.record.gradient.raw}
-        gradient = replace(gradient, raw=raw)
     products = step.evaluator.products_of(step.record, gradient, step.reference)
     return {
         "loss": loss,
@@ -306,7 +303,7 @@ def _reason_without_pair(found: Mapping[str, Any]) -> str | None:
 
 
 def draw_beside(axes: Axes, drawn: Drawn, alpha: float, beta: float) -> list[float]:
-    """Draw the margins of one held-out batch a probe, and the smallest one over the fixed batches."""
+    """Draw the margins of the held-out batches, and the smallest one over the fixed batches."""
     from lightning_landscape.reporting.figures._style import ORANGE, drawable
 
     shown: list[float] = []

@@ -37,11 +37,12 @@ class AccuracyRow:
 class StoreAccuracy(Extra):
     r"""Bounds the errors of p_k and D_k that come from a lossy store dtype.
 
-    .. math:: |\tilde p - p| \le \|\tilde g - g\| \|\tilde x - x_p\| + |\langle g, \tilde x - x\rangle|,
+    .. math::
+        |\tilde p - p| \le \|\tilde g - g\| \|\tilde x - x_p\| + |\langle g, \tilde x - x\rangle|,
         \qquad |\tilde D - D| \le \|\tilde x - x\|
 
-    The norms, and the inner product, were measured when the probe was stored. Losses at x_p and x_0,
-    gradient norms and steps are exact.
+    The norms, and the inner product, were measured when the probe was stored. Losses at x_p and
+    x_0, gradient norms and steps are exact.
     """
 
     tables = {"store_accuracy": AccuracyRow}

@@ -1,4 +1,4 @@
-"""The end of a run: stored records are evaluated; table, summary, pictures and curves are written."""
+"""The end of a run: stored records are evaluated, and the findings are written."""
 
 from __future__ import annotations
 

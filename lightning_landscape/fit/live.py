@@ -39,7 +39,12 @@ class Live:
         Args:
             record: in memory, the newest of the kept probes.
             reference: x_p by name.
+
+        Raises:
+            ValueError: if x_p lacks parameters that have joined x since it was read.
         """
+        if late := [name for name in record.x or () if name not in reference]:
+            raise ValueError(f"found no value of {late} in the reference: these joined x late")
         record, steps = self._with_others(record), self._kept.steps
         if record.step == steps[0]:
             self._kept.write_start(record)  # a resumed run needs x_0
@@ -64,8 +69,8 @@ class Live:
         """Return some probes with the present iterate in the place of x_p.
 
         Args:
-            losses: whether losses are evaluated, which calls the user's code. Without them, the time
-                is bounded.
+            losses: whether losses are evaluated, which calls the user's code. Without them, the
+                time is bounded.
             elapsed: seconds of training so far.
         """
         started = time.perf_counter()

@@ -1,1 +1,1 @@
-"""What is copied while training: the door of `training_step`, the step, and which steps are probed."""
+"""Copies while training: the door of `training_step`, the step, and which steps are probed."""

@@ -42,8 +42,8 @@ class Budget:
     - r never exceeds the budget's own rate a t, so that a run that is stopped early is also within
       its share.
     - The second term recovers costs that occur once, such as a compilation. In h steps there are up
-      to h r/p + 1 probes, hence the last p. In the second half of training, recovery would remove
-      half of the table and save little, so it stops.
+      to h r/p + 1 probes, hence the last p. In the second half of training a recovery would halve
+      the table and save little time, so it ends there.
     - If the end is unknown, r = a t/2 while M + F > a U, else r = a t.
 
     c is the median cost of the newest probes. F is the number of evaluations at the end times the

@@ -1,9 +1,9 @@
 """The door of ``training_step``: sees its arguments and its output while a step is recorded.
 
-It stands on the strategy, through which Lightning calls ``training_step``. The user's module is left
-alone: it can be pickled and copied meanwhile, and a replay, which calls the module, does not pass it.
-No hook of another callback runs between the door and the forward pass. So what is taken here is the
-state in which the loss is computed.
+It stands on the strategy, through which Lightning calls ``training_step``. The user's module is
+left alone: it can be pickled and copied meanwhile, and a replay, which calls the module, does not
+pass the door. No hook of another callback runs between the door and the forward pass. So the state
+that is copied here is the one in which the loss is computed.
 """
 
 from __future__ import annotations
@@ -75,8 +75,8 @@ def _on_entering(
 ) -> Iterator[None]:
     """Call functions with the arguments of ``training_step`` when it starts.
 
-    DistributedDataParallel writes the first process's buffers into all others on the way in. The loss
-    depends on these, so under such a wrapper the functions are called behind it.
+    DistributedDataParallel writes the first process's buffers into all others on the way in. The
+    loss depends on these, so under such a wrapper the functions are called behind it.
     """
     module: Any = trainer.strategy.lightning_module
     if trainer.strategy.model is module:

@@ -1,4 +1,4 @@
-"""Sums over every optimizer step, for the trajectory certificate: exact, not estimated from probes."""
+"""Sums over every optimizer step: the trajectory certificate needs no estimate from probes."""
 
 from __future__ import annotations
 

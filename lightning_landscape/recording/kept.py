@@ -119,7 +119,7 @@ class KeptProbes:
             self._limit()
 
     def write_start(self, record: Record) -> None:
-        """Store x_0 and its mini-batch, while rows are evaluated at once; a full disk costs no more.
+        """Store x_0 and its mini-batch, where rows are evaluated at once; survive a full disk.
 
         Raises:
             BaseException: a failure other than that of the disk.
@@ -259,7 +259,7 @@ class KeptProbes:
         self.dropped = {**state["dropped"], "unevaluable": state["dropped"]["unevaluable"] + lost}
 
     def _linked(self, digests: Mapping[str, list[str]], folder: Path) -> set[int]:
-        """Link the records of the kept steps; return the steps of which every process has its part."""
+        """Link the records of the kept steps; return the steps that every process has linked."""
         own = set()
         for step in self.steps:
             known = digests.get(str(step), [])

@@ -1,4 +1,4 @@
-"""Which objects are pickled by code of the user's: recording must not call it."""
+"""Find objects whose class defines its own pickling, because recording must not call user code."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _LIBRARIES = frozenset({"torch", "numpy", "lightning", "torchmetrics"})
 
 
 def has_own_pickling(value: object) -> bool:
-    """Return whether the class of a value, outside of Python and libraries, pickles it by itself.
+    """Return whether pickling a value would call code outside Python and the known libraries.
 
     Example:
         >>> class Counted(float):

@@ -13,7 +13,7 @@ from lightning_landscape.vectors.gradients import Gradient
 
 @dataclass(frozen=True, slots=True)
 class CodecError:
-    """What a lossy store dtype did to x_k and g_k; this process's share of each sum over parameters."""
+    """Errors of a lossy store dtype in x_k and g_k: this process's share of each sum."""
 
     gradient: float = 0.0
     """‖g̃ − g‖²"""
@@ -28,7 +28,7 @@ class Record:
     """One probed step of this process, in memory or read back from the store.
 
     Every process of a run has a record of each probed step, with its own micro-batches. Where
-    processes hold the same parameters, only the first one has ``x``, ``gradient`` and ``following``.
+    processes hold the same parameters, only the first one has ``x``, ``gradient``, ``following``.
     Where parameters are sharded, each process has its part of them.
     """
 

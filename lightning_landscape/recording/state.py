@@ -65,7 +65,7 @@ SCALARS = (
 )
 """Immutable types, whose values need no copy"""
 _SCALARS = frozenset(SCALARS)
-"""Without their subclasses, which may have methods of the user's"""
+"""The exact types. Their subclasses may have methods of the user's"""
 _CONTAINERS = (
     list,
     tuple,
@@ -191,9 +191,11 @@ def capture(trainer: Trainer, module: LightningModule) -> dict[str, Any]:
     The state aliases live tensors: freeze it at once.
 
     Some attributes are listed by name only, and a replay uses their present values. These are
-    attributes with more than 10,000 items; with objects other than scalars, tensors, arrays,
-    generators and containers; with objects whose class says itself how it is pickled; and those of
-    torchmetrics, on which no loss depends.
+
+    - attributes with more than 10,000 items;
+    - attributes with objects other than scalars, tensors, arrays, generators and containers;
+    - attributes with objects whose class defines its own pickling, because that is user code;
+    - attributes of torchmetrics, on which no loss depends.
     """
     modules = {}
     for path, submodule in module.named_modules():

@@ -29,7 +29,7 @@ from lightning_landscape.vectors.gradients import Gradient, present_gradient
 from lightning_landscape.vectors.parameters import copied, local_values
 
 UserLoss = Callable[[Sequence[Frozen]], tuple[float, Gradient]]
-"""Evaluates ``loss=`` on micro-batches at the present parameters: this process's mean, the gradient"""
+"""Evaluates ``loss=`` on micro-batches at the present parameters: its mean, and the gradient"""
 Timed = Callable[[Callable[..., None]], Callable[..., None]]
 
 

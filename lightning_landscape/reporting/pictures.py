@@ -25,7 +25,7 @@ def draw(
     images: Images,
     extras: Sequence[Any] = (),
 ) -> Mapping[str, Figure]:
-    """Draw pictures of a run into ``<folder>/figures/``; return them by name, none without matplotlib.
+    """Draw pictures of a run into ``<folder>/figures/``; return them by name.
 
     Args:
         table: the table of probes.

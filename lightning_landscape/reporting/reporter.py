@@ -1,4 +1,4 @@
-"""Everything that is shown of one run: files in its folder, curves, text and pictures in loggers."""
+"""All that is shown of a run: files in its folder; curves, text and pictures in loggers."""
 
 from __future__ import annotations
 
@@ -67,8 +67,8 @@ class Reporter:
         self.folder, self.temporary = folder, temporary
         self._loggers, self._prefix, self._extras = loggers, prefix, extras
         self._images, self._writes = images, writes
-        self._without_curves: list[Beside] = []
-        """Extras whose curves failed"""
+        self._without_curves: set[int] = set()
+        """Extras, by id, whose curves failed"""
         self.curves = RunCurves(loggers if writes else [], prefix, live=live)
 
     # ------------------------------------------------------------------------------ while training
@@ -110,7 +110,7 @@ class Reporter:
         values: dict[str, float] = {}
         for extra in self._extras:
             rows = extra.at_step(step)
-            if rows and extra not in self._without_curves:
+            if rows and id(extra) not in self._without_curves:
                 values |= self._curves_of(extra, rows)
         return values
 
@@ -119,7 +119,7 @@ class Reporter:
         call: Callable[[], dict[str, float] | None] = lambda: dict(extra.curves(rows))  # noqa: E731
         found = attempt(extra, "curves", call, None)
         if found is None:
-            self._without_curves.append(extra)
+            self._without_curves.add(id(extra))
         return found or {}
 
     # -------------------------------------------------------------------------------- at the end
@@ -178,7 +178,7 @@ class Reporter:
 
 
 def making_room(write: Callable[[], T], remove: Callable[[], None] | None) -> T:
-    """Call a function that writes files; on a full disk call ``remove``, if there is one, and retry."""
+    """Call a function that writes files; on a full disk call ``remove``, if given, and retry."""
     try:
         return write()
     except OSError as error:

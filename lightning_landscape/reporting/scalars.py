@@ -144,9 +144,8 @@ NO_LOSSES = frozenset({"inner_product", "sq_distance", "grad_sq_norm"})
 def at_present(table: ProbeTable) -> dict[str, float]:
     """Return values of all rows with the present iterate as x_p, by tag in the group ``live``.
 
-    With reference losses these are the best pair and the constants of all conditions except the
-    gradient angle. Without them they are the constants that need no loss, and the means of inner
-    product, cosine and distance.
+    With reference losses these are the best pair and the constants of all conditions. Without them
+    they are the constants that need no loss, and the means of inner product, cosine and distance.
 
     Args:
         table: rows whose reference columns belong to the present iterate.
@@ -164,7 +163,7 @@ def at_present(table: ProbeTable) -> dict[str, float]:
         values["cosine"] = float(F.cosine(**columns).mean())
         values["distance"] = float(columns["sq_distance"].sqrt().mean())
     for key, metric in metrics().items():
-        # without losses, the mean cosine is there in the place of the angle
+        # Without losses, the mean cosine replaces the smallest one, the gradient angle.
         no_losses = key != "gradient_angle" and set(metric.columns) <= NO_LOSSES
         if not (with_losses or no_losses):
             continue

@@ -1,4 +1,4 @@
-"""``summary.json``: the findings of the table of probes, with every assumption, and in sentences."""
+"""``summary.json``: the findings of a run, with their assumptions, and in sentences."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def _merge(summary: dict[str, Any], part: Mapping[str, Any]) -> None:
 
 
 def drop_of(table: ProbeTable) -> dict[str, Any]:
-    """Return the estimate of f(x_0) − f(x_p): mean over the rows with ``initial_loss``, and its standard error."""
+    """Estimate f(x_0) − f(x_p): the mean over rows with ``initial_loss``, and its error."""
     rows = ProbeTable(probe for probe in table.evaluated if probe.initial_loss is not None)
     if not len(rows):
         return {

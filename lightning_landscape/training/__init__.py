@@ -1,1 +1,1 @@
-"""The run as the monitor sees it: trainer, module, optimizer, processes, and what cannot be measured."""
+"""The run as the monitor sees it: trainer, module, optimizer, processes, and refusals."""

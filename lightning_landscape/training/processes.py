@@ -144,7 +144,7 @@ class Processes:
         """End a block in which another process has failed.
 
         Args:
-            messages: one of each process.
+            messages: the message of each process, in the order of ranks.
             text: this process's own error, which counts unless another one is more severe or ends
                 an outer block; None if this process has not failed.
         """
@@ -169,8 +169,8 @@ class Processes:
             places = [(int(message[1]), int(message[2])) for message in messages]
             raise RuntimeError(
                 f"found processes at different places of the measurement, (depth, values) {places};"
-                " supported are processes that make the same steps with as many batches: check "
-                "that the training code does not depend on the rank"
+                " supported are processes that make the same steps with the same number of "
+                "batches: check that the training code does not depend on the rank"
             )
 
     def _gather(self, status: int, values: tuple[float, ...]) -> list[list[float]]:
@@ -248,7 +248,7 @@ class Processes:
         """Return the first process's tensors by name, on this process's device.
 
         Args:
-            tensors: by name; only those of the first process count.
+            tensors: tensors by name; those of other processes than the first are ignored.
 
         Returns:
             The tensors, or None if the first process passed None.

@@ -83,7 +83,7 @@ class Products:
             after: x_{k+1} by name, with the names and shapes of ``before``.
             gradient: g/factor by name; g = 0 for a missing name.
             factor: the number that turns ``gradient`` into g.
-            expected: η_0, such as the learning rate. A bad guess costs time only.
+            expected: η_0, such as the learning rate. A bad guess only costs time.
 
         Returns:
             G², η (0 if G = 0) and the residual.
@@ -174,7 +174,7 @@ class Products:
                 new = addends(self._memory_for(block[0]), *block)
                 found += new if share == 1.0 else [addend * share for addend in new]
         sums = [0.0] * count
-        if found:  # a process may hold no part of any parameter
+        if found:  # no names, no blocks
             sums = torch.stack(found).view(-1, count).sum(0, dtype=torch.float64).tolist()
         if self._exchange is None:
             return sums

@@ -46,14 +46,14 @@ class Gradients(Extra):
 
     tables = {"gradient_norms": NormRow, "gradient_entries": EntryRow}
 
-    def at(self, record, probe, evaluator, reference):
-        _, here = evaluator.gradient(record)
-        _, there = evaluator.gradient(record, reference)
+    def at(self, step):
+        _, here = step.gradient()
+        _, there = step.gradient(step.reference)
         norms = [
-            NormRow(record.step, name, abs(there.factor) * float(part.double().norm()))
+            NormRow(step.number, name, abs(there.factor) * float(part.double().norm()))
             for name, part in there.raw.items()
         ]
-        return [*norms, EntryRow(record.step, largest(here), largest(there), False)]
+        return [*norms, EntryRow(step.number, largest(here), largest(there), False)]
 
     def evaluations(self, records):
         return 6 * records
@@ -90,8 +90,8 @@ class Norms(Extra):
 
     tables = {"norms": NormRow}
 
-    def at(self, record, probe, evaluator, reference):
-        return [NormRow(record.step, "all", evaluator.sq_norm(record.gradient) ** 0.5)]
+    def at(self, step):
+        return [NormRow(step.number, "all", step.evaluator.sq_norm(step.record.gradient) ** 0.5)]
 
     def summary(self, findings):
         return {"conditions": {"smoothness": {"of_norms": len(self.rows("norms"))}}}
@@ -109,10 +109,10 @@ class Failing(Norms):
     def __init__(self, error=None, only_there=False):
         self.error, self.only_there = error or ValueError("no idea"), only_there
 
-    def at(self, record, probe, evaluator, reference):
-        if record.step == 4 or (record.step > 4 and not self.only_there):
+    def at(self, step):
+        if step.number == 4 or (step.number > 4 and not self.only_there):
             raise self.error
-        return [NormRow(record.step, "all", 1.0)]
+        return [NormRow(step.number, "all", 1.0)]
 
     def summary(self, findings):
         return {}
@@ -269,8 +269,8 @@ def test_two_objects_of_one_class_keep_their_rows_apart(reference, tmp_path):
         def __init__(self, name, value):
             self.tables, self.value = {name: NormRow}, value
 
-        def at(self, record, probe, evaluator, reference):
-            return [NormRow(record.step, "all", self.value)]
+        def at(self, step):
+            return [NormRow(step.number, "all", self.value)]
 
         def summary(self, findings):
             return {}
@@ -417,8 +417,8 @@ def test_a_value_that_a_csv_cannot_hold_ends_the_extra(value, tmp_path):
     """A tensor would be written as text, which nobody could read back."""
 
     class Tensors(Norms):
-        def at(self, record, probe, evaluator, reference):
-            return [NormRow(record.step, "all", value)]
+        def at(self, step):
+            return [NormRow(step.number, "all", value)]
 
     with pytest.warns(UserWarning, match="Tensors failed at step 0.*the field norm of NormRow"):
         run = fit(tmp_path, LandscapeMonitor(every_n_steps=2, extras=[Tensors()]), 1)
@@ -428,8 +428,8 @@ def test_a_value_that_a_csv_cannot_hold_ends_the_extra(value, tmp_path):
 
 def test_a_row_of_another_class_ends_the_extra(tmp_path):
     class Other(Norms):
-        def at(self, record, probe, evaluator, reference):
-            return [EntryRow(record.step, 1.0, None, True)]
+        def at(self, step):
+            return [EntryRow(step.number, 1.0, None, True)]
 
     with pytest.warns(UserWarning, match="found a row of EntryRow from Other"):
         fit(tmp_path, LandscapeMonitor(every_n_steps=2, extras=[Other()]), 1)
