@@ -147,7 +147,7 @@ def test_evaluations_count_losses_at_x_p_at_x_0_and_those_of_the_extras(run, tmp
     assert evaluation.evaluations(2) == 2 + 2 + 2 * 9
 
 
-# --------------------------------------------------------------------------------- the present iterate
+# ------------------------------------------------------------------------- the present iterate
 
 
 def test_at_present_is_a_dot_product_with_the_present_parameters(run, tmp_path):

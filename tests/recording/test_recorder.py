@@ -78,7 +78,7 @@ def test_the_code_is_called_as_often_as_training_calls_it():
     assert calls == [0, 1, 2, 3]
 
 
-# ---------------------------------------------------------------------------------- what a run shows
+# -------------------------------------------------------------------------- what a run shows
 
 
 def test_learning_rates_and_steps_off_schedule(run):
@@ -173,7 +173,7 @@ def test_a_noted_problem_is_raised_at_the_next_probe():
     assert [probe.step for probe in steps.probes] == [0]
 
 
-# ---------------------------------------------------------------------------------- every step
+# -------------------------------------------------------------------------- every step
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])

@@ -80,7 +80,7 @@ def test_one_learning_rate_or_none(rates):
     assert run.steps.taken[0].lr == (0.1 if len(set(rates)) == 1 else None)
 
 
-# ------------------------------------------------------------------------------------------ failures
+# ---------------------------------------------------------------------------------- failures
 
 
 def test_a_failure_inside_of_training_step_is_raised_at_the_step(monkeypatch):
