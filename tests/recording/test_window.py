@@ -1,6 +1,7 @@
 """`Window`: the micro-batches of one step; loss, x_k and g_k before it."""
 
 import math
+import random
 
 import pytest
 import torch
@@ -120,6 +121,17 @@ def test_an_iterator_among_the_attributes_is_refused():
 
     with pytest.raises(MisconfigurationException, match=r"iterators .*'source'"):
         fit(Draws, [Steps()], batches=2)
+
+
+def test_a_generator_without_a_state_is_left_alone():
+    class System(Plain):
+        def __init__(self):
+            super().__init__()
+            self.source = random.SystemRandom()
+
+    steps = Steps()
+    fit(System, [steps], batches=2)
+    assert len(steps.records) == 2
 
 
 def test_a_batch_that_cannot_be_kept_is_refused():
