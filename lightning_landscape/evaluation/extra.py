@@ -136,7 +136,7 @@ class Extra(ABC):
         return ""
 
     def curves(self, rows: Sequence[Any]) -> dict[str, float]:
-        """Return values by tag of one record's rows, for the loggers."""
+        """Return values by tag of one record's rows, of which there is at least one."""
         return {}
 
     @classmethod
