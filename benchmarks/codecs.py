@@ -24,7 +24,7 @@ from demos.data import Images
 from demos.mlp import MLP
 from demos.sweep import quiet
 from lightning_landscape import LandscapeMonitor, ProbeTable, Report, Store, load
-from lightning_landscape.loading import Run
+from lightning_landscape.run import Run
 
 CODECS = ("bfloat16", "int8")
 ROUNDING = 1e-5

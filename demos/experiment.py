@@ -17,7 +17,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from lightning_landscape import LandscapeMonitor, Report, load
-from lightning_landscape.loading import Run
+from lightning_landscape.run import Run
 
 RESULTS = Path(__file__).parent / "results"
 """Small tables and pictures of larger runs, which are kept with the code"""

@@ -30,8 +30,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_landscape import HeldOut
 from lightning_landscape.functional.alpha_beta import feasible_set
-from lightning_landscape.loading import Run
 from lightning_landscape.reporting.compare import Group, compare
+from lightning_landscape.run import Run
 
 if __package__:
     from demos.experiment import Finding, Options, conclude, measured, options, seen

@@ -28,8 +28,8 @@ from torch.nn.functional import cross_entropy, dropout
 
 from lightning_landscape import Store
 from lightning_landscape.functional import aiming_ratio, cosine, polyak_lojasiewicz_ratio
-from lightning_landscape.loading import Run
 from lightning_landscape.reporting.compare import Group, compare
+from lightning_landscape.run import Run
 
 if __package__:
     from demos.experiment import Finding, Options, conclude, measured, options, seen

@@ -28,10 +28,10 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.optim.lr_scheduler import LambdaLR
 
-from lightning_landscape.loading import Run
 from lightning_landscape.optim import NGN, AdaGradNormMax, DecSPS, SPSMax
 from lightning_landscape.reporting.compare import compare
 from lightning_landscape.reporting.scalars import bound_curves
+from lightning_landscape.run import Run
 
 if __package__:
     from demos.data import Images

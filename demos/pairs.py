@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from lightning_landscape.functional import beta_min
-from lightning_landscape.loading import Run
 from lightning_landscape.reporting.compare import Group
+from lightning_landscape.run import Run
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#666666")
 LINES = ("-", "--", "-.", ":", (0, (6, 1, 1, 1, 1, 1)))

@@ -24,8 +24,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from safetensors.torch import save_file
 
-from lightning_landscape.loading import Run
 from lightning_landscape.reporting.compare import Group, compare
+from lightning_landscape.run import Run
 
 if __package__:
     from demos.data import FEATURES, Images, Name

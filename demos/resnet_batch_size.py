@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from lightning_landscape.loading import Run
+from lightning_landscape.run import Run
 
 if __package__:
     from demos.data import Images

@@ -14,10 +14,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from lightning_landscape import Store
-from lightning_landscape.loading import Run
 from lightning_landscape.reporting.compare import RATES, Comparison, Group, compare, pool
 from lightning_landscape.reporting.compare_figure import COLOURS, LINES, MARKERS
 from lightning_landscape.reporting.grouping import key_of
+from lightning_landscape.run import Run
 
 if __package__:
     from demos.experiment import Finding, Options, seen

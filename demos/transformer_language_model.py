@@ -27,8 +27,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, scaled_dot_product_attention
 
 from lightning_landscape import Store
-from lightning_landscape.loading import Run
 from lightning_landscape.reporting.compare import compare
+from lightning_landscape.run import Run
 
 if __package__:
     from demos.experiment import Finding, Options, conclude, measured, options, seen

@@ -23,8 +23,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_landscape.loading import Run
 from lightning_landscape.reporting.compare import Group, compare
+from lightning_landscape.run import Run
 
 if __package__:
     from demos.data import digits

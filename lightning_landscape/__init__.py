@@ -15,9 +15,10 @@ if TYPE_CHECKING:
         Secant,
         Segments,
     )
-    from lightning_landscape.loading import Run, load
     from lightning_landscape.monitor import LandscapeMonitor
     from lightning_landscape.probes import Probe, ProbeTable
+    from lightning_landscape.reading.load import load
+    from lightning_landscape.run import Run
     from lightning_landscape.settings import Report, Store
 
     __version__: str
@@ -25,7 +26,8 @@ if TYPE_CHECKING:
 _EXTRAS = ("Extra", "HeldOut", "Layers", "PerSample", "Secant", "Segments")
 _ROOM_OF = {
     **dict.fromkeys(_EXTRAS, "extras"),
-    **dict.fromkeys(("Run", "load"), "loading"),
+    "Run": "run",
+    "load": "reading.load",
     **dict.fromkeys(("Probe", "ProbeTable"), "probes"),
     **dict.fromkeys(("Report", "Store"), "settings"),
     "LandscapeMonitor": "monitor",

@@ -18,11 +18,11 @@ from typing import Any, Literal
 
 from lightning_landscape.extras import measured
 from lightning_landscape.files import STORE
-from lightning_landscape.loading import find_runs
+from lightning_landscape.reading.load import find_runs
+from lightning_landscape.reading.partial import Found, read
 from lightning_landscape.reporting.compare import as_dict, as_table
 from lightning_landscape.reporting.compare import compare as pooled
 from lightning_landscape.reporting.grouping import names_of
-from lightning_landscape.reporting.partial import Found, read
 from lightning_landscape.reporting.stores import leftover
 from lightning_landscape.reporting.tables import of_summary
 from lightning_landscape.reporting.text import render

@@ -15,13 +15,13 @@ from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from torch.optim import Optimizer
 from typing_extensions import override
 
+from lightning_landscape.evaluation.extra import Extra
 from lightning_landscape.evaluation.reference import (
     FINAL,
     Reference,
     check_reference_file,
     load_reference,
 )
-from lightning_landscape.extras.extra import Extra
 from lightning_landscape.fit import checkpoint
 from lightning_landscape.fit.ending import Ending, Outcome
 from lightning_landscape.fit.plan import declare_results, say_the_plan

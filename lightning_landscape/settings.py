@@ -14,9 +14,9 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule
 
 from lightning_landscape.csv_tables import to_csv
+from lightning_landscape.evaluation.extra import SAMPLES, Extra
 from lightning_landscape.evaluation.reference import FINAL
 from lightning_landscape.extras import KNOWN
-from lightning_landscape.extras.extra import SAMPLES, Extra
 from lightning_landscape.store.codecs import CODECS
 from lightning_landscape.training.failures import said
 

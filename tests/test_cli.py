@@ -212,7 +212,7 @@ BROKEN = {
         "segments.csv cannot be read and is left out: "
         "found no column ['loss', 'schema'] in segments.csv"
     ],
-    another_table: ["summary.json is of 12 probes, the table has 5"],
+    another_table: ["summary.json is about 12 probes, but the table has 5"],
 }
 
 

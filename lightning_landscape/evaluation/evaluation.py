@@ -12,13 +12,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from torch import Tensor
 
 from lightning_landscape.evaluation.evaluator import Evaluator
+from lightning_landscape.evaluation.extra import Extra
 from lightning_landscape.evaluation.fidelity import FidelityCheck
 from lightning_landscape.evaluation.probed_step import ProbedStep
-from lightning_landscape.extras.extra import Extra
 from lightning_landscape.probes import Probe, ProbeTable
 from lightning_landscape.recording.kept import KeptProbes
-from lightning_landscape.recording.record import Record
 from lightning_landscape.recording.schedule import evenly
+from lightning_landscape.store.record import Record
 from lightning_landscape.training.failures import NotMeasurable, said, warn_once
 from lightning_landscape.vectors.gradients import is_finite
 

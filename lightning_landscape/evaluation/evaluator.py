@@ -17,8 +17,8 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 from lightning_landscape.evaluation.replay import Replay
-from lightning_landscape.recording.freezing import Frozen, freeze, thaw
-from lightning_landscape.recording.record import Record
+from lightning_landscape.store.freezing import Frozen, freeze, thaw
+from lightning_landscape.store.record import Record
 from lightning_landscape.training import lightning_compat
 from lightning_landscape.training.failures import NotMeasurable
 from lightning_landscape.training.loss import Loss

@@ -10,7 +10,7 @@ from typing import Any
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_landscape.evaluation.evaluator import Evaluator
-from lightning_landscape.recording.record import Record
+from lightning_landscape.store.record import Record
 from lightning_landscape.vectors.gradients import Gradient, is_finite
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lightning_landscape.evaluation.evaluator import Evaluator
 from lightning_landscape.probes import Probe
-from lightning_landscape.recording.record import Record
+from lightning_landscape.store.record import Record
 from lightning_landscape.training.training import Training
 from lightning_landscape.vectors.gradients import Gradient
 

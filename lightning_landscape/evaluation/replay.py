@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from lightning_landscape.evaluation.directional import along
 from lightning_landscape.evaluation.sample_losses import vector_loss
 from lightning_landscape.evaluation.untouched import untouched
-from lightning_landscape.recording.freezing import Frozen, thaw
 from lightning_landscape.recording.state import put_back
+from lightning_landscape.store.freezing import Frozen, thaw
 from lightning_landscape.training.failures import FailedElsewhere, NotMeasurable
 from lightning_landscape.training.loss import Loss, batch_of, scalar_loss
 from lightning_landscape.training.scaling import loss_scale

@@ -15,8 +15,8 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lightning_landscape.evaluation.evaluator import Evaluator
-from lightning_landscape.recording.freezing import Frozen
-from lightning_landscape.recording.record import Record
+from lightning_landscape.store.freezing import Frozen
+from lightning_landscape.store.record import Record
 from lightning_landscape.training.failures import FailedElsewhere, said
 
 FORWARD, DIFFERENCES = "forward mode", "finite difference"

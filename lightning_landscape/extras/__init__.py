@@ -5,7 +5,7 @@ Nothing outside of this room names one of them: they are found by `KNOWN`, or pa
 
 from collections.abc import Iterable
 
-from lightning_landscape.extras.extra import FOLLOWING, SAMPLES, Extra
+from lightning_landscape.evaluation.extra import FOLLOWING, SAMPLES, Extra
 from lightning_landscape.extras.held_out import HeldOut
 from lightning_landscape.extras.layers import Layers
 from lightning_landscape.extras.per_sample import PerSample

@@ -20,7 +20,7 @@ from typing_extensions import override
 
 from lightning_landscape import functional as F
 from lightning_landscape.evaluation.batches import VALIDATION, Batches
-from lightning_landscape.extras.extra import Extra
+from lightning_landscape.evaluation.extra import Extra
 from lightning_landscape.extras.settings import check_whole, refuse
 from lightning_landscape.functional.alpha_beta import best_alpha_beta
 from lightning_landscape.probes import Probe, ProbeTable

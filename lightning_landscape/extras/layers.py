@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from typing_extensions import override
 
-from lightning_landscape.extras.extra import Extra
+from lightning_landscape.evaluation.extra import Extra
 
 if TYPE_CHECKING:
     from lightning_landscape.evaluation.probed_step import ProbedStep

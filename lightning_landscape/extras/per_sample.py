@@ -11,6 +11,7 @@ from torch import nn
 from typing_extensions import override
 
 from lightning_landscape.evaluation.evaluator import with_batch
+from lightning_landscape.evaluation.extra import SAMPLES, Extra
 from lightning_landscape.evaluation.sample_losses import tensors_in, with_first_half_replaced
 from lightning_landscape.evaluation.slopes import DIFFERENCES, Line, SampleSlopes
 from lightning_landscape.extras._sample_summary import (
@@ -18,11 +19,10 @@ from lightning_landscape.extras._sample_summary import (
     per_sample_entry,
     per_sample_sentence,
 )
-from lightning_landscape.extras.extra import SAMPLES, Extra
 from lightning_landscape.extras.settings import refuse
 from lightning_landscape.probes import Probe
-from lightning_landscape.recording.freezing import thaw
 from lightning_landscape.reporting.findings import Findings
+from lightning_landscape.store.freezing import thaw
 from lightning_landscape.training import lightning_compat
 from lightning_landscape.training.failures import NotMeasurable
 from lightning_landscape.training.loss import batch_of
@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 
     from lightning_landscape.evaluation.evaluator import Evaluator
     from lightning_landscape.evaluation.probed_step import ProbedStep
-    from lightning_landscape.recording.record import Record
     from lightning_landscape.reporting.figures import Drawn
+    from lightning_landscape.store.record import Record
 
 SAME_LOSS = 1e-5
 """Two losses with a larger relative difference are losses of different functions"""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from typing_extensions import override
 
-from lightning_landscape.extras.extra import FOLLOWING, Extra
+from lightning_landscape.evaluation.extra import FOLLOWING, Extra
 from lightning_landscape.probes import ProbeTable
 from lightning_landscape.reporting.findings import Findings
 from lightning_landscape.training.failures import NotMeasurable

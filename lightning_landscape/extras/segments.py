@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from typing_extensions import override
 
-from lightning_landscape.extras.extra import Extra
+from lightning_landscape.evaluation.extra import Extra
 from lightning_landscape.extras.settings import check_whole
 
 if TYPE_CHECKING:

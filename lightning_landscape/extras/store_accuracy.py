@@ -14,7 +14,7 @@ from typing_extensions import override
 
 from lightning_landscape import functional as F
 from lightning_landscape.bounds import Certificate, Evidence, certify, in_force
-from lightning_landscape.extras.extra import Extra
+from lightning_landscape.evaluation.extra import Extra
 from lightning_landscape.probes import Probe, ProbeTable
 from lightning_landscape.reporting.findings import Findings
 from lightning_landscape.reporting.numbers import number, shown

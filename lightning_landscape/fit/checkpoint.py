@@ -8,11 +8,11 @@ from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_info
 
-from lightning_landscape.extras.extra import Extra
+from lightning_landscape.evaluation.extra import Extra
 from lightning_landscape.files import STORE, store_of
 from lightning_landscape.fit.session import Session
-from lightning_landscape.loading import load
 from lightning_landscape.probes import SCHEMA
+from lightning_landscape.reading.load import load
 from lightning_landscape.training import refusals
 
 

@@ -12,7 +12,7 @@ from lightning_landscape.evaluation.evaluation import Evaluation
 from lightning_landscape.evaluation.evaluator import Evaluator
 from lightning_landscape.probes import ProbeTable
 from lightning_landscape.recording.kept import KeptProbes
-from lightning_landscape.recording.record import Record
+from lightning_landscape.store.record import Record
 
 SHARE = 0.005
 """Largest share of the time of training that is spent on the present iterate without losses"""

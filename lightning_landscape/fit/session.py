@@ -21,13 +21,13 @@ from lightning_landscape.fit.live import Live
 from lightning_landscape.probes import Probe
 from lightning_landscape.recording.clock import Clock, overhead
 from lightning_landscape.recording.kept import KeptProbes
-from lightning_landscape.recording.record import Record
 from lightning_landscape.recording.recorder import Missed, Recorder
 from lightning_landscape.recording.schedule import Schedule
 from lightning_landscape.reporting.folder import RunFolder, free_folder, parent_folder
 from lightning_landscape.reporting.reporter import Reporter
 from lightning_landscape.settings import Settings
 from lightning_landscape.store.codecs import NATIVE
+from lightning_landscape.store.record import Record
 from lightning_landscape.store.room import store_budget
 from lightning_landscape.store.store import RecordStore
 from lightning_landscape.training import interrupts, lightning_compat

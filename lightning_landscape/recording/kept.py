@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from lightning_landscape.probes import Probe, ProbeTable, from_scalars, to_scalars
-from lightning_landscape.recording.record import Record
 from lightning_landscape.recording.schedule import Schedule
+from lightning_landscape.store.record import Record
 from lightning_landscape.store.store import RecordStore, Unwritten
 from lightning_landscape.training.processes import Processes
 

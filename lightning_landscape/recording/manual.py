@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lightning_landscape.recording.freezing import Frozen
+from lightning_landscape.store.freezing import Frozen
 from lightning_landscape.training.training import Training
 from lightning_landscape.vectors.parameters import fingerprint
 

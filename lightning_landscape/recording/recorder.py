@@ -19,10 +19,10 @@ from torch import Tensor
 
 from lightning_landscape.probes import Probe
 from lightning_landscape.recording.every_step import StepSums
-from lightning_landscape.recording.record import Record
 from lightning_landscape.recording.schedule import Schedule
 from lightning_landscape.recording.window import Taken, Tools, UserLoss, Window
 from lightning_landscape.store.memory import Memory
+from lightning_landscape.store.record import Record
 from lightning_landscape.training.training import Training
 from lightning_landscape.vectors.gradients import is_finite
 from lightning_landscape.vectors.parameters import fingerprint, named_parameters

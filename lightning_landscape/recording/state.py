@@ -21,9 +21,9 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from lightning_landscape.recording.freezing import Frozen, freeze
 from lightning_landscape.recording.pickling import has_own_pickling
 from lightning_landscape.recording.random_state import read_random_state, write_random_state
+from lightning_landscape.store.freezing import Frozen, freeze
 from lightning_landscape.training import lightning_compat
 from lightning_landscape.training.training import Training
 

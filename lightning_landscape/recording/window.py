@@ -12,9 +12,9 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 from lightning_landscape.recording.door import Doorstep
-from lightning_landscape.recording.freezing import Frozen
 from lightning_landscape.recording.manual import Traces
 from lightning_landscape.recording.state import frozen_moment, iterators
+from lightning_landscape.store.freezing import Frozen
 from lightning_landscape.store.memory import Memory
 from lightning_landscape.store.others import sampled
 from lightning_landscape.training import lightning_compat

@@ -17,7 +17,6 @@ from typing import Any
 from lightning_landscape.functional._columns import exact
 from lightning_landscape.functional._envelope import FeasibleSet, as_float
 from lightning_landscape.functional.alpha_beta import feasible_set
-from lightning_landscape.loading import Run
 from lightning_landscape.probes import SCHEMA, ProbeTable
 from lightning_landscape.reporting.conditions import NO_PROBE, reason_against_infimum
 from lightning_landscape.reporting.fidelity import infidelity, is_faithful
@@ -32,6 +31,7 @@ from lightning_landscape.reporting.grouping import (
 from lightning_landscape.reporting.numbers import number
 from lightning_landscape.reporting.summary import drop_of
 from lightning_landscape.reporting.tables import NONE, TextTable, shown
+from lightning_landscape.run import Run
 
 RATES = (0.1, 1.0)
 """Values of δ for the smallest β."""

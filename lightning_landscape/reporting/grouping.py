@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from lightning_landscape.loading import Run
+from lightning_landscape.run import Run
 
 Key: TypeAlias = float | int | str
 

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_landscape.recording.record import CodecError, Record
 from lightning_landscape.store.codecs import CODECS, Codec, blocks, decoded, encoded
+from lightning_landscape.store.record import CodecError, Record
 
 PARAMETERS, GRADIENT, FOLLOWING = "parameters", "gradient", "following"
 _CODEC, _ENCODED, _BASE, _DIFFERENCE = "codec", "encoded", "base", "difference"

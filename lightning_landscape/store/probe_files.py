@@ -18,11 +18,11 @@ import torch
 from torch import Tensor
 
 from lightning_landscape.probes import SCHEMA
-from lightning_landscape.recording.freezing import Frozen
-from lightning_landscape.recording.record import CodecError, Record
 from lightning_landscape.store.encoding import FOLLOWING, GRADIENT, PARAMETERS, Part, decode
+from lightning_landscape.store.freezing import Frozen
 from lightning_landscape.store.memory import Memory
 from lightning_landscape.store.others import OTHERS
+from lightning_landscape.store.record import CodecError, Record
 from lightning_landscape.store.tensor_files import read_tensors, write_tensors
 from lightning_landscape.training.failures import NotMeasurable
 from lightning_landscape.vectors.gradients import Gradient

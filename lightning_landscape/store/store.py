@@ -23,11 +23,10 @@ from pathlib import Path
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
-from lightning_landscape.recording.freezing import Frozen
-from lightning_landscape.recording.record import Record
 from lightning_landscape.store.background import Background
 from lightning_landscape.store.codecs import NATIVE, bytes_of_start, stored_bytes
 from lightning_landscape.store.encoding import PARAMETERS, Base, encode, is_native
+from lightning_landscape.store.freezing import Frozen
 from lightning_landscape.store.memory import Memory
 from lightning_landscape.store.others import OTHERS, Others
 from lightning_landscape.store.probe_files import (
@@ -37,6 +36,7 @@ from lightning_landscape.store.probe_files import (
     read_record,
     write_record,
 )
+from lightning_landscape.store.record import Record
 from lightning_landscape.store.tensor_files import link, read_tensors
 from lightning_landscape.training.failures import NotMeasurable
 from lightning_landscape.vectors.gradients import Gradient

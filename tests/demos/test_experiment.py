@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch.callbacks import LambdaCallback
 
 from demos.experiment import Finding, conclude, measured, options, seen
-from lightning_landscape.loading import find_runs
+from lightning_landscape.reading.load import find_runs
 from tests.helpers.modules import Plain, loader
 
 

@@ -125,7 +125,7 @@ def test_the_demo_in_miniature_writes_runs_table_and_picture(tmp_path):
     assert [row["seeds"] for row in rows.values()] == ["2", "2"]
     assert (tmp_path / "transformer_language_model.png").stat().st_size > 10_000
     from lightning_landscape import load
-    from lightning_landscape.loading import find_runs
+    from lightning_landscape.reading.load import find_runs
 
     runs = [load(path) for path in find_runs(tmp_path)]
     assert len(runs) == 4

@@ -12,7 +12,7 @@ from demos.cnn_width import CNN
 from demos.resnet import DEPTHS, Residual, resnet
 from demos.resnet_batch_size import ResNet
 from lightning_landscape import load
-from lightning_landscape.loading import find_runs
+from lightning_landscape.reading.load import find_runs
 from lightning_landscape.reporting.compare import compare
 from tests.demos.test_data import write_cifar
 

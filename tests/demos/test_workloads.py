@@ -389,7 +389,7 @@ def test_the_demo_in_miniature_writes_runs_table_findings_and_picture(
     assert len((tmp_path / "findings.csv").read_text(encoding="utf-8").splitlines()) == 21
 
     from lightning_landscape import load
-    from lightning_landscape.loading import find_runs
+    from lightning_landscape.reading.load import find_runs
 
     runs = [load(path) for path in find_runs(tmp_path)]
     assert len(runs) == 10

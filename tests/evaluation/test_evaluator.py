@@ -1,4 +1,4 @@
-"""`Evaluator`: a recorded step at other parameters, against a deep copy of the module called by hand."""
+"""`Evaluator`: a recorded step at other parameters, against a copy of the module called by hand."""
 
 import copy
 import random
@@ -15,8 +15,10 @@ from lightning_landscape.vectors.gradients import Gradient
 from tests.helpers.modules import Annealed, OwnGenerators, Plain, TargetInParameters, plain_loss
 from tests.helpers.steps import assert_close, elsewhere, flat, record
 
+SLOW = pytest.param(Annealed, marks=pytest.mark.slow)
 
-@pytest.fixture(scope="module", params=[Plain, OwnGenerators, Annealed, TargetInParameters])
+
+@pytest.fixture(scope="module", params=[Plain, OwnGenerators, SLOW, TargetInParameters])
 def run(request):
     """Six steps of a module whose loss depends on more than its parameters."""
     return record(request.param)

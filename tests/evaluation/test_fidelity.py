@@ -7,7 +7,7 @@ import pytest
 
 from lightning_landscape.evaluation.evaluator import Evaluator
 from lightning_landscape.evaluation.fidelity import Fidelity, FidelityCheck
-from lightning_landscape.recording.record import CodecError
+from lightning_landscape.store.record import CodecError
 from lightning_landscape.vectors.gradients import Gradient
 from tests.helpers.modules import Plain, Recurrent
 from tests.helpers.steps import record

@@ -109,7 +109,7 @@ def test_gradients_of_training_are_not_touched(run):
     run.module.zero_grad()
 
 
-# ------------------------------------------------------------------------------------- single samples
+# ----------------------------------------------------------------------------- single samples
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 
 from lightning_landscape import Extra, LandscapeMonitor, Layers, Report, Segments, load
+from lightning_landscape.reporting import figures
 from lightning_landscape.training.failures import NotMeasurable
 from tests.helpers.brute_force import BruteForce, Recording, recorded
 from tests.helpers.distributed import Net
@@ -131,7 +132,9 @@ def measured(tmp_path_factory):
     train(PLAIN, folder / "recorded", [recording], module)
     extras = [Gradients(), Norms()]
     monitor = LandscapeMonitor(every_n_steps=4, extras=extras, report=Report(images="all"))
-    train(PLAIN, folder / "run", [monitor])
+    with pytest.MonkeyPatch.context() as patch:  # the others take seconds, and are tested elsewhere
+        patch.setattr(figures, "FIGURES", {"margin": figures.FIGURES["margin"]})
+        train(PLAIN, folder / "run", [monitor])
     return recording, monitor, run_of(folder / "run"), folder / "run"
 
 
@@ -357,12 +360,11 @@ class WithPicture(Norms):
 
 def test_a_failing_picture_costs_itself_alone(tmp_path, monkeypatch):
     broken = type("Broken", (Norms,), {"figures": classmethod(raises)})
-    drawn = pytest.importorskip("lightning_landscape.reporting.figures")
-    monkeypatch.setattr(drawn, "FIGURES", {"margin": drawn.FIGURES["margin"]})
+    monkeypatch.setattr(figures, "FIGURES", {"margin": figures.FIGURES["margin"]})
     run = fit(tmp_path, LandscapeMonitor(every_n_steps=2, extras=[Norms()]), 1)
-    data = drawn.Drawn(run.table, run.summary, run.tables)
+    data = figures.Drawn(run.table, run.summary, run.tables)
     with pytest.warns(UserWarning, match="Broken.figures failed, ValueError: no idea"):
-        found = drawn.draw_all(data, [broken, WithPicture])
+        found = figures.draw_all(data, [broken, WithPicture])
     assert "of_norms" in found
     assert "margin" in found
 

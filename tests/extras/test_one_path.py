@@ -52,6 +52,10 @@ def batches(trainer):
     ]
 
 
+def some_slow(names, slow):
+    return [pytest.param(n, marks=[pytest.mark.slow] if n in slow else []) for n in names]
+
+
 def both(setting, folder, **arguments):
     """Return the run evaluated after training, and the one evaluated step by step."""
 
@@ -86,7 +90,7 @@ EXTRAS = {
 }
 
 
-@pytest.mark.parametrize("name", EXTRAS)
+@pytest.mark.parametrize("name", some_slow(EXTRAS, {"mixing"}))
 def test_extras_have_the_same_rows(name, tmp_path):
     setting, extras, arguments = EXTRAS[name]
     final, live = both(setting, tmp_path, extras=extras(), **arguments)
@@ -108,12 +112,10 @@ TABLES = {
     "manual": (Setting(Manual), {"loss": plain_loss}),
     "thinned": (SETTINGS["plain"], {"max_probes": 4}),
 }
-SLOW = {"scaler", "recurrent", "loss"}
+SLOW = {"scaler", "recurrent", "loss", "plain"}
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in TABLES]
-)
+@pytest.mark.parametrize("name", some_slow(TABLES, SLOW))
 def test_the_tables_are_the_same(name, tmp_path):
     setting, arguments = TABLES[name]
     final, live = both(setting, tmp_path, **arguments)
@@ -131,6 +133,7 @@ def test_the_comparison_can_fail(tmp_path):
     assert final.table != live.table
 
 
+@pytest.mark.slow
 def test_the_rows_of_an_extra_do_not_depend_on_the_others(tmp_path):
     alone, _ = both(SETTINGS["plain"], tmp_path / "alone", extras=[Secant()])
     among, _ = both(

@@ -1,7 +1,7 @@
 """A module whose training reaches outside of itself, and counts of every call of its code.
 
-Its loss depends on a closure, a class attribute, a global, a file, and a sampler to which it tells its
-losses. So a single call more of any of its parts changes the rest of training.
+Its loss depends on a closure, a class attribute, a global, a file, and a sampler to which it tells
+its losses. So a single call more of any of its parts changes the rest of training.
 """
 
 import collections
@@ -39,7 +39,7 @@ def counting(name):
     return called
 
 
-# ------------------------------------------------------------------------------------------- data
+# ----------------------------------------------------------------------------------- data
 
 
 class Samples(Dataset):
@@ -87,7 +87,7 @@ def loader(batches=7, batch_size=6):
     return DataLoader(samples, batch_size, sampler=Importance(len(samples)), collate_fn=collate)
 
 
-# ------------------------------------------------------------------------------- objects, functions
+# ----------------------------------------------------------------------- objects, functions
 
 
 class Touchy:
@@ -157,7 +157,7 @@ def closure():
     return draw, state
 
 
-# ---------------------------------------------------------------------------------------- the module
+# -------------------------------------------------------------------------------- the module
 
 
 class Everywhere(LightningModule):
@@ -323,7 +323,7 @@ def loss_of_the_module(module, batch):
     return cross_entropy(module.net(x).float(), y)
 
 
-# -------------------------------------------------------------------------------------------- a run
+# ------------------------------------------------------------------------------------ a run
 
 
 class Iterates(Callback):

@@ -1,7 +1,7 @@
-"""Recording never calls the user's code: until training has ended, nothing can tell the monitor is there.
+"""Recording never calls the user's code: until training has ended, nothing can tell it is there.
 
 Each run is made twice, with and without the monitor. A module that reaches outside of itself counts
-every call of its code (`tests.helpers.everywhere`), until the last callback's ``on_train_end`` has run.
+every call of its code (`tests.helpers.everywhere`), until the last ``on_train_end`` has run.
 """
 
 import functools
@@ -79,7 +79,7 @@ CASES = {
     "thinned": {"monitor": lambda: {"every_n_steps": 1, "max_probes": 4}},
 }
 # what these say, another one says too
-SLOW = {"every_step", "lossy_store", "thinned", "loss", "plain", "extras"}
+SLOW = {"every_step", "lossy_store", "thinned", "loss", "plain", "extras", "bf16"}
 
 
 def parameter(name):
@@ -106,7 +106,7 @@ def pair(request, tmp_path_factory):
     )
 
 
-# ------------------------------------------------------------------------- the observer does not move
+# ----------------------------------------------------------------- the observer does not move
 
 
 def test_every_piece_of_code_is_called_exactly_as_often(pair):
@@ -146,7 +146,7 @@ def test_checkpoints_are_the_same_but_for_the_state_of_the_monitor(pair):
     assert_same(without, monitored, "checkpoints")
 
 
-# ----------------------------------------------------------------------------- and what is recorded
+# --------------------------------------------------------------------- and what is recorded
 
 
 def test_probes_are_recorded_and_evaluated(pair):
@@ -182,7 +182,7 @@ def test_evaluation_comes_after_every_other_callback_and_after_the_last_checkpoi
     assert "After.on_train_end" in training[first_end:]
 
 
-# ------------------------------------------------------------------------------ the checks can fail
+# ---------------------------------------------------------------------- the checks can fail
 
 
 def test_a_reference_from_a_file_calls_the_code_more_often(tmp_path):
@@ -210,7 +210,7 @@ def test_what_the_user_asks_for_is_counted(name, values, tmp_path):
     assert two["counts"][name] > one["counts"].get(name, 0)
 
 
-# ------------------------------------------------------------------------------- a loss of the user's
+# ----------------------------------------------------------------------- a loss of the user's
 
 
 @pytest.mark.parametrize("manual", [False, True])
@@ -241,7 +241,7 @@ def test_a_loss_does_not_copy_lists_of_the_users_own_kind(tmp_path):
     assert "__copy__" not in ends(tmp_path)[0]["counts"]
 
 
-# ------------------------------------------------------------------------------------------ resuming
+# ---------------------------------------------------------------------------------- resuming
 
 
 class SavesAtTheEnd(Callback):

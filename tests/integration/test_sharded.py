@@ -36,13 +36,13 @@ ERRORS = {
         "error": "RuntimeError",
     },
     "thaw_in_one": {
-        "function": "recording.freezing.thaw",
+        "function": "store.freezing.thaw",
         "rank": 1,
         "call": 12,
         "error": "KeyError",
     },
     "thaw_in_the_first": {
-        "function": "recording.freezing.thaw",
+        "function": "store.freezing.thaw",
         "rank": 0,
         "call": 30,
         "error": "OSError",

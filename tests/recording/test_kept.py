@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from lightning_landscape.probes import Probe, ProbeTable
-from lightning_landscape.recording.freezing import freeze
 from lightning_landscape.recording.kept import KeptProbes
-from lightning_landscape.recording.record import Record
 from lightning_landscape.recording.schedule import Schedule, evenly
+from lightning_landscape.store.freezing import freeze
+from lightning_landscape.store.record import Record
 from lightning_landscape.store.store import RecordStore
 from lightning_landscape.training.processes import Processes
 from lightning_landscape.vectors.gradients import Gradient

@@ -78,7 +78,7 @@ def test_the_code_is_called_as_often_as_training_calls_it():
     assert calls == [0, 1, 2, 3]
 
 
-# ---------------------------------------------------------------------------------- what a run shows
+# -------------------------------------------------------------------------- what a run shows
 
 
 def test_learning_rates_and_steps_off_schedule(run):
@@ -103,11 +103,11 @@ def test_steps_of_another_size_than_the_learning_rate_are_off_schedule():
 
     class Halves(torch.optim.SGD):
         def step(self, closure=None):
-            for group in self.param_groups:
-                group["lr"] *= 0.5
+            parameters = self.param_groups[0]["params"]
+            before = [parameter.detach().clone() for parameter in parameters]
             found = super().step(closure)
-            for group in self.param_groups:
-                group["lr"] *= 2
+            for parameter, there in zip(parameters, before, strict=True):
+                parameter.data.lerp_(there, 0.5)
             return found
 
     class Half(Plain):
@@ -173,7 +173,7 @@ def test_a_noted_problem_is_raised_at_the_next_probe():
     assert [probe.step for probe in steps.probes] == [0]
 
 
-# ---------------------------------------------------------------------------------- every step
+# -------------------------------------------------------------------------- every step
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])

@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from lightning_landscape.evaluation.untouched import untouched
-from lightning_landscape.recording.freezing import freeze, thaw
 from lightning_landscape.recording.random_state import read_random_state, write_random_state
 from lightning_landscape.recording.state import capture, put_back
+from lightning_landscape.store.freezing import freeze, thaw
 from tests.helpers.modules import Meter, Plain
 
 Pair = collections.namedtuple("Pair", ["x", "items"])

@@ -1,6 +1,7 @@
 """`Window`: the micro-batches of one step; loss, x_k and g_k before it."""
 
 import math
+import random
 
 import pytest
 import torch
@@ -80,7 +81,7 @@ def test_one_learning_rate_or_none(rates):
     assert run.steps.taken[0].lr == (0.1 if len(set(rates)) == 1 else None)
 
 
-# ------------------------------------------------------------------------------------------ failures
+# ---------------------------------------------------------------------------------- failures
 
 
 def test_a_failure_inside_of_training_step_is_raised_at_the_step(monkeypatch):
@@ -120,6 +121,17 @@ def test_an_iterator_among_the_attributes_is_refused():
 
     with pytest.raises(MisconfigurationException, match=r"iterators .*'source'"):
         fit(Draws, [Steps()], batches=2)
+
+
+def test_a_generator_without_a_state_is_left_alone():
+    class System(Plain):
+        def __init__(self):
+            super().__init__()
+            self.source = random.SystemRandom()
+
+    steps = Steps()
+    fit(System, [steps], batches=2)
+    assert len(steps.records) == 2
 
 
 def test_a_batch_that_cannot_be_kept_is_refused():

@@ -8,10 +8,11 @@ from fractions import Fraction
 import pytest
 
 from lightning_landscape import load
-from lightning_landscape.loading import Run, find_runs
 from lightning_landscape.probes import ProbeTable
+from lightning_landscape.reading.load import find_runs
 from lightning_landscape.reporting.compare import as_dict, as_table, compare
 from lightning_landscape.reporting.grouping import key_of, names_of
+from lightning_landscape.run import Run
 from tests.test_probes import row
 
 # -------------------------------------------------------------------------- brute force, from files

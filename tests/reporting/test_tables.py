@@ -6,7 +6,7 @@ import re
 import pytest
 
 from lightning_landscape import load
-from lightning_landscape.loading import find_runs
+from lightning_landscape.reading.load import find_runs
 from lightning_landscape.reporting import tables
 from lightning_landscape.reporting.tables import TextTable
 from lightning_landscape.reporting.text import as_markdown, render

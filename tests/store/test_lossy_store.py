@@ -13,10 +13,10 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from lightning_landscape.recording.freezing import freeze
-from lightning_landscape.recording.record import CodecError, Record
 from lightning_landscape.store import probe_files
 from lightning_landscape.store.codecs import bytes_of_probe, bytes_of_start
+from lightning_landscape.store.freezing import freeze
+from lightning_landscape.store.record import CodecError, Record
 from lightning_landscape.store.store import RecordStore
 from lightning_landscape.training.failures import NotMeasurable
 from lightning_landscape.vectors.gradients import Gradient

@@ -7,7 +7,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from lightning_landscape.recording.freezing import Frozen, freeze, thaw
+from lightning_landscape.store.freezing import Frozen, freeze, thaw
 from lightning_landscape.store.probe_files import MOMENTS, digest_of, read_moments, write_moments
 
 

@@ -14,10 +14,10 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from lightning_landscape.recording.freezing import freeze, thaw
-from lightning_landscape.recording.record import CodecError, Record
 from lightning_landscape.store import background, others
+from lightning_landscape.store.freezing import freeze, thaw
 from lightning_landscape.store.probe_files import MOMENTS
+from lightning_landscape.store.record import CodecError, Record
 from lightning_landscape.store.store import RecordStore
 from lightning_landscape.training.failures import NotMeasurable
 from lightning_landscape.vectors.gradients import Gradient

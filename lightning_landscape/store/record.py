@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from lightning_landscape.recording.freezing import Frozen
+from lightning_landscape.store.freezing import Frozen
 from lightning_landscape.vectors.gradients import Gradient
 
 

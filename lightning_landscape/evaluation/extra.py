@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
     from lightning_landscape.evaluation.evaluator import Evaluator
     from lightning_landscape.evaluation.probed_step import ProbedStep
-    from lightning_landscape.recording.record import Record
     from lightning_landscape.reporting.figures import Drawn
+    from lightning_landscape.store.record import Record
     from lightning_landscape.training.training import Training
 
 FOLLOWING = "following"
@@ -136,7 +136,7 @@ class Extra(ABC):
         return ""
 
     def curves(self, rows: Sequence[Any]) -> dict[str, float]:
-        """Return values by tag of one record's rows, for the loggers."""
+        """Return values by tag of one record's rows, of which there is at least one."""
         return {}
 
     @classmethod

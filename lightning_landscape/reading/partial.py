@@ -11,21 +11,21 @@ from typing import Any, TypeVar
 
 from lightning_landscape.bounds import Evidence, certify
 from lightning_landscape.files import PROBES_CSV, PROBES_JSONL, SUMMARY
-from lightning_landscape.loading import (
-    Run,
+from lightning_landscape.probes import SCHEMA, Probe, ProbeTable
+from lightning_landscape.reading.load import (
     read_lines,
     read_rows,
     read_summary,
     read_table,
     tables_in,
 )
-from lightning_landscape.probes import SCHEMA, Probe, ProbeTable
 from lightning_landscape.reporting.alpha_beta import alpha_beta_condition
 from lightning_landscape.reporting.certificates import entries
 from lightning_landscape.reporting.conditions import other_conditions
 from lightning_landscape.reporting.summary import drop_of
 from lightning_landscape.reporting.tables import at, shown
 from lightning_landscape.reporting.verdict import caveats, verdict
+from lightning_landscape.run import Run
 
 WINDOWS = 4
 """Windows of a summary that is computed from the table alone"""
@@ -90,7 +90,7 @@ def _checked(summary: dict[str, Any] | None) -> dict[str, Any] | None:
         return None
     for part in ("run", "conditions", "bounds"):
         if not isinstance(summary.get(part), dict):
-            raise ValueError(f"found no object {part!r} in it")
+            raise ValueError(f"found no {part!r} in it, which must be an object")
     entries_found = [*summary["conditions"].values(), *summary["bounds"].values()]
     if not all(isinstance(entry, dict) for entry in entries_found):
         raise ValueError("found a condition or a bound that is not an object")
@@ -114,7 +114,7 @@ def _table(folder: Path, notes: list[str]) -> ProbeTable:
     if table is None:
         table = _attempt(lambda: read_lines(folder), PROBES_JSONL, notes) or ProbeTable()
         if len(table):
-            notes.append(f"The {len(table)} probes shown are from {PROBES_JSONL}.")
+            notes.append(f"The {len(table)} probes shown are those of {PROBES_JSONL}.")
     usable = [_with_whole_reference(probe) for probe in table if _are_finite(probe, _REQUIRED)]
     if len(usable) < len(table):
         notes.append(
@@ -152,8 +152,8 @@ def _about_table(run: Run) -> str:
     if (run.path / PROBES_CSV).is_file():
         return ""
     return (
-        f"{PROBES_CSV} is missing: the {len(run.table)} probes are from {PROBES_JSONL}, which ends "
-        "where the run was killed."
+        f"{PROBES_CSV} is missing: the {len(run.table)} probes are those of {PROBES_JSONL}, which "
+        "ends where the run was killed."
     )
 
 

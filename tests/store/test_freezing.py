@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_landscape.recording.freezing import freeze, thaw
+from lightning_landscape.store.freezing import freeze, thaw
 
 Pair = collections.namedtuple("Pair", ["x", "y"])
 
