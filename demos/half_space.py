@@ -126,7 +126,7 @@ def train(folder: Path, start: str, seed: int, steps: int, every: int) -> Run:
 
 
 def _fixed(run: Run) -> dict[str, Tensor]:
-    rows = run.fixed_batches or []
+    rows = run.tables["fixed_batches"]
     names = ("loss", "reference_loss", "inner_product", "grad_sq_norm")
     return {
         n: torch.tensor([getattr(r, n) for r in rows], dtype=torch.float64).reshape(-1, SAMPLES + 1)
