@@ -59,6 +59,7 @@ def is_one_line(error):
 # ------------------------------------------------------------------------------------------ summary
 
 
+@pytest.mark.slow
 def test_as_a_program(grid):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "100"}
     command = [
@@ -328,6 +329,7 @@ def test_compare_by_what_no_run_has(grid, say):
 # --------------------------------------------------------------------------------------------- plot
 
 
+@pytest.mark.slow
 def test_plot(run_folder, tmp_path, say):
     from lightning_landscape.reporting.figures import FIGURES
 

@@ -82,6 +82,7 @@ def test_the_measured_loss_has_nothing_of_the_regularisers(model, batch):
     assert torch.allclose(model.penalised(batch), model.plain(batch) + added)
 
 
+@pytest.mark.slow
 def test_the_demo_in_miniature_writes_runs_table_and_picture(tmp_path, capsys):
     chosen = Options("small", tmp_path, (0, 1), None, Namespace())
     found = demo.run(chosen, TINY)

@@ -27,6 +27,7 @@ def test_every_method_meets_the_assumptions_of_its_theorem(method, tmp_path):
         assert (row["verdict"] == "informative") is (row["bound"] < row["drop"])
 
 
+@pytest.mark.slow
 def test_the_experiment_with_a_control_leaves_table_findings_and_picture(tmp_path):
     optimizers.experiment(chosen(tmp_path), 2, ("SGD", "Adam (control)"))
     with (tmp_path / "optimizers.csv").open(encoding="utf-8") as file:

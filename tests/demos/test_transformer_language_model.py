@@ -115,6 +115,7 @@ def test_the_step_size_rises_in_a_line_and_falls_along_a_cosine():
     assert sorted(factors[10:], reverse=True) == factors[10:]
 
 
+@pytest.mark.slow
 def test_the_demo_in_miniature_writes_runs_table_and_picture(tmp_path):
     chosen = Options("small", tmp_path, (0, 1), None, Namespace())
     found = demo.run(chosen, TINY)

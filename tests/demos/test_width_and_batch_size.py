@@ -89,6 +89,7 @@ def check(folder, name, said, group_by):
     return rows, groups, findings
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("demo", "name", "parameter"),
     [(mlp_width, "mlp_width", "width"), (cnn_width, "cnn_width", "channels")],
@@ -121,6 +122,7 @@ def test_cosine_ends_at_zero(tmp_path, monkeypatch, capsys):
     assert sizes[-1] < 0.002
 
 
+@pytest.mark.slow
 def test_batch_size_optimiser_and_depth(tmp_path, monkeypatch, capsys):
     grid = {(9, name): (64, 256) for name in resnet_batch_size.OPTIMIZERS} | {
         (18, "SGD"): (256,),
@@ -154,6 +156,7 @@ def test_the_full_setting_asks_for_its_files(demo, monkeypatch, capsys):
         run(demo, monkeypatch, capsys, "--full")
 
 
+@pytest.mark.slow
 def test_full_settings_read_cifar(tmp_path, monkeypatch, capsys):
     write_cifar(tmp_path, 10, "binary", count=30)
     write_cifar(tmp_path, 100, "python", count=130)

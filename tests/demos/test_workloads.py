@@ -370,6 +370,7 @@ MINIATURE = {
 }
 
 
+@pytest.mark.slow
 def test_the_demo_in_miniature_writes_runs_table_findings_and_picture(
     tmp_path, monkeypatch, functions
 ):

@@ -68,6 +68,7 @@ def write_idx(path, values):
         file.write(header + values.to(torch.uint8).numpy().tobytes())
 
 
+@pytest.mark.slow
 def test_the_demo_prints_what_was_found_and_where(tmp_path):
     said = python(ROOT / "demos" / "mlp.py", "--epochs", 3, folder=tmp_path)
     run = load(tmp_path / "runs" / "mlp-digits" / "version_0")

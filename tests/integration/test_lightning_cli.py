@@ -109,6 +109,7 @@ def test_help_has_a_text_for_every_argument(tmp_path):
         assert f"lightning_landscape.{extra}" in said
 
 
+@pytest.mark.slow
 def test_overrides_reach_nested_settings_and_an_extra_in_the_list(tmp_path):
     overrides = (
         "--trainer.callbacks.store.gib=6",
@@ -124,6 +125,7 @@ def test_overrides_reach_nested_settings_and_an_extra_in_the_list(tmp_path):
     assert shown == {"gib": "6.0", "fixed": "3", "reference": "final", "max_probes": "128"}
 
 
+@pytest.mark.slow
 def test_a_run_from_yaml_with_a_list_of_extras_and_nested_settings(tmp_path):
     (tmp_path / "batches.py").write_text(
         "def some(trainer):\n    return [batch for batch, _ in zip(trainer.train_dataloader, 'ab')]\n"

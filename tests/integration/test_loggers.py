@@ -192,6 +192,7 @@ def with_pictures(images):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.pictures
 def test_pictures_are_in_the_logger_and_in_files(tmp_path):
     from lightning_landscape.reporting.figures import FIGURES

@@ -129,6 +129,7 @@ def test_ctrl_c_evaluates_what_is_there(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_a_second_ctrl_c_ends_the_evaluation_at_once(tmp_path):
     process = interrupted(
         tmp_path, signal.SIGINT, 20, "--epochs", "1000", "--pause", "0.05", "--every", "1"
@@ -393,6 +394,7 @@ def test_a_stored_batch_that_the_run_did_not_write_is_not_unpickled(tmp_path):
     assert load(tmp_path / "again").summary["run"]["dropped"]["unevaluable"] == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keep", [True, False])
 def test_extending_a_finished_run_needs_its_store(keep, tmp_path):
     options = ("--keep-store",) if keep else ()

@@ -370,6 +370,7 @@ def tuned(way, *callbacks):
     return module
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize(
     "way", some(["scale_batch_size", "learning_rate_finder", "batch_size_finder"], every=2)

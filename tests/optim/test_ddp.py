@@ -57,6 +57,7 @@ def equals_one_process(result, name):
         torch.testing.assert_close(p, q, rtol=1e-8, atol=1e-10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 def test_two_ranks_are_one_process_on_both_batches(ranks, name):
     first, second = (results["trained"][name] for results in ranks)
