@@ -35,7 +35,8 @@ class Extra(ABC):
     a part of ``summary.json``, a sentence of the verdict, curves, a picture. Rows go to
     ``<table>.csv``, into checkpoints, and to ``load(run).to_pandas("<table>")`` by themselves.
 
-    Each ``fit`` works with a copy of the object that the user passed.
+    Each ``fit`` works with a shallow copy of the object that the user passed. A subclass with state
+    of its own makes it anew in `check`.
 
     Example:
         >>> from dataclasses import dataclass

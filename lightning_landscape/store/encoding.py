@@ -1,8 +1,9 @@
 """A record through a codec: which tensors are encoded, and how far that moved x_k and g_k.
 
-Of x_k and x_{k+1} the difference to x_0 is encoded. x_0 itself, the first record, is stored
-natively. So is every tensor that the codec would not shrink, that does not agree with x_0, or
-that moved by a number that is not finite.
+Of x_k the difference to x_0 is encoded. x_0 itself, the first record, is stored natively. So is
+every tensor that the codec would not shrink, that does not agree with x_0, or that moved by a number
+that is not finite. Where x_{k+1} is recorded, it and g_k are stored natively: over one step a
+gradient may change by less than a codec moves it.
 """
 
 from __future__ import annotations
@@ -59,15 +60,15 @@ def encode(
     parts = {part: tensors for part, tensors in present.items() if tensors is not None}
     if CODECS[dtype] is None or base is None:
         return {part: Part(tensors) for part, tensors in parts.items()}, CodecError()
-    files = {part: _File(part, dtype, base, record.step) for part in present}
+    encoded_parts = (PARAMETERS,) if record.following is not None else (PARAMETERS, GRADIENT)
+    files = {part: _File(part, dtype, base, record.step) for part in encoded_parts}
     total, factor = [0.0, 0.0, 0.0], 1.0 if gradient is None else gradient.factor
     x, g = parts.get(PARAMETERS, {}), parts.get(GRADIENT, {})
     for name in dict.fromkeys((*x, *g)):
-        sums = _add(files[PARAMETERS], files[GRADIENT], name, x.get(name), g.get(name), factor)
+        sums = _add(files[PARAMETERS], files.get(GRADIENT), name, x.get(name), g.get(name), factor)
         total = [t + shares.get(name, 1.0) * s for t, s in zip(total, sums, strict=True)]
-    for name, tensor in parts.get(FOLLOWING, {}).items():
-        _add(files[FOLLOWING], files[GRADIENT], name, tensor, None, factor)
-    return {part: files[part].part for part in parts}, CodecError(*total)
+    whole = {part: Part(tensors) for part, tensors in parts.items()}
+    return whole | {part: files[part].part for part in files if part in parts}, CodecError(*total)
 
 
 def _codec(dtype: str) -> Codec:
@@ -156,16 +157,24 @@ def _alike(one: Tensor | None, other: Tensor) -> bool:
 
 
 def _add(
-    x_file: _File, g_file: _File, name: str, x: Tensor | None, g: Tensor | None, factor: float
+    x_file: _File,
+    g_file: _File | None,
+    name: str,
+    x: Tensor | None,
+    g: Tensor | None,
+    factor: float,
 ) -> tuple[float, float, float]:
-    """Add a parameter and its gradient to their files; return ‖g̃ − g‖², ⟨g, x̃ − x⟩, ‖x̃ − x‖²."""
+    """Add a parameter and its gradient to their files; return ‖g̃ − g‖², ⟨g, x̃ − x⟩, ‖x̃ − x‖².
+
+    Without a file for it, the gradient stays native.
+    """
     x_read = None if x is None else x_file.add(name, x)
-    g_read = None if g is None else g_file.add(name, g)
+    g_read = g if g is None or g_file is None else g_file.add(name, g)
     sums = _error(x, x_read, g, g_read, factor)
     if math.isfinite(sum(sums)):
         return sums
     for file, tensor in ((x_file, x), (g_file, g)):
-        if tensor is not None:
+        if file is not None and tensor is not None:
             file.add_natively(name, tensor)
     return 0.0, 0.0, 0.0
 

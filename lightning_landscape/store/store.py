@@ -104,9 +104,12 @@ class RecordStore:
 
     def note_size(self, record: Record) -> None:
         """Take the size of a record into account before it is written."""
-        self.largest = max(self.largest, self._bytes_of(record))
-        saved = (t.nbytes - stored_bytes(t, self._dtype) for t in _tensors_of(record))
-        self._start = max(self._start, sum(saved))
+        size = self._bytes_of(record)
+        self.largest = max(self.largest, size)
+        # the first record is native, and so takes more
+        native = sum(t.nbytes for t in _tensors_of(record))
+        native += sum(moment.nbytes for moment in record.moments)
+        self._start = max(self._start, native - size)
 
     def require_room(self) -> None:
         """Refuse a budget in which two records of the largest size have no room.
@@ -159,7 +162,13 @@ class RecordStore:
         return self.memory.on_host(tensors)
 
     def _bytes_of(self, record: Record) -> int:
-        stored = sum(stored_bytes(tensor, self._dtype) for tensor in _tensors_of(record))
+        following = record.following or {}
+        stored = sum(stored_bytes(tensor, self._dtype) for tensor in (record.x or {}).values())
+        stored += sum(tensor.nbytes for tensor in following.values())
+        if record.gradient is not None:
+            # x_{k+1} makes the gradient native, see encoding.py
+            dtype = NATIVE if following else self._dtype
+            stored += sum(stored_bytes(tensor, dtype) for tensor in record.gradient.raw.values())
         return stored + sum(moment.nbytes for moment in record.moments)
 
     def wait(self) -> None:

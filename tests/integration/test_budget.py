@@ -9,8 +9,9 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from lightning_landscape import LandscapeMonitor, Store, ending, load, session
+from lightning_landscape import LandscapeMonitor, Store, load
 from lightning_landscape.evaluation.replay import Replay
+from lightning_landscape.fit import ending, live
 from lightning_landscape.recording import clock as run_clock
 from lightning_landscape.recording import recorder
 from lightning_landscape.store.store import RecordStore
@@ -42,7 +43,7 @@ class OneSecondSteps(pl.Callback):
 @pytest.fixture
 def clock(monkeypatch):
     clock = Clock()
-    for module in (session, ending, run_clock, recorder):
+    for module in (live, ending, run_clock, recorder):
         monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=clock.perf_counter))
     return clock
 

@@ -667,7 +667,7 @@ def test_resuming_keeps_the_samples_of_before(mode, tmp_path):
     if mode == "file":
         held = torch.load(checkpoint, weights_only=True)["callbacks"]
         (state,) = [state for key, state in held.items() if "LandscapeMonitor" in key]
-        assert state["extras"]["PerSample"]["steps"] == [0, 2, 4, 6, 8]
+        assert state["extras"]["PerSample, per_sample"]["steps"] == [0, 2, 4, 6, 8]
         assert before(samples_of(again), 10) == before(samples_of(whole), 10)
     assert [row.loss for row in before(samples_of(again), 10)] == [
         row.loss for row in before(samples_of(whole), 10)

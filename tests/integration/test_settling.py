@@ -269,8 +269,8 @@ def test_a_failure_before_x_p_is_known_costs_nothing_else(tmp_path, monkeypatch)
 
 
 def test_a_failure_on_a_line_costs_nothing_else(tmp_path, monkeypatch):
-    def failing(self, record, probe, evaluator, reference):
-        yield SegmentPoint(record.step, 0.0, probe.loss)
+    def failing(self, step):
+        yield SegmentPoint(step.number, 0.0, step.probe.loss)
         raise RuntimeError("a point that was never there")
 
     monkeypatch.setattr(Segments, "at", failing)

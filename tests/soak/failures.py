@@ -67,6 +67,7 @@ _NOT_IN = (
 _NOT = {
     *("abandon", "look_away", "leave", "close", "recover", "restore", "assign", "reshard"),
     *("put_back", "discard", "note", "write_random_state", "write_counters", "kept_cuda_generator"),
+    "in_step",  # it begins a block of `Processes.agreed`: all processes have to be in it
 }
 
 

@@ -1,7 +1,6 @@
 """Records through a codec: what comes back, what was measured of it, and x_0, the base of all."""
 
 import errno
-import itertools
 import json
 import math
 import os
@@ -34,7 +33,7 @@ def drawn(seed, size=1.0, dtype=torch.float32, sizes=None):
     }
 
 
-def record(step, dtype=torch.float32, factor=1 / 3):
+def record(step, dtype=torch.float32, factor=1 / 3, following=False):
     """Return the record of a step: x_k moves away from x_0, and "b" has no gradient."""
     x, after = (
         {name: value + moved[name] for name, value in drawn(0, dtype=dtype).items()}
@@ -42,7 +41,9 @@ def record(step, dtype=torch.float32, factor=1 / 3):
     )
     g = drawn(200 + step, 0.1, dtype)
     del g["b"]
-    return Record(step, 0.5, [freeze({"step": step})], x, Gradient(g, factor), following=after)
+    moments = [freeze({"step": step})]
+    after = after if following else None
+    return Record(step, 0.5, moments, x, Gradient(g, factor), following=after)
 
 
 def store_of(folder, codec, steps=range(6), **arguments):
@@ -64,7 +65,7 @@ def same(found, expected):
 def same_record(found, expected):
     same(found.x, expected.x)
     same(found.gradient.raw, expected.gradient.raw)
-    same(found.following, expected.following)
+    assert found.following is None
     assert found.gradient.factor == expected.gradient.factor
     assert found.error == expected.error
 
@@ -93,7 +94,6 @@ def test_what_the_codec_did_is_what_a_recomputation_finds(codec, dtype, tmp_path
         for values, expected in (
             (found.x, probe.x),
             (found.gradient.raw, probe.gradient.raw),
-            (found.following, probe.following),
         ):
             assert {name: (t.shape, t.dtype) for name, t in values.items()} == {
                 name: (t.shape, t.dtype) for name, t in expected.items()
@@ -108,10 +108,22 @@ def test_what_the_codec_did_is_what_a_recomputation_finds(codec, dtype, tmp_path
         if step:
             assert error.iterate > 0
             assert error.gradient > 0
-            off = sum(
-                float((found.following[n] - v).square().sum()) for n, v in probe.following.items()
-            )
-            assert 0 < off <= (0.01 * 0.01 * (step + 1)) ** 2 * elements
+
+
+@pytest.mark.parametrize("codec", LOSSY)
+def test_with_the_following_iterate_the_gradient_is_native(codec, tmp_path):
+    """A codec may move a gradient by more than it changes over one step."""
+    store = RecordStore(tmp_path / "store", BUDGET, codec)
+    for step in range(3):
+        one = record(step, following=True)
+        store.write(one)
+        found = store.read(step)
+        same(found.gradient.raw, one.gradient.raw)
+        same(found.following, one.following)
+        assert found.error.gradient == 0
+        assert (found.error.iterate > 0) == (step > 0)
+    natively = [*one.following.values(), *one.gradient.raw.values()]
+    assert store.largest > sum(tensor.nbytes for tensor in natively)
 
 
 @pytest.mark.parametrize("codec", ["native", *LOSSY])
@@ -228,13 +240,11 @@ def test_what_does_not_agree_with_x_0_is_stored_as_it_is(codec, tmp_path):
         },
     )
     one.x.update(tensors)
-    one.following.update(tensors)
     one.gradient.raw["late"] = torch.randn(3, 1000)
     store.write(one)
     found = store.read(2)
     for name, value in tensors.items():
         assert torch.equal(found.x[name], value)
-        assert torch.equal(found.following[name], value)
     assert not torch.equal(found.gradient.raw["late"], one.gradient.raw["late"])
     assert found.x.keys() == one.x.keys()
 
@@ -254,13 +264,12 @@ def test_what_a_codec_cannot_hold_is_stored_as_it_is(codec, tmp_path):
         one.x["whole"] = torch.arange(1000) + step
         one.x["zero"] = torch.zeros(1000)
         one.gradient.raw["zero"] = torch.zeros(1000)
-        one.following.update({name: one.x[name] for name in names})
         store.write(one)
         found = store.read(step)
-        for x in (found.x, found.following):
-            for name in names:
-                off = {"half": 500.0 if codec == "int8" else 0.0}.get(name, 0.0)
-                assert torch.allclose(x[name], one.x[name], rtol=0, atol=off, equal_nan=True), name
+        for name in names:
+            off = {"half": 500.0 if codec == "int8" else 0.0}.get(name, 0.0)
+            x = found.x[name]
+            assert torch.allclose(x, one.x[name], rtol=0, atol=off, equal_nan=True), name
         assert torch.equal(found.gradient.raw["huge"], one.gradient.raw["huge"])
         assert torch.equal(found.gradient.raw["zero"], one.gradient.raw["zero"])
         error = found.error
@@ -297,13 +306,11 @@ def test_the_random_numbers_of_x_and_g_are_not_the_same(tmp_path):
     store = RecordStore(tmp_path / "store", BUDGET, "int8")
     zero, same = {"w": torch.zeros(100_000)}, drawn(3, sizes={"w": (100_000,)})
     store.write(Record(0, 0.0, [freeze(0)], zero, Gradient(zero, 1.0)))
-    store.write(Record(1, 0.0, [freeze(1)], same, Gradient(dict(same), 1.0), following=dict(same)))
+    store.write(Record(1, 0.0, [freeze(1)], same, Gradient(dict(same), 1.0)))
     found = store.read(1)
-    read = (found.x, found.gradient.raw, found.following)
-    off = [values["w"] - same["w"] for values in read]
+    one, other = (values["w"] - same["w"] for values in (found.x, found.gradient.raw))
     # each is off by −f or 1 − f of a unit, independently: the mean of the product is 0
-    for one, other in itertools.combinations(off, 2):
-        assert abs(float((one * other).sum() / (one.norm() * other.norm()))) < 0.02
+    assert abs(float((one * other).sum() / (one.norm() * other.norm()))) < 0.02
 
 
 def test_a_full_disk_while_x_0_is_written(tmp_path, monkeypatch):
