@@ -212,6 +212,14 @@ def test_a_table_of_a_class_that_only_its_user_knows(tmp_path):
     assert list(run.to_pandas("sharpness").columns) == ["step", "largest", "part"]
 
 
+def test_a_file_of_the_users_own_is_no_table(tmp_path):
+    (tmp_path / "probes.csv").write_text(ProbeTable([row(0)]).to_csv())
+    (tmp_path / "notes.csv").write_text("when,what\n1,2\n")
+    (tmp_path / "latin.csv").write_bytes("Größe;Maß\n".encode("latin-1"))
+    (tmp_path / "empty.csv").write_text("")
+    assert load(tmp_path).tables == {}
+
+
 def test_without_pandas_it_says_how_to_get_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "pandas", None)
     with pytest.raises(ImportError, match="pip install pandas"):

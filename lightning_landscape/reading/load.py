@@ -37,8 +37,22 @@ def load(path: str | os.PathLike[str]) -> Run:
 
 
 def tables_in(folder: Path) -> list[str]:
-    """Return the names of the extras' tables in a run's folder."""
-    return sorted(path.stem for path in folder.glob("*.csv") if path.name != PROBES_CSV)
+    """Return the names of the extras' tables in a run's folder.
+
+    Another CSV file, which a user may have put there, has no column ``schema`` and is none of them.
+    """
+    others = sorted(path for path in folder.glob("*.csv") if path.name != PROBES_CSV)
+    return [path.stem for path in others if path.stem in _kinds() or _has_schema(path)]
+
+
+def _kinds() -> dict[str, type]:
+    """Return the dataclass of each table that this package knows."""
+    return {table: kind for extra in KNOWN for table, kind in extra.tables.items()}
+
+
+def _has_schema(path: Path) -> bool:
+    with path.open("rb") as file:
+        return b"schema" in file.readline().strip().split(b",")
 
 
 def read_rows(folder: Path, name: str) -> list[Any]:
@@ -54,9 +68,8 @@ def read_rows(folder: Path, name: str) -> list[Any]:
     Raises:
         ValueError: if the file is damaged or has another version of the format.
     """
-    kinds = {table: kind for extra in KNOWN for table, kind in extra.tables.items()}
     path = folder / f"{name}.csv"
-    text, kind = path.read_text(encoding="utf-8"), kinds.get(name)
+    text, kind = path.read_text(encoding="utf-8"), _kinds().get(name)
     if kind is not None:
         return from_csv(kind, text, path.name)
     columns = columns_from_csv(text, path.name)
