@@ -10,6 +10,7 @@ def some(values, every):
         values: for ``pytest.mark.parametrize``; a tuple is one of several parameters.
         every: 1 for all.
     """
+    values = list(values)
     marks = ((pytest.mark.slow,) if place % every else () for place in range(len(values)))
     return [
         pytest.param(*(v if isinstance(v, tuple) else (v,)), marks=m)

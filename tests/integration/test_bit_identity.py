@@ -11,6 +11,7 @@ import torch
 
 from lightning_landscape import LandscapeMonitor
 from tests.helpers.settings import SETTINGS, train
+from tests.helpers.slow import some
 
 
 def everything(trainer, module, folder):
@@ -87,7 +88,7 @@ def run(setting, folder, callbacks):
     ) | {"python": everything(trainer, module, folder)["python"]}
 
 
-@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize("name", some(reversed(SETTINGS), every=2))
 def test_with_and_without_the_monitor(name, tmp_path):
     setting = SETTINGS[name]
     without = run(setting, tmp_path / "without", [])

@@ -7,11 +7,12 @@ import pytest
 from lightning_landscape import LandscapeMonitor
 from tests.helpers.brute_force import Recording, recorded
 from tests.helpers.foreign import FOREIGN, train
+from tests.helpers.slow import some
 from tests.integration.test_bit_identity import assert_same, everything
 from tests.integration.test_brute_force import assert_equals_brute_force
 
 
-@pytest.mark.parametrize("name", FOREIGN)
+@pytest.mark.parametrize("name", some(FOREIGN, every=3))
 def test_a_foreign_module(name, tmp_path):
     setting, recording = FOREIGN[name], Recording()
     module_class = recorded(setting.module)

@@ -91,7 +91,7 @@ def told_of_differences(expected):
     )
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", some(CASES, every=2))
 def test_each_sample_is_a_gradient_by_itself(name, tmp_path):
     setting = CASES[name]
     recording = record(setting, tmp_path)
@@ -224,7 +224,9 @@ class WrappedTransformer(modules.Transformer):
         return torch.nn.Sequential(super().network(), modules.Custom())
 
 
-@pytest.mark.parametrize("kind", [modules.OwnFunction, Kinks, Wrapped, WrappedTransformer])
+@pytest.mark.parametrize(
+    "kind", some([Kinks, modules.OwnFunction, Wrapped, WrappedTransformer], every=4)
+)
 def test_each_difference_is_off_by_no_more_than_it_says(kind, tmp_path, monkeypatch):
     errors, original = [], SampleSlopes._by_differences
 

@@ -356,6 +356,7 @@ def test_resume_of_a_run_of_the_step_is_the_uninterrupted_run(options, tmp_path)
         )
 
 
+@pytest.mark.slow
 def test_resume_with_a_reference_file(tmp_path):
     run_to_the_end(tmp_path / "first", "--module", "OfTheStep")
     reference = str(tmp_path / "first" / "run" / "landscape" / "reference.safetensors")

@@ -166,7 +166,7 @@ def left_behind(setting, folder, callbacks):
 
 
 @pytest.mark.filterwarnings("ignore:You requested to overfit", "ignore:.*overfit_batches")
-@pytest.mark.parametrize("name", WAYS)
+@pytest.mark.parametrize("name", some(WAYS, every=2))
 def test_the_same_run_and_the_obvious_table(name, tmp_path):
     setting, recording = WAYS[name], Recording()
     module_class = recorded(setting.module)

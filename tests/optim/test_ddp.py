@@ -13,7 +13,7 @@ from tests.optim.problems import METHODS
 
 ROOT = Path(__file__).parents[2]
 # One worker starts the two processes for all tests here.
-pytestmark = pytest.mark.xdist_group("optimizers in two processes")
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("optimizers in two processes")]
 
 
 @pytest.fixture(scope="module")
