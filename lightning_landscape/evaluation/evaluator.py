@@ -131,17 +131,20 @@ class Evaluator:
     def gradient(
         self, record: Record, x: Mapping[str, Tensor] | None = None
     ) -> tuple[float, Gradient]:
-        """Return f_i(x) and ∇f_i(x); arguments as of `at`. Of shards, this process's part.
+        """Return f_i(x) and ∇f_i(x), each the mean over the processes; arguments as of `at`.
 
-        The gradient is that of the parameters that have one in g_k: others were frozen at the step,
-        or joined the optimizer later.
+        The gradient has the parameters that have one in g_k. The others were frozen at the step, or
+        joined the optimizer later. Of sharded parameters it is this process's part.
         """
+        own = None if record.gradient is None else list(record.gradient.raw)
+        processes = self.training.processes
+        names = own if self.training.sharded else processes.of_first(lambda: own)
         with self.at(record, x):
             loss, gradient = self.replay.loss_and_gradient(record.moments)
-        if record.gradient is not None:
-            raw = {n: part for n, part in gradient.raw.items() if n in record.gradient.raw}
+        if names is not None:
+            raw = {name: gradient.raw[name] for name in names if name in gradient.raw}
             gradient = Gradient(raw, gradient.factor)
-        return self.training.processes.mean(loss), gradient
+        return processes.mean(loss), gradient
 
     def products(self, record: Record, reference: Mapping[str, Tensor]) -> Products:
         """Return <g_k, x_k − x_p> and ‖x_k − x_p‖².
@@ -169,7 +172,11 @@ class Evaluator:
         return Products(*self.training.processes.exchange(*found)[0])
 
     def sq_norm(self, gradient: Gradient | None) -> float:
-        """Return ‖g‖², in every process; None in processes that do not measure."""
+        """Return ‖g‖² in every process.
+
+        Args:
+            gradient: not needed in processes that do not measure (``training.measures``).
+        """
         squares = math.nan
         if self.training.measures and gradient is not None:
             squares = self.training.products.sq_change(gradient.raw, gradient.factor, {}, 1.0)

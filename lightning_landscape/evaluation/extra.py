@@ -43,19 +43,18 @@ class Extra(ABC):
         >>> @dataclass(frozen=True)
         ... class Row:
         ...     step: int
-        ...     largest: float
-        >>> class LargestEntry(Extra):
-        ...     tables = {"largest_entry": Row}
+        ...     norm: float
+        >>> class ReferenceGradient(Extra):
+        ...     tables = {"reference_gradient": Row}
         ...
         ...     def at(self, step):
         ...         _, gradient = step.gradient(step.reference)
-        ...         entries = (float(part.abs().max()) for part in gradient.raw.values())
-        ...         return [Row(step.number, gradient.factor * max(entries))]
+        ...         return [Row(step.number, step.evaluator.sq_norm(gradient) ** 0.5)]
     """
 
     tables: ClassVar[Mapping[str, type]] = {}
-    """By name, the frozen dataclass of the rows of each table. Its first field is ``step``; all are
-    int, float, str or bool, or one of these and None"""
+    """By name, the frozen dataclass of the rows of each table. Its first field is ``step``. A field
+    holds an int, a float, a str, a bool, or None"""
     needs: ClassVar[frozenset[str]] = frozenset()
     """What it needs beside x_k, g_k and the mini-batch: `FOLLOWING`, `SAMPLES`, or nothing"""
     at_most: int | None = None
@@ -100,8 +99,9 @@ class Extra(ABC):
     def at(self, step: ProbedStep) -> Iterable[Any]:
         """Return the rows of one recorded step, of any of the tables.
 
-        All processes call it, in the same order: an evaluation waits for all of them. Only the rows
-        of the first process are written.
+        All processes call it for the same steps in the same order, because an evaluation waits for
+        all of them. The rows of the first process are written, those of the others are not. By
+        convention a row with a number that is not finite is left out.
 
         Args:
             step: the step, its row and x_p; nothing that an evaluation does outlasts the call.

@@ -23,7 +23,7 @@ class ProbedStep:
     """
 
     record: Record
-    """What was recorded: the micro-batches with their state; x_k and g_k in some processes"""
+    """The recorded micro-batches with their state. Where ``training.measures``: x_k and g_k too"""
     probe: Probe
     """The row in the table of probes, with the columns that depend on x_p"""
     reference: Mapping[str, Tensor]
@@ -53,7 +53,15 @@ class ProbedStep:
         return self.evaluator.loss(self.record, x)
 
     def gradient(self, x: Mapping[str, Tensor] | None = None) -> tuple[float, Gradient]:
-        """Return f_i(x) and ∇f_i(x); arguments as of `loss`."""
+        """Return f_i(x) and ∇f_i(x), computed now: a forward and a backward pass.
+
+        Both are means over the processes. Of sharded parameters, the gradient is this process's
+        part, which may be empty; `Evaluator.sq_norm` adds the parts up. The recorded gradient g_k is
+        ``record.gradient`` and costs nothing.
+
+        Args:
+            x: parameters by name; None for x_k.
+        """
         return self.evaluator.gradient(self.record, x)
 
     def with_batch(self, batch: Any) -> ProbedStep:

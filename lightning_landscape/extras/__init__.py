@@ -1,6 +1,7 @@
 """Optional measurements of recorded steps, one a file.
 
-Nothing outside of this room names one of them: they are found by `KNOWN`, or passed by the user.
+No code outside of this room depends on one of them: the files of a run are read by `KNOWN`, and
+users pass the extras that they want.
 """
 
 from collections.abc import Iterable

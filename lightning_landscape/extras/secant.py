@@ -68,7 +68,7 @@ class Secant(Extra):
     @override
     def summary(self, findings: Findings) -> dict[str, Any]:
         entry = secant_smoothness(findings.table, self.rows("secant"))
-        return {"conditions": {"smoothness": {"secant": entry}}}
+        return {} if entry is None else {"conditions": {"smoothness": {"secant": entry}}}
 
 
 def secant_smoothness(table: ProbeTable, rows: Iterable[SecantRow]) -> dict[str, Any] | None:

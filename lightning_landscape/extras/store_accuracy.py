@@ -61,7 +61,7 @@ class StoreAccuracy(Extra):
     @override
     def summary(self, findings: Findings) -> dict[str, Any]:
         entry = accuracy_entry(findings.table, findings.run, self.rows("store_accuracy"))
-        return {"run": {"store": {"accuracy": entry}}}
+        return {} if entry is None else {"run": {"store": {"accuracy": entry}}}
 
     @override
     def sentence(self, summary: Mapping[str, Any]) -> str:
