@@ -56,8 +56,8 @@ class ProbedStep:
         """Return f_i(x) and ∇f_i(x), computed now: a forward and a backward pass.
 
         Both are means over the processes. Of sharded parameters, the gradient is this process's
-        part, which may be empty; `Evaluator.sq_norm` adds the parts up. The recorded gradient g_k is
-        ``record.gradient`` and costs nothing.
+        part, which may be empty; `Evaluator.sq_norm` adds the parts up. The recorded gradient g_k
+        is ``record.gradient`` and costs nothing.
 
         Args:
             x: parameters by name; None for x_k.

@@ -1,9 +1,9 @@
 """A record through a codec: which tensors are encoded, and how far that moved x_k and g_k.
 
 Of x_k the difference to x_0 is encoded. x_0 itself, the first record, is stored natively. So is
-every tensor that the codec would not shrink, that does not agree with x_0, or that moved by a number
-that is not finite. Where x_{k+1} is recorded, it and g_k are stored natively: over one step a
-gradient may change by less than a codec moves it.
+every tensor that the codec would not shrink, that does not agree with x_0, or that moved by a
+number that is not finite. Where x_{k+1} is recorded, it and g_k are stored natively: over one step
+a gradient may change by less than a codec moves it.
 """
 
 from __future__ import annotations

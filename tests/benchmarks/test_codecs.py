@@ -1,4 +1,4 @@
-"""What a codec costs in accuracy, as the demo says it: errors by hand, intervals, and the demo on real images."""
+"""The accuracy of a codec: errors by hand, intervals, and the benchmark on real images."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""What is said of costs: ratios by hand, the schedule counted, and a training that is timed with and without the monitor."""
+"""Costs: ratios by hand, the schedule counted, a training timed with and without the monitor."""
 
 import itertools
 import statistics

@@ -1,4 +1,4 @@
-"""Image files in miniature, written byte by byte in the formats of the real ones, and what is said of damaged ones."""
+"""Small image files, written byte by byte in the real formats, and damaged ones."""
 
 import gzip
 import pickle
@@ -37,7 +37,7 @@ def write_idx(path, values, compressed=True):
     path.write_bytes(gzip.compress(content) if compressed else content)
 
 
-# --------------------------------------------------------------------------- the Python version of CIFAR, opcode by opcode
+# ---------------------------------------------------- the Python version of CIFAR, opcode by opcode
 
 
 def text(value):
@@ -235,7 +235,7 @@ def test_arrays_of_other_types_and_lengths_are_refused(tmp_path):
         cifar(tmp_path, 100)
 
 
-# -------------------------------------------------------------------------------------------------------- IDX files, digits
+# -------------------------------------------------------------------------------- IDX files, digits
 
 
 @pytest.mark.parametrize("before", ["", "emnist-letters-"])

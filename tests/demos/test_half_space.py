@@ -1,4 +1,4 @@
-"""Half-space learning: the function, what is read off all samples, and the whole demo in a tiny setting."""
+"""Half-space learning: the function, values over all samples, and the demo in miniature."""
 
 import argparse
 import csv

@@ -1,4 +1,4 @@
-"""The LSTM under normalised SGD: its optimiser by the formula, what is measured, and the demo in miniature."""
+"""The LSTM under normalized SGD: its optimizer by the formula, and the demo in miniature."""
 
 import csv
 from argparse import Namespace

@@ -1,4 +1,4 @@
-"""Theorems against runs: every method's own theorem applies to it, and rows and findings say what the summaries say."""
+"""Theorems against runs: every method's own theorem applies; rows agree with summaries."""
 
 import argparse
 import csv

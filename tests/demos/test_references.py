@@ -1,4 +1,4 @@
-"""One run against several references: it is the same run every time, and only what needs x_p differs."""
+"""One run against several references: the run is the same, and columns with x_p differ."""
 
 import argparse
 import csv

@@ -1,4 +1,4 @@
-"""What is said of numbers over a hyper-parameter: turns, tendencies, words; and the shared folder and refusals."""
+"""Words for numbers over a hyper-parameter: turns, tendencies; the shared folder; refusals."""
 
 import argparse
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The decoder of Pythia's shape against the one in transformers, its schedule, and the demo in miniature."""
+"""The decoder of Pythia's shape against transformers' own, its schedule, and the small demo."""
 
 import csv
 from argparse import Namespace

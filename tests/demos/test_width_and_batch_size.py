@@ -16,7 +16,7 @@ from lightning_landscape.reading.load import find_runs
 from lightning_landscape.reporting.compare import compare
 from tests.demos.test_data import write_cifar
 
-# ----------------------------------------------------------------------------------------------------------------- networks
+# ----------------------------------------------------------------------------------------- networks
 
 
 def test_the_cnn_has_the_layers_of_its_arguments():
@@ -62,7 +62,7 @@ def test_another_depth_is_refused():
         resnet(50)
 
 
-# -------------------------------------------------------------------------------------------------------------- experiments
+# -------------------------------------------------------------------------------------- experiments
 
 
 def read(path):

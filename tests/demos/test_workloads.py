@@ -1,4 +1,4 @@
-"""The stand-ins for AlgoPerf's workloads, each by what makes its kind, their data by brute force, the demo in miniature."""
+"""The stand-ins for AlgoPerf's workloads: their networks, their data, the demo in miniature."""
 
 import ast
 import csv
@@ -46,7 +46,7 @@ def functions():
     return {function.name: function for function in data.functions_of(SOURCE)}
 
 
-# ------------------------------------------------------------------------------------------------------------------ networks
+# ----------------------------------------------------------------------------------------- networks
 
 
 def test_the_interaction_of_a_dlrm_is_the_dot_products_of_all_pairs():
@@ -193,7 +193,7 @@ def test_losses_of_labels_and_classes():
     assert torch.equal(mlp.loss((x, y)), cross_entropy(mlp(x), y))
 
 
-# ---------------------------------------------------------------------------------------------------------------------- data
+# --------------------------------------------------------------------------------------------- data
 
 
 def test_clicks_are_what_can_be_known_before_a_word():
@@ -297,7 +297,7 @@ def test_translations_begin_end_and_are_padded(functions):
     assert codes[0, 0] == codes[1, 0] > END  # def
 
 
-# ----------------------------------------------------------------------------------------------------------------------- demo
+# --------------------------------------------------------------------------------------------- demo
 
 
 def test_the_optimiser_is_nadam_with_decoupled_weight_decay_and_a_step_size_that_warms_up():

@@ -11,7 +11,7 @@ from tests.test_probes import row
 
 
 def quadratic(count=10, seed=4):
-    """Return probes of plain SGD, of which some pull away from the reference: an envelope with corners, bounds that apply."""
+    """Return probes of SGD, some pulled away from the reference: corners, bounds that apply."""
     draw = random.Random(seed)
     return [
         row(

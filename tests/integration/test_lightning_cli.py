@@ -128,7 +128,8 @@ def test_overrides_reach_nested_settings_and_an_extra_in_the_list(tmp_path):
 @pytest.mark.slow
 def test_a_run_from_yaml_with_a_list_of_extras_and_nested_settings(tmp_path):
     (tmp_path / "batches.py").write_text(
-        "def some(trainer):\n    return [batch for batch, _ in zip(trainer.train_dataloader, 'ab')]\n"
+        "def some(trainer):\n"
+        "    return [batch for batch, _ in zip(trainer.train_dataloader, 'ab')]\n"
     )
     extras = """extras:
 - class_path: lightning_landscape.HeldOut

@@ -56,7 +56,7 @@ def area(polygon):
     )
 
 
-# ---------------------------------------------------------------------------------------------------------- every picture
+# ------------------------------------------------------------------------------------ every picture
 
 
 def test_pictures_are_named_in_the_order_in_which_they_are_shown():
@@ -162,7 +162,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     assert old.read_bytes() == before
 
 
-# ---------------------------------------------------------------------------------------------------------- feasible pairs
+# ----------------------------------------------------------------------------------- feasible pairs
 
 
 @pytest.mark.parametrize(
@@ -308,7 +308,7 @@ def test_the_panel_of_pairs_says_what_it_is_worth(of, sentence):
     assert sentence in said(FIGURES["feasible_pairs"](case(of)))
 
 
-# ------------------------------------------------------------------------------------------------------------------ bounds
+# ------------------------------------------------------------------------------------------- bounds
 
 
 @pytest.mark.parametrize("of", ["usual", "steady", "resumed late"])
@@ -436,7 +436,7 @@ def test_the_theorems_are_certified_once_for_a_set_of_pictures(monkeypatch):
     assert len(calls) == 1
 
 
-# ------------------------------------------------------------------------------------------------------- angle and margin
+# --------------------------------------------------------------------------------- angle and margin
 
 
 def test_angles_are_those_of_the_table_and_those_below_zero_are_marked():
@@ -489,7 +489,7 @@ def test_without_a_pair_the_panel_of_margins_says_why(of):
     assert said(FIGURES["margin"](run)) == f"no pair, so no margin: {run.alpha_beta['reason']}"
 
 
-# ------------------------------------------------------------------------------------------------- constants
+# ---------------------------------------------------------------------------------------- constants
 
 
 def test_constants_are_those_of_the_windows():
