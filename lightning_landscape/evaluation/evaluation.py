@@ -45,7 +45,8 @@ class Evaluation:
         self._processes = evaluator.training.processes
         self.fidelity = FidelityCheck(evaluator)
         self._start: Mapping[str, Tensor] | None = None
-        """x_0 by name, in every process"""
+        """x_0 by name, in every process, while stored records are completed"""
+        self._keeps_start = False
 
     def evaluations(self, records: int) -> int:
         """Return about how many forward passes so many records take."""
@@ -63,6 +64,7 @@ class Evaluation:
             reference: x_p by name.
             track: shows progress.
         """
+        self._keeps_start = True
         self._kept.drop_unshared()
         waiting = [probe.step for probe in self._kept.table if not probe.evaluated]
         with self._evaluator.session():
@@ -138,8 +140,11 @@ class Evaluation:
             first = self._kept.steps[0]
             read = record if record.step == first else self._kept.store.read(first)
             start = self._evaluator.iterate(read)
-            # copies: the memory of a record is used again
-            self._start = {name: start[name].detach().clone() for name in names if name in start}
+            found = {name: start[name] for name in names if name in start}
+            if not self._keeps_start:  # while training, a copy of x_0 would stay in memory
+                return found
+            # the memory of a record is used again
+            self._start = {name: value.detach().clone() for name, value in found.items()}
         return self._start
 
     def _measure(self, extra: Extra, record: Record, reference: Mapping[str, Tensor]) -> None:
