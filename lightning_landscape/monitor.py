@@ -28,6 +28,7 @@ from lightning_landscape.fit.plan import declare_results, say_the_plan
 from lightning_landscape.fit.session import Session
 from lightning_landscape.probes import ProbeTable
 from lightning_landscape.recording.counter import StepCounter
+from lightning_landscape.recording.every_step import StepSums
 from lightning_landscape.reporting.folder import parent_folder
 from lightning_landscape.settings import Report, Settings, Store
 from lightning_landscape.training import interrupts, refusals
@@ -155,6 +156,8 @@ class LandscapeMonitor(Callback):
         self._count = StepCounter()
         self._next_step = _NEVER
         """The step at which something is to be done; compared before every batch"""
+        self._sums: StepSums | None = None
+        """The sums over all steps, while every step is measured"""
         self._session: Session | None = None
         self._training: Training | None = None
         self._reference: Reference | None = None
@@ -222,7 +225,7 @@ class LandscapeMonitor(Callback):
         if self._resumed and step > 0:
             self._resume(trainer)
         self._resumed = {}
-        self._phase = Phase.WAITING
+        self._phase, self._sums = Phase.WAITING, self._session.recorder.sums
         self._next_step = max(self._session.kept.schedule.next_step, step)
         say_the_plan(self._session)
 
@@ -290,10 +293,11 @@ class LandscapeMonitor(Callback):
     def on_before_zero_grad(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
     ) -> None:
-        if self._session is None or not self._is_measured(optimizer):
+        recording = self._phase is Phase.RECORDING
+        if not (recording or self._sums is not None) or not self._is_measured(optimizer):
             return
-        if self._phase is Phase.RECORDING:
-            self._alone(self._session.recorder.forget_gradients)
+        if recording:
+            self._alone(self._require_session().recorder.forget_gradients)
         if self._sums is not None:
             self._alone(self._sums.forget_gradients)
 
@@ -450,7 +454,7 @@ class LandscapeMonitor(Callback):
 
     def _leave(self, phase: Phase) -> None:
         """Enter a phase in which no batch is watched."""
-        self._phase, self._next_step = phase, _NEVER
+        self._phase, self._next_step, self._sums = phase, _NEVER, None
 
     # --------------------------------------------------------------------------- stop and resume
 
@@ -528,13 +532,6 @@ class LandscapeMonitor(Callback):
             "Training goes on; the probes so far are kept in "
             f"{session.reporter.folder.path}",
         )
-
-    @property
-    def _sums(self) -> Any:
-        """The sums over all steps, where every step is measured; None elsewhere."""
-        session = self._session
-        measuring = session is not None and self._phase in (Phase.WAITING, Phase.RECORDING)
-        return session.recorder.sums if measuring and session is not None else None
 
     def _is_measured(self, optimizer: Optimizer) -> bool:
         """Return whether a step is one of the measured optimizer."""
