@@ -97,6 +97,8 @@ class _Belongings:
     """Dictionaries of attributes, parameters, buffers, submodules and hooks, with their contents"""
     _slots: list[tuple[Any, dict[str, Any]]] = field(default_factory=list)
     """Objects with ``__slots__``, with their values by name"""
+    _contents: list[tuple[Any, Any, Any]] = field(default_factory=list)
+    """Containers of a user's class, with the kind that each is of and its contents"""
     _values: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     """Parameters and buffers, with a copy of the part that this process holds"""
     _flags: list[tuple[Tensor, bool, Tensor | None]] = field(default_factory=list)
@@ -144,6 +146,8 @@ class _Belongings:
             for name in [name for name in namespace if name not in originals]:
                 del namespace[name]
             namespace.update(originals)
+        for kind, container, contents in self._contents:
+            _set_contents(kind, container, contents)
         for holder, values in self._slots:
             for name, value in values.items():
                 object.__setattr__(holder, name, value)
@@ -206,19 +210,25 @@ class _Belongings:
                 object.__setattr__(value, name, self._copied(item))
 
     def _container(self, value: Any) -> Any:
-        if isinstance(value, tuple):
-            return self._tuple(value)
-        try:
+        twin: Any
+        if isinstance(value, (tuple, frozenset)):
+            return self._tuple(value) if isinstance(value, tuple) else value
+        kind: Any = next(kind for kind in type(value).__mro__ if kind in _KINDS)
+        if type(value) is not kind:  # to copy it would call its class: its contents are exchanged
+            self._contents.append((kind, value, _contents(kind, value)))
+            self._replace_slots(value)
+            if isinstance(getattr(value, "__dict__", None), dict):
+                self._replace_in(value.__dict__, dict(value.__dict__))
+            twin = value
+        else:
             twin = copy.copy(value)
-        except Exception:  # a user's container may refuse: it is left alone
-            return value
         self._memo[id(value)] = twin  # before the items, which may contain the container
         if isinstance(twin, dict):
-            for key, item in list(dict.items(twin)):
-                dict.__setitem__(twin, key, self._copied(item))
+            for key, item in list(kind.items(twin)):
+                kind.__setitem__(twin, key, self._copied(item))
         elif isinstance(twin, (list, collections.deque)):
-            for index, item in enumerate(list(twin)):
-                twin[index] = self._copied(item)
+            for index, item in enumerate(list(kind.__iter__(twin))):
+                kind.__setitem__(twin, index, self._copied(item))
         return twin
 
     def _tuple(self, value: Any) -> Any:
@@ -226,6 +236,34 @@ class _Belongings:
         if all(new is old for new, old in zip(items, value, strict=True)):
             return value
         return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+
+
+_KINDS = (
+    collections.OrderedDict,
+    collections.defaultdict,
+    collections.deque,
+    dict,
+    list,
+    set,
+)
+
+
+def _contents(kind: Any, value: Any) -> Any:
+    """Return the contents of a container without a call to its class."""
+    if issubclass(kind, dict):
+        return list(kind.items(value))
+    return list(kind.__iter__(value))
+
+
+def _set_contents(kind: Any, container: Any, contents: Any) -> None:
+    kind.clear(container)
+    if issubclass(kind, dict):
+        for key, value in contents:  # OrderedDict.update would call the class's __setitem__
+            kind.__setitem__(container, key, value)
+    elif kind is set:
+        kind.update(container, contents)
+    else:
+        kind.extend(container, contents)
 
 
 def _copied_generator(generator: torch.Generator) -> torch.Generator:

@@ -126,6 +126,10 @@ class TouchyList(Touchy, list):
     """A list, as far as ``isinstance`` can tell."""
 
 
+class TouchyDict(Touchy, collections.OrderedDict):
+    """A dictionary, as far as ``isinstance`` can tell."""
+
+
 class Twice(torch.autograd.Function):
     """2 x, with its calls counted."""
 
@@ -165,7 +169,7 @@ class Everywhere(LightningModule):
 
     calls = 0
 
-    def __init__(self, folder, manual=False, touchy_list=True):
+    def __init__(self, folder, manual=False):
         super().__init__()
         self.automatic_optimization = not manual
         self.folder = folder
@@ -182,8 +186,7 @@ class Everywhere(LightningModule):
         self.net[0].touchy = Touchy()
         self.number, self.text = TouchyNumber(2.5), TouchyText("text")
         self.generator = TouchyRandom(1)
-        if touchy_list:
-            self.list = TouchyList([1, 2])
+        self.list, self.ordered = TouchyList([1, 2]), TouchyDict(a=[1], b=torch.ones(2))
         self.history = []
         for name, part in self.named_modules():
             if not name.startswith("accuracy"):
@@ -387,7 +390,6 @@ def train(
     *,
     processes=1,
     manual=False,
-    touchy_list=True,
     epochs=3,
     beside=(),
     ckpt_path=None,
@@ -399,7 +401,7 @@ def train(
     EVENTS.clear()
     GLOBALS["steps"], Everywhere.calls = 0, 0
     pl.seed_everything(1, verbose=False)
-    module = Everywhere(folder, manual, touchy_list)
+    module = Everywhere(folder, manual)
     saved = ModelCheckpoint(folder / "checkpoints", save_last=True, save_top_k=-1)
     trainer = pl.Trainer(
         accelerator="cpu",

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_landscape.evaluation.untouched import untouched
+from lightning_landscape.evaluation.untouched import _set_contents, untouched
 from lightning_landscape.recording.random_state import read_random_state, write_random_state
 from lightning_landscape.recording.state import capture, put_back
 from lightning_landscape.store.freezing import freeze, thaw
@@ -173,6 +173,53 @@ def test_untouched_keeps_identities(module):
     assert module.again["same"] is inner
     assert module.net[1].running_var is buffer
     assert module.net[0].weight.grad is gradient
+
+
+class Loud:
+    """Fails when a container of it is copied, read or written through its own methods."""
+
+    def fail(self, *arguments, **values):
+        raise AssertionError("called")
+
+    __copy__ = __reduce_ex__ = __iter__ = __setitem__ = __len__ = fail
+    append = extend = clear = update = items = keys = pop = fail
+
+
+CONTAINERS = [
+    (list, [[1], 2]),
+    (dict, {"a": [1], "b": 2}),
+    (collections.OrderedDict, {"a": [1], "b": 2}),
+    (collections.defaultdict, {"a": [1], "b": 2}),
+    (set, [1, 2]),
+    (collections.deque, [[1], 2]),
+]
+
+
+def shown(kind, value):
+    return repr(list((kind.items if issubclass(kind, dict) else kind.__iter__)(value)))
+
+
+@pytest.mark.parametrize(("kind", "contents"), CONTAINERS)
+def test_untouched_does_not_call_a_container_of_the_users_own_class(kind, contents, module):
+    """Its contents are exchanged, since to copy it would run code of the user's."""
+    value = type("Own", (Loud, kind), {})()
+    _set_contents(kind, value, contents.items() if isinstance(contents, dict) else contents)
+    module.own, value.note = value, [1]
+    before, key = shown(kind, value), "a" if isinstance(contents, dict) else 0
+    inner = None if kind is set else kind.__getitem__(value, key)
+    with untouched(module.trainer, module):
+        assert module.own is value
+        value.note.append(2)
+        if kind is not set:
+            twin = kind.__getitem__(value, key)
+            assert twin == inner
+            assert twin is not inner
+            twin.append(7)
+        kind.clear(value)
+    assert shown(kind, value) == before
+    assert value.note == [1]
+    if kind is not set:
+        assert kind.__getitem__(value, key) is inner
 
 
 def test_put_back_is_the_state_of_then(module):
