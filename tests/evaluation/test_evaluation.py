@@ -27,13 +27,16 @@ def untracked(steps, what):
 
 
 def of(run, folder, extras=(), *, stored=True):
-    """Return an evaluation of all steps of a run, whose rows do not know x_p yet."""
+    """Return an evaluation of all steps of a run, whose rows do not know x_p yet.
+
+    Not stored is what a run has with a reference file: the store holds x_0 alone.
+    """
     store = RecordStore(folder, 2**30)
     started = [extra.start() for extra in extras]
     kept = KeptProbes(Schedule(1, 100), store, run.training.processes, started)
     for probe, one in zip(run.probes, run.records, strict=True):
         kept.add(probe)
-        if stored:
+        if stored or probe is run.probes[0]:
             kept.write(one)
     return Evaluation(Evaluator(run.training), kept, started), kept
 
