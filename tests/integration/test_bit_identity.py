@@ -88,7 +88,7 @@ def run(setting, folder, callbacks):
     ) | {"python": everything(trainer, module, folder)["python"]}
 
 
-@pytest.mark.parametrize("name", some(reversed(SETTINGS), every=2))
+@pytest.mark.parametrize("name", some(reversed(SETTINGS), every=4))
 def test_with_and_without_the_monitor(name, tmp_path):
     setting = SETTINGS[name]
     without = run(setting, tmp_path / "without", [])

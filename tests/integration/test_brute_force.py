@@ -60,7 +60,7 @@ def assert_equals_brute_force(table, recording, setting, *, every=1, loss=None, 
     assert chosen[0]
 
 
-@pytest.mark.parametrize("name", some(SETTINGS, every=2))
+@pytest.mark.parametrize("name", some(SETTINGS, every=4))
 def test_final(name, tmp_path):
     setting = SETTINGS[name]
     recording = record(setting, tmp_path)
@@ -72,7 +72,7 @@ def test_final(name, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", some([name for name in SETTINGS if not SETTINGS[name].joins_late], every=3)
+    "name", some([name for name in SETTINGS if not SETTINGS[name].joins_late], every=6)
 )
 def test_reference_file_gives_the_same_table(name, tmp_path):
     setting = SETTINGS[name]
@@ -103,7 +103,7 @@ def test_reference_file_gives_the_same_table(name, tmp_path):
 @pytest.mark.parametrize(
     "name", some(["accumulation", "plain", "scaler", "bf16_mixed", "clipping"], every=2)
 )
-@pytest.mark.parametrize("mode", ["final", "file"])
+@pytest.mark.parametrize("mode", some(["final", "file"], every=2))
 def test_loss_of_the_user(name, mode, tmp_path):
     setting = SETTINGS[name]
     recording = record(setting, tmp_path)

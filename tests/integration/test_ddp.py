@@ -83,7 +83,7 @@ SETTINGS = {
 }
 
 
-@pytest.mark.parametrize("name", some(list(SETTINGS), every=2))
+@pytest.mark.parametrize("name", some(list(SETTINGS), every=4))
 def test_two_processes_give_the_table_of_one(name, tmp_path):
     trainer, monitor = SETTINGS[name]
     one = monitored(tmp_path / "one", 1, trainer, **monitor)
@@ -114,7 +114,7 @@ def test_two_processes_give_the_table_of_one(name, tmp_path):
         )
 
 
-@pytest.mark.parametrize("loss", [None, smoothed_loss])
+@pytest.mark.parametrize("loss", [None, pytest.param(smoothed_loss, marks=pytest.mark.slow)])
 def test_with_a_reference_file(loss, tmp_path):
     one = monitored(tmp_path / "one", 1, loss=loss)
     reference = str(one.path / "reference.safetensors")
@@ -142,7 +142,7 @@ def assert_same_ends(a, b):
         assert all(torch.equal(one["module"][name], two["module"][name]) for name in one["module"])
 
 
-@pytest.mark.parametrize("module", some([Plain, TargetInBuffers, TargetInParameters], every=2))
+@pytest.mark.parametrize("module", some([Plain, TargetInBuffers, TargetInParameters], every=3))
 def test_training_is_the_same_with_and_without_the_monitor(module, tmp_path):
     """Dropout, BatchNorm of each process, shuffling; buffers and parameters in a loss."""
     settings = {
@@ -180,7 +180,7 @@ class FailsInOne(Callback):
 
 @pytest.mark.filterwarnings("ignore:.*LandscapeMonitor")
 @pytest.mark.parametrize("rank", some([1, 0], every=2))
-@pytest.mark.parametrize("method", ["write", "others_changed", "read"])
+@pytest.mark.parametrize("method", some(["others_changed", "write", "read"], every=3))
 def test_a_failure_in_one_process_stops_measuring_in_all_and_nothing_else(rank, method, tmp_path):
     train(tmp_path / "without", [])
     run = monitored(
@@ -219,7 +219,7 @@ class FullInOne(Callback):
 
 @pytest.mark.filterwarnings("ignore:.*LandscapeMonitor")
 @pytest.mark.parametrize("rank", some([0, 1], every=2))
-@pytest.mark.parametrize("failures", [1, 2, 100])
+@pytest.mark.parametrize("failures", some([2, 1, 100], every=3))
 def test_a_full_disk_in_one_process_thins_in_all_once_and_then_ends_the_monitor(
     rank, failures, tmp_path
 ):
@@ -269,7 +269,7 @@ class InOne(Callback):
             self.what(trainer)
 
 
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", some([0, 1], every=2))
 def test_a_reference_that_one_process_lacks_is_refused_in_all(rank, tmp_path):
     monitored(tmp_path / "first", 2)
     reference = tmp_path / "first" / "run" / "landscape" / "reference.safetensors"
@@ -294,7 +294,7 @@ def test_a_reference_that_one_process_lacks_is_refused_in_all(rank, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:.*LandscapeMonitor")
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", some([0, 1], every=2))
 def test_ctrl_c_in_one_process_ends_the_evaluation_of_all_and_what_is_done_is_reported(
     rank, tmp_path
 ):
@@ -320,7 +320,7 @@ def test_ctrl_c_in_one_process_ends_the_evaluation_of_all_and_what_is_done_is_re
 
 
 @pytest.mark.filterwarnings("ignore:.*LandscapeMonitor")
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", some([0, 1], every=2))
 def test_a_last_iterate_that_one_process_cannot_copy_is_evaluated_in_none(rank, tmp_path):
     def fails(trainer):
         def present(training):

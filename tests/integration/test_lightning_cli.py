@@ -91,6 +91,7 @@ def value_of(printed, name):
 # ---------------------------------------------------------------------------------------- programs
 
 
+@pytest.mark.slow
 def test_help_has_a_text_for_every_argument(tmp_path):
     name = "lightning_landscape.LandscapeMonitor"
     status, said = program("--trainer.callbacks.help", name, folder=tmp_path)

@@ -249,6 +249,7 @@ def test_without_matplotlib_everything_else_works(tmp_path, monkeypatch, lightni
     assert not (tmp_path / "run" / "landscape" / "figures").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.pictures
 def test_a_csv_logger_has_the_curves_and_no_pictures(tmp_path):
     fit(tmp_path, loggers=[CSVLogger(tmp_path, name="", version="run")])

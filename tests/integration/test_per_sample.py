@@ -131,7 +131,7 @@ def test_live_against_a_reference_is_the_same(tmp_path):
 
 
 @pytest.mark.parametrize("case", ["perceptron", "lstm", "own_function"])
-@pytest.mark.parametrize("mode", ["final", "file"])
+@pytest.mark.parametrize("mode", some(["final", "file"], every=2))
 def test_training_is_the_same_with_and_without(case, mode, tmp_path):
     reference = "final"
     if mode == "file":
@@ -611,7 +611,7 @@ def test_all_processes_take_the_same_way(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:.*could not evaluate the samples")
-@pytest.mark.parametrize("mode", ["final", "file"])
+@pytest.mark.parametrize("mode", some(["final", "file"], every=2))
 def test_a_failure_in_one_process_ends_the_samples_in_all(mode, tmp_path, monkeypatch):
     original, reference = SampleSlopes.at, "final"
     if mode == "file":
@@ -646,7 +646,7 @@ def before(rows, step):
 
 
 @pytest.mark.filterwarnings("ignore:The dirpath has changed")
-@pytest.mark.parametrize("mode", ["final", "file"])
+@pytest.mark.parametrize("mode", some(["final", "file"], every=2))
 def test_resuming_keeps_the_samples_of_before(mode, tmp_path):
     arguments = {
         "every_n_steps": 2,

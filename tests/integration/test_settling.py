@@ -14,6 +14,7 @@ from lightning_landscape.evaluation.evaluation import Evaluation
 from lightning_landscape.extras.layers import LayerRow
 from lightning_landscape.extras.segments import SegmentPoint
 from tests.helpers.modules import FEATURES, loader
+from tests.helpers.slow import some
 from tests.integration.test_event_files import curves
 
 
@@ -81,7 +82,9 @@ def minus(a, b):
     return {name: a[name] - b[name] for name in a}
 
 
-@pytest.mark.parametrize("live_epochs", ["doubling", [1, 3], None])
+@pytest.mark.parametrize(
+    "live_epochs", [pytest.param("doubling", marks=pytest.mark.slow), [1, 3], None]
+)
 def test_provisional_values_are_those_at_the_iterate_of_that_epoch(live_epochs, tmp_path):
     module, monitor = fit(tmp_path, live_epochs=live_epochs, live_losses=True)
     ours, _ = curves(tmp_path / "run")
@@ -121,7 +124,7 @@ def norm(a):
     return math.sqrt(dot(a, a))
 
 
-@pytest.mark.parametrize("share", [math.inf, 0.0])
+@pytest.mark.parametrize("share", some([0.0, math.inf], every=2))
 def test_without_losses_values_come_from_the_copies_as_far_as_there_is_time(
     share, tmp_path, monkeypatch
 ):
@@ -161,7 +164,7 @@ def test_the_table_is_the_same_whatever_is_seen_on_the_way(tmp_path):
     assert not (tmp_path / "a" / "run" / "landscape" / "layers.csv").exists()
 
 
-@pytest.mark.parametrize("mode", ["final", "file"])
+@pytest.mark.parametrize("mode", some(["final", "file"], every=2))
 def test_lines_to_the_reference_are_the_losses_there(mode, tmp_path):
     module, monitor = fit(tmp_path, extras=[Segments(4)])
     folder = tmp_path / "run"
@@ -185,7 +188,7 @@ def test_lines_to_the_reference_are_the_losses_there(mode, tmp_path):
     assert all(isinstance(point, SegmentPoint) for point in points)
 
 
-@pytest.mark.parametrize("mode", ["final", "file"])
+@pytest.mark.parametrize("mode", some(["final", "file"], every=2))
 def test_parts_sum_to_the_whole_and_are_those_of_the_recording(mode, tmp_path):
     module, monitor = fit(tmp_path, extras=[Layers()])
     folder, end = tmp_path / "run", module.ends[-1]

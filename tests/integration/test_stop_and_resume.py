@@ -170,6 +170,7 @@ def test_an_exception_flushes_and_is_raised(tmp_path):
     assert (run.path / "store").is_dir()
 
 
+@pytest.mark.slow
 def test_sigterm_only_flushes(tmp_path):
     _status, output = finish(interrupted(tmp_path, signal.SIGTERM, 10, "--epochs", "1000"))
     assert "Received SIGTERM" in output

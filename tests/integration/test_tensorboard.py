@@ -24,6 +24,7 @@ missing = [
     if not there
 ]
 pytestmark = [
+    pytest.mark.slow,  # a browser takes half a minute to start
     pytest.mark.skipif(bool(missing), reason=f"needs {', '.join(missing)}"),
     # One worker makes the run and starts TensorBoard and the browser.
     pytest.mark.xdist_group("browser"),

@@ -229,7 +229,7 @@ class CompiledByInductor(Compiled):
     "module",
     [
         Compiled,
-        CompiledAhead,
+        pytest.param(CompiledAhead, marks=pytest.mark.slow),
         pytest.param(CompiledByInductor, marks=[NEEDS_A_COMPILER, pytest.mark.slow]),
     ],
 )
@@ -289,7 +289,7 @@ class Ema(WeightAveraging):
 @pytest.mark.parametrize(
     "averaging", [Ema, lambda: StochasticWeightAveraging(0.05, swa_epoch_start=1)]
 )
-@pytest.mark.parametrize("order", [1, -1])
+@pytest.mark.parametrize("order", some([1, -1], every=2))
 def test_averages_are_not_moved_and_the_table_is_of_the_iterates(averaging, order, tmp_path):
     recording, setting = RecordingBackward(), Foreign(WithoutScheduler, loader, {"max_epochs": 3})
     module_class = recorded(WithoutScheduler)

@@ -67,7 +67,7 @@ def test_pictures_are_named_in_the_order_in_which_they_are_shown():
 
 
 @pytest.mark.parametrize(
-    ("of", "name"), some([(of, name) for of in CASES for name in NAMES], every=4)
+    ("of", "name"), some([(of, name) for of in CASES for name in NAMES], every=8)
 )
 def test_every_picture_of_every_run_is_drawn_whole_without_a_title_and_without_a_warning(of, name):
     run = case(of)
@@ -533,7 +533,7 @@ def test_conditions_without_a_constant_are_named():
     assert said(nothing).count(f"no window of training has a constant: {NO_PROBE}") == 2
 
 
-@pytest.mark.parametrize("of", CASES)
+@pytest.mark.parametrize("of", some(CASES, every=4))
 def test_the_overview_of_every_run_is_drawn(of):
     run = case(of)
     figure = overview(run)
