@@ -56,6 +56,7 @@ def test_a_true_number_is_inside_or_is_not(said, true, inside):
     assert codecs.interval(said, 1.5, true)["true_is_inside"] is inside
 
 
+@pytest.mark.slow
 def test_the_demo_finds_what_codecs_say_to_be_true(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(
         sys, "argv", ["benchmarks/codecs.py", "--epochs", "3", "--out", str(tmp_path)]

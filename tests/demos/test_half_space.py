@@ -66,6 +66,7 @@ def test_a_start_has_its_length_and_a_direction_of_its_seed(kind, length):
     assert not torch.allclose(starts[0], starts[2])
 
 
+@pytest.mark.slow
 def test_what_is_read_off_all_samples_is_f(tiny):
     run = load(tiny / "far" / "seed-0")
     columns, single = half_space.full_batch(run), half_space.everywhere(run)
@@ -87,6 +88,7 @@ def test_what_is_read_off_all_samples_is_f(tiny):
         assert torch.allclose(single[name].mean(1), columns[name], rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_the_experiment_leaves_a_table_findings_and_a_picture(tiny):
     with (tiny / "half_space.csv").open(encoding="utf-8") as file:
         rows = {row["start"]: row for row in csv.DictReader(file)}

@@ -22,6 +22,7 @@ def tiny(tmp_path_factory):
     return out
 
 
+@pytest.mark.slow
 def test_the_experiment_leaves_a_row_for_each_reference(tiny):
     with (tiny / "references.csv").open(encoding="utf-8") as file:
         rows = {row["reference"]: row for row in csv.DictReader(file)}
@@ -33,6 +34,7 @@ def test_the_experiment_leaves_a_row_for_each_reference(tiny):
         assert next(csv.DictReader(file))["verdict"] == "seen"
 
 
+@pytest.mark.slow
 def test_a_run_with_another_reference_is_the_same_run(tiny):
     runs = {kind: load(tiny / kind.replace(" ", "-") / "seed-0") for kind in references.REFERENCES}
     assert references.retraced(runs)

@@ -112,7 +112,7 @@ TABLES = {
     "manual": (Setting(Manual), {"loss": plain_loss}),
     "thinned": (SETTINGS["plain"], {"max_probes": 4}),
 }
-SLOW = {"scaler", "recurrent", "loss", "plain"}
+SLOW = {"scaler", "recurrent", "loss", "plain", "teacher"}
 
 
 @pytest.mark.parametrize("name", some_slow(TABLES, SLOW))

@@ -199,6 +199,7 @@ def test_coverage_is_the_best_over_all_subsets(table, share):
         assert held >= count
 
 
+@pytest.mark.slow
 @given(tables(st.floats(-1e3, 1e3)), st.sampled_from([0.5, 0.75]))
 def test_coverage_by_subsets_one_by_one(table, share):
     # The search for a share works on floats, where 1/δ of a denormal δ is infinite: avoid these.

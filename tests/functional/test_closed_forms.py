@@ -28,8 +28,8 @@ def worst(name, points, keep=400):
         ("1", 0.5, 2.0, square((-400, 400), 801)),
         ("1", 1.0, 4.0, square((-400, 400), 801)),
         ("2", 8.0, 8.797e6, square((-5, 7), 801)),
-        ("3", 1.0, 625.2, square((-60, 60), 1201)),
-        ("6", 1.0, 19.685, square((-60, 60), 1201)),
+        pytest.param("3", 1.0, 625.2, square((-60, 60), 1201), marks=pytest.mark.slow),
+        pytest.param("6", 1.0, 19.685, square((-60, 60), 1201), marks=pytest.mark.slow),
     ],
 )
 def test_closed_forms_stay_below_their_supremum_and_come_near(name, rate, supremum, points):

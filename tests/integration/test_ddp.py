@@ -269,6 +269,7 @@ class InOne(Callback):
             self.what(trainer)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rank", some([0, 1], every=2))
 def test_a_reference_that_one_process_lacks_is_refused_in_all(rank, tmp_path):
     monitored(tmp_path / "first", 2)
@@ -350,6 +351,7 @@ def test_fast_dev_run_leaves_nothing_behind(tmp_path, monkeypatch):
     assert left[0] == left[1]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*LandscapeMonitor")
 def test_no_store_goes_before_there_is_a_report(tmp_path):
     def fails(trainer):

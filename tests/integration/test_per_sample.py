@@ -353,6 +353,7 @@ def test_samples_that_mix_are_refused_before_the_first_step(tmp_path):
     assert not list(tmp_path.rglob("probes.*"))
 
 
+@pytest.mark.slow
 def test_samples_that_mix_are_measured_on_demand(tmp_path):
     """Each sample with the rest of its mini-batch unchanged."""
     setting = Setting(modules.Mixing)
@@ -598,6 +599,7 @@ def one_sided(module, batch):
     return cross_entropy(module.net[2](hidden), y, reduction="none")
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*finite differences")
 def test_all_processes_take_the_same_way(tmp_path):
     monitor = LandscapeMonitor(every_n_steps=3, loss=one_sided, extras=[PerSample()])

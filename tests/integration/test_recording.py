@@ -79,7 +79,17 @@ CASES = {
     "thinned": {"monitor": lambda: {"every_n_steps": 1, "max_probes": 4}},
 }
 # what these say, another one says too
-SLOW = {"every_step", "lossy_store", "thinned", "loss", "plain", "extras", "bf16"}
+SLOW = {
+    "swa",
+    "accumulation",
+    "every_step",
+    "lossy_store",
+    "thinned",
+    "loss",
+    "plain",
+    "extras",
+    "bf16",
+}
 
 
 def parameter(name):

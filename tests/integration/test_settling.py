@@ -124,6 +124,7 @@ def norm(a):
     return math.sqrt(dot(a, a))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share", some([0.0, math.inf], every=2))
 def test_without_losses_values_come_from_the_copies_as_far_as_there_is_time(
     share, tmp_path, monkeypatch
@@ -229,6 +230,7 @@ def test_parts_sum_to_the_whole_and_are_those_of_the_recording(mode, tmp_path):
     assert all(isinstance(row, LayerRow) for row in rows)
 
 
+@pytest.mark.slow
 def test_parts_of_earlier_probes_go_on_after_a_resume(tmp_path):
     fit(tmp_path)
     reference = str(tmp_path / "run" / "landscape" / "reference.safetensors")

@@ -197,6 +197,7 @@ def test_kill_loses_at_most_two_probes(tmp_path):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [(), ("--store-dtype", "int8")])
 def test_what_is_in_the_store_after_a_kill_is_whole(options, tmp_path):
     """At most the two newest probes are missing; all others, and x_0, can be read."""
@@ -255,7 +256,8 @@ def killed_and_resumed(folder, *options, step):
     return before, load(folder / "again"), first
 
 
-@pytest.mark.parametrize("mode", ["final", pytest.param("file", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["final", "file"])
 def test_single_samples_survive_a_kill(mode, tmp_path):
     options = ("--per-sample",)
     if mode == "file":
@@ -367,6 +369,7 @@ def test_resume_with_a_reference_file(tmp_path):
     assert again.table == load(tmp_path / "whole" / "run").table
 
 
+@pytest.mark.slow
 def test_resume_when_the_store_is_gone_drops_and_counts(tmp_path):
     finish(interrupted(tmp_path, signal.SIGKILL, 28, "--epochs", "1000"))
     store = load(tmp_path / "run").path / "store"

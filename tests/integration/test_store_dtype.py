@@ -215,6 +215,7 @@ def test_every_kind_of_run(name, codec, tmp_path):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("codec", some(CODED[::-1], every=2))
 def test_two_processes(codec, tmp_path):
     found = {}
@@ -230,6 +231,7 @@ def test_two_processes(codec, tmp_path):
         assert_same(*ends)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("codec", some(CODED[::-1], every=2))
 def test_with_a_reference_the_codec_has_nothing_to_do(codec, tmp_path):
     first = digits(tmp_path / "first", "native")

@@ -287,7 +287,7 @@ class Ema(WeightAveraging):
 
 @pytest.mark.filterwarnings("ignore:Swapping scheduler", "ignore:.*lr_scheduler.step")
 @pytest.mark.parametrize(
-    "averaging", [Ema, lambda: StochasticWeightAveraging(0.05, swa_epoch_start=1)]
+    "averaging", some([lambda: StochasticWeightAveraging(0.05, swa_epoch_start=1), Ema], every=2)
 )
 @pytest.mark.parametrize("order", some([1, -1], every=2))
 def test_averages_are_not_moved_and_the_table_is_of_the_iterates(averaging, order, tmp_path):
@@ -400,6 +400,7 @@ class Slow(Callback):
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 def test_max_time_ends_a_run_like_any_other(tmp_path):
     monitor = LandscapeMonitor(dirpath=tmp_path, every_n_steps=1)
     limit = datetime.timedelta(seconds=1)
